@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Symmetric banded matrices: storage, products and Cholesky factors.
+
+A symmetric (n, n) matrix A of half bandwidth b, ``A[i, j] == 0`` for ``|i - j| > b``, is kept as
+the array ``bands`` of shape (b + 1, n) with ``bands[d, j] == A[j + d, j]``: its diagonal, then
+the diagonals below it, each starting at column 0. For n = 5, b = 2::
+
+    a00                          bands[0] = a00 a11 a22 a33 a44
+    a10 a11        (symmetric)   bands[1] = a10 a21 a32 a43  0
+    a20 a21 a22                  bands[2] = a20 a31 a42  0   0
+     0  a31 a32 a33
+     0   0  a42 a43 a44
+
+The corner cells, right of the matrix, are zero, and b may be n or more. This is LAPACK's lower
+form, and what ``scipy.linalg.solveh_banded(bands, rhs, lower=True)`` takes. LAPACK wants it in
+Fortran order; an array of shape (n, b + 1) in C order, one row per column of A, is just that
+once transposed, ``rows.T``, without a copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import get_lapack_funcs
+from scipy.linalg.blas import dsbmv
+
+# Looked up once: the look-up costs as much as a small solve.
+_dpbtrf, _dpbtrs = get_lapack_funcs(("pbtrf", "pbtrs"), dtype=np.float64)
+
+
+class NotPositiveDefinite(ArithmeticError):
+    """A matrix without a Cholesky factor.
+
+    Attributes:
+        index: First row, from 0, at which the factorisation fails: the leading minor of order
+            ``index + 1`` is not positive, or holds NaN or infinity.
+    """
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"the leading minor of order {index + 1} is not positive definite")
+        self.index = index
+
+
+@dataclass(frozen=True)
+class BandedCholesky:
+    """Cholesky factor L of ``A = L L'``; factor once, solve often.
+
+    Attributes:
+        factor: L in lower band storage, (b + 1, n).
+    """
+
+    factor: np.ndarray
+
+    def solve(self, rhs: np.ndarray) -> np.ndarray:
+        """The solution x of ``A x = rhs``, for one or several right-hand sides, (n,) or (n, k)."""
+        rhs = np.asarray(rhs)
+        n = self.factor.shape[1]
+        # The wrapper takes a right-hand side of any length, and answers nonsense.
+        if rhs.ndim not in (1, 2) or rhs.shape[0] != n:
+            raise ValueError(f"rhs must have shape ({n},) or ({n}, k), got {rhs.shape}")
+        solution, _ = _dpbtrs(self.factor, rhs, lower=1)
+        return solution
+
+
+def cholesky(bands: np.ndarray) -> BandedCholesky:
+    """Factors a positive definite matrix in O(n b^2), in float64 (LAPACK dpbtrf).
+
+    ``bands`` (b + 1, n) is left as it is: its one copy is factored in place.
+
+    Raises:
+        NotPositiveDefinite: Also if the matrix holds NaN or infinity.
+    """
+    copy = np.array(bands, dtype=np.float64, order="F")
+    factor, info = _dpbtrf(copy, lower=1, overwrite_ab=1)
+    # NaN passes LAPACK with info = 0, but always reaches the diagonal of its row of L.
+    finite = np.isfinite(factor[0, : info - 1 if info else None])
+    if not finite.all():
+        raise NotPositiveDefinite(int(finite.argmin()))
+    if info:
+        raise NotPositiveDefinite(info - 1)
+    return BandedCholesky(factor)
+
+
+def matvec(bands: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """The product ``A v`` with a vector (n,), in float64."""
+    half_bandwidth, n = len(bands) - 1, bands.shape[1]
+    if vector.shape != (n,):
+        raise ValueError(f"vector must have shape ({n},), got {vector.shape}")
+    return dsbmv(half_bandwidth, 1.0, bands, vector, lower=1)
+
+
+def pinned(bands: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """Replaces rows and columns by those of the identity, and leaves the others alone.
+
+    With a right-hand side that is zero there, a solve then holds these variables where they are:
+    a Newton step along the active bounds.
+
+    Args:
+        bands: (b + 1, n).
+        fixed: Mask (n,), True for the rows and columns to replace.
+    """
+    free = ~np.asarray(fixed, dtype=bool)
+    padded = np.concatenate([free, np.zeros(len(bands) - 1, dtype=bool)])
+    free_row = np.lib.stride_tricks.sliding_window_view(padded, len(bands)).T  # [d, j]: j + d
+    result = np.where(free & free_row, bands, 0.0)
+    result[0, ~free] = 1.0
+    return result
+
+
+def add_blocks(bands: np.ndarray, blocks: np.ndarray, starts: np.ndarray | None = None) -> None:
+    """Adds small symmetric blocks along the diagonal, in place.
+
+    Args:
+        bands: (b + 1, n), changed in place.
+        blocks: (K, m, m) with m <= b + 1; only their lower triangles are read.
+        starts: First row of each block, (K,); they may overlap. By default one block follows
+            another from row 0: ``k * m``.
+    """
+    count, m, _ = blocks.shape
+    starts = np.arange(count) * m if starts is None else np.asarray(starts)
+    if m > len(bands):
+        raise ValueError(f"blocks of size {m} do not fit a half bandwidth of {len(bands) - 1}")
+    n = bands.shape[1]
+    if count and not (0 <= starts.min() and starts.max() + m <= n):
+        raise ValueError(
+            f"blocks of size {m} starting at rows {starts.min()} to {starts.max()} "
+            f"do not fit a matrix of {n} rows"
+        )
+    row, column = np.tril_indices(m)
+    np.add.at(bands, (row - column, starts[:, None] + column), blocks[:, row, column])
+
+
+def to_dense(bands: np.ndarray) -> np.ndarray:
+    """The full symmetric matrix (n, n)."""
+    n = bands.shape[1]
+    dense = np.zeros((n, n), dtype=bands.dtype)
+    for d in range(min(len(bands), n)):
+        column = np.arange(n - d)
+        dense[column + d, column] = dense[column, column + d] = bands[d, : n - d]
+    return dense
+
+
+def from_dense(matrix: np.ndarray, half_bandwidth: int) -> np.ndarray:
+    """Band storage (b + 1, n) of a symmetric matrix (n, n), of which the lower triangle is read.
+
+    Raises:
+        ValueError: If the matrix has entries beyond the half bandwidth.
+    """
+    if np.tril(matrix, -half_bandwidth - 1).any():
+        raise ValueError(f"matrix has entries beyond half_bandwidth={half_bandwidth}")
+    n = len(matrix)
+    bands = np.zeros((n, half_bandwidth + 1), dtype=matrix.dtype).T
+    for d in range(min(half_bandwidth + 1, n)):
+        bands[d, : n - d] = np.diagonal(matrix, -d)
+    return bands
