@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Receding horizon control: warm start, shift in time, deadline, fallback.
+
+Each step moves the last plan forward by the time that really passed, solves from there, and
+returns a command that is finite and inside its bounds whatever happens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from mpc_banded.derivatives import Derivatives
+from mpc_banded.problem import OptimalControlProblem, Trajectory
+from mpc_banded.solver import NewtonSolver, Point, Solution, SolverOptions, Status
+from mpc_banded.transcription import Transcription
+
+
+class CommandSource(Enum):
+    """Where a command comes from."""
+
+    SOLUTION = "solution"
+    """The solve of this step, converged or the best iterate it had time for."""
+    SHIFTED = "shifted"
+    """The plan of the last step, moved forward: this solve brought nothing better."""
+    FALLBACK = "fallback"
+    """The fallback command: there is neither a solve nor a plan that still reaches this far."""
+
+
+@dataclass(frozen=True)
+class ControlStep:
+    """What one step of the controller decided, and how well it knows.
+
+    Attributes:
+        command: Input to hold until the next step, (nu,); finite and inside the bounds.
+        plan: The optimised trajectory, exactly as it left the solver.
+        status: How the solve ended.
+        source: Where the command comes from.
+        iterations: Newton iterations taken.
+        solve_time_s: Wall time of the step in seconds.
+        kkt_residual: Relative; NaN where nothing was solved.
+        defect_norm: Largest defect of the plan; NaN where nothing was solved.
+        cost_terms: Weighted share of each named cost.
+        violations: Largest violation of each named inequality and of "state_bounds".
+    """
+
+    command: np.ndarray
+    plan: Trajectory
+    status: Status
+    source: CommandSource
+    iterations: int
+    solve_time_s: float
+    kkt_residual: float
+    defect_norm: float
+    cost_terms: dict[str, float]
+    violations: dict[str, float]
+
+
+class RecedingHorizonController:
+    """Steps a problem in closed loop.
+
+    Args:
+        problem: What to solve at each step.
+        transcription: Finite-difference scheme: euler, midpoint, trapezoid or rk4.
+        substeps: Integration steps per interval, for euler and rk4.
+        options: Of the solver.
+        fallback_command: Sent when there is no plan, (nu,); zero if not given, moved into the
+            bounds.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+        BandwidthError: The half bandwidth in the options is smaller than the measured one
+            (raised by ``check``).
+    """
+
+    def __init__(
+        self,
+        problem: OptimalControlProblem,
+        transcription: str = "midpoint",
+        substeps: int = 1,
+        options: SolverOptions | None = None,
+        fallback_command: np.ndarray | None = None,
+    ) -> None:
+        self.problem = problem
+        self.options = options or SolverOptions()
+        self.transcription = Transcription(problem, transcription, substeps)
+        self._solver = NewtonSolver(
+            Derivatives(self.transcription, self.options.half_bandwidth, self.options.recovery),
+            self.options,
+        )
+        wanted = np.zeros(problem.nu) if fallback_command is None else fallback_command
+        self._fallback = self._inside_bounds(np.asarray(wanted, dtype=np.float64))
+        self._weights = problem.weights
+        self.reset()
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The live weight of each named cost."""
+        return self._weights
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Change the named weights from the next step on; the warm start is kept.
+
+        Raises:
+            ValueError: Unknown name or value; nothing is changed then.
+        """
+        self._weights = self.problem.checked_weights({**self._weights, **weights})
+        self._solver.rescale()
+
+    def reset(self) -> None:
+        """Forget the plan and all that solves have taught; the next step starts cold."""
+        self._point: Point | None = None
+        self._last_state = np.zeros(self.problem.nx)
+        self._solver.reset()
+
+    def check(self, state: np.ndarray, parameters: Mapping[str, np.ndarray]) -> None:
+        """Verify the half bandwidth with a random probe; raises BandwidthError."""
+        data = self.transcription.stage_data(state, parameters, self._weights)
+        generator = np.random.default_rng(0)
+        z = self._cold(np.asarray(state, dtype=np.float64)).z
+        self._solver.derivatives.check(z + 1e-2 * generator.standard_normal(len(z)), data)
+
+    def step(
+        self,
+        state: np.ndarray,
+        parameters: Mapping[str, np.ndarray],
+        *,
+        elapsed_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> ControlStep:
+        """The command for the measured state.
+
+        Args:
+            state: Measured state, (nx,). A non-finite one gives Status.NON_FINITE.
+            parameters: Name -> value of one stage, or of all (horizon + 1, ...).
+            elapsed_s: Time since the last step in seconds; dt if not given.
+            deadline_s: Seconds from now after which no further iteration is begun.
+
+        Raises:
+            ValueError: A shape or a parameter is wrong.
+        """
+        began = time.perf_counter()
+        state = np.asarray(state, dtype=np.float64)
+        if state.shape != (self.problem.nx,):
+            raise ValueError(f"state has shape {state.shape}; it must be ({self.problem.nx},)")
+        elapsed_s = self.problem.dt if elapsed_s is None else elapsed_s
+        if not (np.isfinite(elapsed_s) and elapsed_s >= 0.0):
+            raise ValueError(f"elapsed_s is {elapsed_s}; allowed are finite values >= 0")
+        data = self.transcription.stage_data(state, parameters, self._weights)
+        start = self._shifted(elapsed_s)
+        solution = None
+        if np.isfinite(state).all():
+            deadline = np.inf if deadline_s is None else began + deadline_s
+            solution = self._solver.solve(start or self._cold(state), data, deadline)
+        return self._decide(state, start, solution, time.perf_counter() - began)
+
+    def _decide(
+        self, state: np.ndarray, start: Point | None, solution: Solution | None, solve_s: float
+    ) -> ControlStep:
+        usable = solution is not None and solution.status is not Status.NON_FINITE
+        if usable and (solution.iterations or solution.status is Status.CONVERGED):
+            source, point = CommandSource.SOLUTION, solution.point
+        elif start is not None:
+            source, point = CommandSource.SHIFTED, start
+        else:
+            source, point = CommandSource.FALLBACK, None
+        self._point = point
+        self._last_state = state if np.isfinite(state).all() else self._last_state
+        if point is None:
+            plan = self._standing(self._last_state)
+        else:
+            plan = self.transcription.unpack(point.z, self._last_state)
+        if solution is not None and solution.status in _RESTART:
+            self._point = None
+        return ControlStep(
+            command=self._inside_bounds(plan.inputs[0]),
+            plan=plan,
+            status=Status.NON_FINITE if solution is None else solution.status,
+            source=source,
+            iterations=len(solution.iterations) if solution else 0,
+            solve_time_s=solve_s,
+            kkt_residual=solution.kkt_residual if usable else np.nan,
+            defect_norm=solution.defect_norm if usable else np.nan,
+            cost_terms=self._cost_terms(solution) if usable else {},
+            violations=self._violations(solution) if usable else {},
+        )
+
+    def _inside_bounds(self, command: np.ndarray) -> np.ndarray:
+        safe = np.where(np.isfinite(command), command, 0.0)
+        return np.clip(safe, *self.problem.input_bounds)
+
+    def _standing(self, state: np.ndarray) -> Trajectory:
+        horizon = self.problem.horizon
+        return Trajectory(
+            np.tile(state, (horizon + 1, 1)),
+            np.tile(self._fallback, (horizon, 1)),
+            self.problem.dt,
+        )
+
+    def _cold(self, state: np.ndarray) -> Point:
+        """Standing still, but for a little noise on the inputs, the same each time.
+
+        Standing still can be a stationary point that is no minimum (a pendulum hanging at rest,
+        an obstacle dead ahead), and Newton's method would stay there.
+        """
+        problem, standing = self.problem, self._standing(state)
+        lower, upper = problem.input_bounds
+        noise = np.random.default_rng(0).standard_normal((problem.horizon, problem.nu))
+        inputs = standing.inputs + 1e-3 * np.minimum(upper - lower, 1.0) * noise
+        z = self.transcription.pack(Trajectory(standing.states, inputs, problem.dt))
+        return Point(z, np.zeros((problem.horizon, problem.nx)))
+
+    def _shifted(self, elapsed_s: float) -> Point | None:
+        """The last solution moved forward in time; None if it does not reach that far."""
+        problem, point = self.problem, self._point
+        steps = elapsed_s / problem.dt
+        if point is None or steps >= problem.horizon:
+            return None
+        horizon, nu, nx = problem.horizon, problem.nu, problem.nx
+        stages = point.z.reshape(horizon, nu + nx)
+        inputs = _advanced(stages[:, :nu], steps)
+        states = stages[:, nu:]
+        beyond = 2.0 * states[-1] - (states[-2] if horizon > 1 else self._last_state)
+        states = _advanced(np.vstack([states, beyond]), min(steps, horizon))[:horizon]
+        barrier = self._solver.barrier
+        duals = barrier.resampled(point.duals, lambda array: _advanced(array, steps))
+        return Point(
+            np.hstack([inputs, states]).ravel(), _advanced(point.multipliers, steps), duals
+        )
+
+    def _cost_terms(self, solution: Solution) -> dict[str, float]:
+        return dict(zip(self.problem.cost_names, solution.values.costs.tolist(), strict=True))
+
+    def _violations(self, solution: Solution) -> dict[str, float]:
+        of_h, *of_bounds = self._solver.barrier.split(solution.violation)
+        result, column = {}, 0
+        for name, width in self.problem.inequality_widths.items():
+            result[name] = float(of_h[:, column : column + width].max(initial=0.0))
+            column += width
+        result["state_bounds"] = max(float(rows.max(initial=0.0)) for rows in of_bounds)
+        return result
+
+
+_RESTART = (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE, Status.NON_FINITE)
+
+
+def _advanced(array: np.ndarray, steps: float) -> np.ndarray:
+    """Rows of a stage-wise array moved forward by a number of stages; the last one is held.
+
+    Between stages rows mix linearly: for an input held over its interval that is the mean over
+    the new interval, for a state the interpolation.
+    """
+    last = len(array) - 1
+    whole = int(steps)
+    fraction = steps - whole
+    index = np.minimum(np.arange(len(array)) + whole, last)
+    following = np.minimum(index + 1, last)
+    return (1.0 - fraction) * array[index] + fraction * array[following]

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to solve: the optimal control problem, and the notation of the whole package.
+
+Notation, fixed here once::
+
+    N               horizon, the number of control intervals; dt their length in seconds
+    x_k             state at stage k = 0 .. N, shape (nx,);     x_0 is measured
+    u_k             input held over [k dt, (k+1) dt), k = 0 .. N-1, shape (nu,)
+    p_k             live parameters of stage k = 0 .. N, a mapping name -> tensor
+
+    minimise    sum_{k<N} sum_j w_j l_j(x_k, u_k, p_k)  +  sum_j w_j m_j(x_N, p_N)
+    subject to  dx/dt = f(x, u, p)                           (made discrete in transcription.py)
+                input_lower <= u_k <= input_upper            (strict: no iterate is ever outside)
+                state_lower <= x_k <= state_upper            (k >= 1, softened by an exact penalty)
+                h_j(x_k, u_{k-1}, p_k) >= -s, s >= 0         (k >= 1, softened by l s + q s^2 / 2)
+
+Every function takes and returns tensors with any leading batch dimensions, so one call serves
+all stages: write ``x[..., 0]``, never ``x[0]``. Signs: an inequality is satisfied when ``>= 0``,
+multipliers of inequalities are ``>= 0``, and a defect is *next state minus prediction*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Parameters = Mapping[str, Tensor]
+Dynamics = Callable[[Tensor, Tensor, Parameters], Tensor]
+StageCost = Callable[[Tensor, Tensor, Parameters], Tensor]
+TerminalCost = Callable[[Tensor, Parameters], Tensor]
+Inequality = Callable[[Tensor, Tensor, Parameters], Tensor]
+
+#: Softening of the state bounds: linear and quadratic weight of their violation.
+STATE_BOUND_PENALTY = (1e3, 1e3)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """States (N + 1, nx) and inputs (N, nu) on a grid of ``dt`` seconds."""
+
+    states: np.ndarray
+    inputs: np.ndarray
+    dt: float
+
+    @property
+    def horizon(self) -> int:
+        return len(self.inputs)
+
+    def state_at(self, time_s: float) -> np.ndarray:
+        """State at ``time_s`` seconds after the first one, linear between stages; (nx,)."""
+        position = min(max(time_s / self.dt, 0.0), float(self.horizon))
+        k = min(int(position), self.horizon - 1)
+        fraction = position - k
+        return (1.0 - fraction) * self.states[k] + fraction * self.states[k + 1]
+
+    def input_at(self, time_s: float) -> np.ndarray:
+        """Input held at ``time_s`` seconds after the first stage; the last one after the end."""
+        return self.inputs[min(max(int(time_s / self.dt), 0), self.horizon - 1)].copy()
+
+
+@dataclass(frozen=True)
+class OptimalControlProblem:
+    """An optimal control problem in plain torch functions (module docstring: the formulas).
+
+    Attributes:
+        nx: Number of states.
+        nu: Number of inputs.
+        horizon: Number of control intervals N.
+        dt: Length of one interval in seconds.
+        dynamics: ``f(x, u, p) -> dx/dt``; (..., nx), (..., nu) -> (..., nx).
+        stage_costs: Named terms ``l(x, u, p) -> (...)``, summed as given over k = 0 .. N-1.
+        terminal_costs: Named terms ``l(x, p) -> (...)`` at x_N.
+        weights: One factor >= 0 for each named cost; 1.0 where absent.
+        input_bounds: (lower, upper), each (nu,) or scalar; infinite entries allowed.
+        state_bounds: (lower, upper), each (nx,) or scalar; infinite entries allowed.
+        inequalities: Named ``h(x, u, p) -> (..., m)``, wanted >= 0 at x_1 .. x_N with the
+            input that led there.
+        penalties: Name -> (linear, quadratic) softening weights of each inequality.
+        parameters: Name -> shape of the live parameter at one stage.
+        inequality_widths: Name -> m of each inequality, found by calling it.
+
+    Raises:
+        ValueError: An argument is inconsistent; the message names it and what is allowed.
+    """
+
+    nx: int
+    nu: int
+    horizon: int
+    dt: float
+    dynamics: Dynamics
+    stage_costs: Mapping[str, StageCost] = field(default_factory=dict)
+    terminal_costs: Mapping[str, TerminalCost] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    input_bounds: tuple = (-np.inf, np.inf)
+    state_bounds: tuple = (-np.inf, np.inf)
+    inequalities: Mapping[str, Inequality] = field(default_factory=dict)
+    penalties: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inequality_widths: Mapping[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("nx", "nu", "horizon"):
+            _check_positive_integer(name, getattr(self, name))
+        _check_positive("dt", self.dt)
+        self._freeze("input_bounds", _bounds("input_bounds", self.input_bounds, self.nu))
+        self._freeze("state_bounds", _bounds("state_bounds", self.state_bounds, self.nx))
+        shared = set(self.stage_costs) & set(self.terminal_costs)
+        if shared:
+            raise ValueError(f"cost names must be unique; in both stage and terminal: {shared}")
+        if not self.cost_names:
+            raise ValueError("stage_costs and terminal_costs are both empty: nothing to minimise")
+        self._freeze("weights", self.checked_weights(self.weights))
+        _check_names("penalties", self.penalties, self.inequalities)
+        for name in self.inequalities:
+            if name not in self.penalties:
+                raise ValueError(f"penalties has no entry for the inequality {name!r}")
+            _check_penalty(name, self.penalties[name])
+        shapes = {name: tuple(int(d) for d in shape) for name, shape in self.parameters.items()}
+        self._freeze("parameters", MappingProxyType(shapes))
+        self._check_functions()
+
+    @property
+    def cost_names(self) -> tuple[str, ...]:
+        """Names of all cost terms, stage costs first."""
+        return (*self.stage_costs, *self.terminal_costs)
+
+    def checked_weights(self, weights: Mapping[str, float]) -> Mapping[str, float]:
+        """The given weights, each checked, with 1.0 for every cost that is not named.
+
+        Raises:
+            ValueError: A name is not a cost's, or a value is negative or not finite.
+        """
+        _check_names("weights", weights, self.cost_names)
+        for name, value in weights.items():
+            if not (np.isfinite(value) and value >= 0.0):
+                raise ValueError(f"weights[{name!r}] is {value}; allowed are finite values >= 0")
+        return MappingProxyType({name: float(weights.get(name, 1.0)) for name in self.cost_names})
+
+    def stage_parameters(self, values: Mapping[str, object]) -> dict[str, np.ndarray]:
+        """The given parameter values, each as an array (horizon + 1, *shape).
+
+        A value of the stage's own shape holds for all stages.
+
+        Raises:
+            ValueError: A parameter is missing, unknown, or of another shape.
+        """
+        _check_names("parameters", values, self.parameters)
+        arrays = {}
+        for name, shape in self.parameters.items():
+            if name not in values:
+                raise ValueError(f"parameters[{name!r}] is missing; its stage shape is {shape}")
+            value = np.asarray(values[name], dtype=np.float64)
+            full = (self.horizon + 1, *shape)
+            if value.shape not in (full, shape):
+                raise ValueError(
+                    f"parameters[{name!r}] has shape {value.shape}; allowed are {full} and {shape}"
+                )
+            arrays[name] = np.broadcast_to(value, full)
+        return arrays
+
+    def with_grid(self, horizon: int, dt: float) -> OptimalControlProblem:
+        """The same problem on another grid."""
+        return replace(self, horizon=horizon, dt=dt)
+
+    def _freeze(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_functions(self) -> None:
+        """Call each function once with a batch of two stages and look at the shapes."""
+        x = torch.zeros(2, self.nx, dtype=torch.float64)
+        u = torch.zeros(2, self.nu, dtype=torch.float64)
+        p = {
+            name: torch.zeros(2, *shape, dtype=torch.float64)
+            for name, shape in self.parameters.items()
+        }
+        _check_shape("dynamics", self.dynamics(x, u, p), (2, self.nx))
+        for name, cost in self.stage_costs.items():
+            _check_shape(f"stage_costs[{name!r}]", cost(x, u, p), (2,))
+        for name, cost in self.terminal_costs.items():
+            _check_shape(f"terminal_costs[{name!r}]", cost(x, p), (2,))
+        widths = {}
+        for name, inequality in self.inequalities.items():
+            value = inequality(x, u, p)
+            _check_shape(f"inequalities[{name!r}]", value, (2, *value.shape[-1:]))
+            widths[name] = value.shape[-1]
+        self._freeze("inequality_widths", MappingProxyType(widths))
+
+
+def _check_positive_integer(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} is {value!r}; allowed are integers >= 1")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (np.isfinite(value) and value > 0.0):
+        raise ValueError(f"{name} is {value!r}; allowed are finite values > 0")
+
+
+def _check_names(what: str, given: Mapping, allowed) -> None:
+    unknown = sorted(set(given) - set(allowed))
+    if unknown:
+        raise ValueError(f"{what} has unknown names {unknown}; allowed are {sorted(allowed)}")
+
+
+def _check_penalty(name: str, penalty: tuple[float, float]) -> None:
+    linear, quadratic = penalty
+    if not (np.isfinite(penalty).all() and linear >= 0 and quadratic >= 0 and linear + quadratic):
+        raise ValueError(
+            f"penalties[{name!r}] is {penalty}; allowed are finite (linear, quadratic) >= 0, "
+            "not both zero"
+        )
+
+
+def _check_shape(what: str, value: object, shape: tuple[int, ...]) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{what} returned {type(value).__name__}; it must return a torch.Tensor")
+    if tuple(value.shape) != shape:
+        raise ValueError(
+            f"{what} returned shape {tuple(value.shape)} for a batch of two stages; it must be "
+            f"{shape}. Index with x[..., i], and reduce over dim=-1 only"
+        )
+
+
+def _bounds(name: str, bounds: tuple, size: int) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        lower, upper = (
+            np.broadcast_to(np.asarray(b, dtype=np.float64), (size,)).copy() for b in bounds
+        )
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be (lower, upper), each of shape ({size},)") from None
+    if np.isnan(lower).any() or np.isnan(upper).any() or not (lower < upper).all():
+        raise ValueError(f"{name} must have lower < upper everywhere; got {lower} and {upper}")
+    return lower, upper

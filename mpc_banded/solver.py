@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Newton loop: evaluate, factor, step, line search, multipliers, terminate.
+
+Each iteration takes all derivatives once, factors one positive definite band, and solves the
+exact KKT system of the dynamics with it: ``H + rho J'J`` is factored, and the multipliers are
+swept by the augmented Lagrangian until the linearised defects vanish. The step then descends on
+the augmented Lagrangian *at the new multipliers* by at least ``s'(H + rho J'J)s``, whatever the
+sweeps left over, and unit steps are accepted near a solution (Nocedal and Wright, Numerical
+Optimization, 2nd ed., sections 17.4 and 18.3; Schittkowski 1983 for the merit).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields
+from enum import Enum
+
+import numpy as np
+
+from mpc_banded import banded
+from mpc_banded.barrier import Barrier, Duals, Slacks
+from mpc_banded.derivatives import (
+    Derivatives,
+    Evaluation,
+    Values,
+    defects_times,
+    defects_transposed,
+)
+from mpc_banded.transcription import StageData
+
+MAX_SWEEPS = 6
+
+
+class Status(Enum):
+    """How a solve ended; the value advises."""
+
+    CONVERGED = "converged: KKT residual and defects are below their tolerances"
+    ITERATION_LIMIT = (
+        "stopped at max_iterations with the best iterate; allow more iterations, or expect this "
+        "for a few cycles after a large change"
+    )
+    DEADLINE = (
+        "stopped at the deadline with the best iterate; shorten the horizon, lower "
+        "controller_frequency, or accept it if kkt_residual stays small"
+    )
+    LINE_SEARCH_FAILED = (
+        "no step along the Newton direction decreases the merit function; look for kinks or "
+        "discontinuities in dynamics and costs, or loosen kkt_tolerance"
+    )
+    NOT_POSITIVE_DEFINITE = (
+        "the Newton matrix stayed indefinite at regularization_max; add a cost on the inputs or "
+        "states that nothing weighs"
+    )
+    NON_FINITE = (
+        "state, dynamics or costs are not finite; check the state, the parameters and square "
+        "roots or divisions at zero"
+    )
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """Options of the Newton solver; "relative" is relative to the mean curvature of the costs."""
+
+    max_iterations: int = 100
+    """Newton iterations of one solve at most."""
+    kkt_tolerance: float = 1e-6
+    """Largest gradient of the Lagrangian, relative to 1 + |gradient of the costs|."""
+    defect_tolerance: float = 1e-6
+    """Largest defect, in units of the states."""
+    barrier: float = 1e-5
+    """mu that a solve ends with, relative."""
+    barrier_initial: float = 1e-1
+    """mu that a cold solve begins with, relative."""
+    penalty: float = 1e7
+    """rho of the Newton matrix, relative."""
+    merit_penalty: float = 1e1
+    """rho of the line search's merit at first, relative; raised until the step descends."""
+    regularization_min: float = 1e-6
+    """First shift of an indefinite Newton matrix, relative."""
+    regularization_max: float = 1e10
+    """Largest shift tried, relative."""
+    armijo_slope: float = 1e-4
+    """Fraction of the predicted decrease that a step must reach."""
+    half_bandwidth: int = 0
+    """Half bandwidth of the Newton matrix; 0 takes the one derived from the couplings."""
+    recovery: str = "direct"
+    """Recovery of the band from probes: direct, substitution, phase or random."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "recovery":
+                continue
+            if not np.isfinite(value) or value < 0 or (value == 0 and f.name != "half_bandwidth"):
+                raise ValueError(f"SolverOptions.{f.name} is {value!r}; allowed are values > 0")
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """Figures of one Newton iteration, for those who want to see the convergence."""
+
+    cost: float
+    barrier: float
+    kkt_residual: float
+    defect_norm: float
+    regularization: float
+    step_length: float
+    factorizations: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """Primal and dual iterate: what a warm start consists of.
+
+    Attributes:
+        z: (n,).
+        multipliers: lambda of the dynamics (N, nx).
+        duals: Of the inequalities; None for a cold start.
+    """
+
+    z: np.ndarray
+    multipliers: np.ndarray
+    duals: Duals | None = None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where a solve ended.
+
+    Attributes:
+        point: The best iterate.
+        values: Its costs, defects and inequalities.
+        violation: Violation of each softened row there (rows,).
+        kkt_residual: Relative; see SolverOptions.
+        defect_norm: Largest defect.
+    """
+
+    point: Point
+    status: Status
+    values: Values
+    violation: np.ndarray
+    kkt_residual: float
+    defect_norm: float
+    iterations: tuple[Iteration, ...]
+
+
+@dataclass(frozen=True)
+class _Iterate:
+    """A point with all that is known of it: derivatives, slacks, residuals."""
+
+    point: Point
+    evaluation: Evaluation
+    slacks: Slacks
+    mu: float
+    kkt_residual: float
+    defect_norm: float
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A Newton step (n,), the multipliers it leads to, and what it changes to first order."""
+
+    z: np.ndarray
+    multipliers: np.ndarray
+    defect_change: np.ndarray
+
+
+class NewtonSolver:
+    """Solves one transcription again and again; remembers the regularisation in between.
+
+    Args:
+        derivatives: Of the transcription to solve.
+        options: See SolverOptions.
+    """
+
+    def __init__(self, derivatives: Derivatives, options: SolverOptions) -> None:
+        self.derivatives = derivatives
+        self.options = options
+        self.barrier = Barrier(derivatives.transcription.problem)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what earlier solves taught."""
+        self.rescale()
+        self._iteration_s = 0.0
+
+    def rescale(self) -> None:
+        """Measure the curvature of the costs anew: weights or parameters have changed."""
+        self._scale = 0.0
+        self._shift = 0.0
+
+    def solve(self, start: Point, data: StageData, deadline: float = np.inf) -> Solution:
+        """Newton iterations from ``start`` until convergence, the limits, or the deadline.
+
+        Args:
+            start: First iterate; inputs at or outside their bounds are moved inside.
+            data: Initial state, parameters and weights.
+            deadline: On the clock of time.perf_counter(), seconds. No iteration is begun that
+                would, by the pace so far, end after it.
+        """
+        options = self.options
+        if not self._scale:
+            self._scale = self._mean_curvature(start, data)
+        cold = start.duals is None
+        mu = (options.barrier_initial if cold else options.barrier) * self._scale
+        point = self._inside(start, data, mu)
+        history: list[Iteration] = []
+        while True:
+            began = time.perf_counter()
+            iterate = self._evaluate(point, data, mu)
+            while self._barrier_solved(iterate) and mu > options.barrier * self._scale:
+                mu = max(options.barrier * self._scale, min(0.1 * mu, mu**1.5))
+                iterate = self._assess(iterate.point, iterate.evaluation, mu)
+            status = self._terminate(iterate, len(history), deadline)
+            if status is None:
+                outcome = self._advance(iterate, data)
+                status = outcome if isinstance(outcome, Status) else None
+            if status is not None:
+                return self._finish(iterate, status, history)
+            point, record = outcome
+            history.append(record)
+            self._iteration_s = max(time.perf_counter() - began, 0.8 * self._iteration_s)
+
+    def _mean_curvature(self, start: Point, data: StageData) -> float:
+        """Mean diagonal of the costs' Hessian: the unit of penalties, shifts and barriers."""
+        none = np.zeros(self.barrier.shape)
+        zero = np.zeros_like(start.multipliers)
+        diagonal = self.derivatives.evaluate(start.z, data, zero, 0.0, none).bands[0]
+        mean = float(np.abs(diagonal).mean())
+        return mean if np.isfinite(mean) and mean > 0.0 else 1.0
+
+    def _inside(self, start: Point, data: StageData, mu: float) -> Point:
+        z = self.barrier.interior(start.z, 1e-2 if start.duals is None else 1e-8)
+        (values,) = self.derivatives.values(z[None], data)
+        slacks = self.barrier.slacks(z, self.barrier.rows(z, values.inequalities), mu)
+        if start.duals is None:
+            return Point(z, start.multipliers, self.barrier.duals(slacks, mu))
+        return Point(z, start.multipliers, self.barrier.safeguarded(start.duals, slacks, mu))
+
+    def _evaluate(self, point: Point, data: StageData, mu: float) -> _Iterate:
+        of_h = self.barrier.split(point.duals.rows)[0]
+        rho = self.options.penalty * self._scale
+        evaluation = self.derivatives.evaluate(point.z, data, point.multipliers, rho, of_h)
+        return self._assess(point, evaluation, mu)
+
+    def _assess(self, point: Point, e: Evaluation, mu: float) -> _Iterate:
+        c = self.barrier.rows(point.z, e.values.inequalities)
+        slacks = self.barrier.slacks(point.z, c, mu)
+        gradient = (
+            e.gradient
+            + defects_transposed(e.defect_jacobian, point.multipliers)
+            + self.barrier.gradient(e, slacks, mu)
+        )
+        kkt = float(np.abs(gradient).max() / (1.0 + np.abs(e.gradient).max()))
+        return _Iterate(point, e, slacks, mu, kkt, float(np.abs(e.values.defects).max()))
+
+    def _barrier_solved(self, iterate: _Iterate) -> bool:
+        return max(iterate.kkt_residual, iterate.defect_norm) <= 10.0 * iterate.mu / self._scale
+
+    def _terminate(self, iterate: _Iterate, iterations: int, deadline: float) -> Status | None:
+        options = self.options
+        finite = np.isfinite(iterate.kkt_residual + iterate.defect_norm)
+        if not (finite and np.isfinite(iterate.evaluation.bands).all()):
+            return Status.NON_FINITE
+        if (
+            iterate.kkt_residual <= options.kkt_tolerance
+            and iterate.defect_norm <= options.defect_tolerance
+            and iterate.mu <= options.barrier * self._scale
+        ):
+            return Status.CONVERGED
+        if iterations >= options.max_iterations:
+            return Status.ITERATION_LIMIT
+        if time.perf_counter() + self._iteration_s > deadline:
+            return Status.DEADLINE
+        return None
+
+    def _advance(self, iterate: _Iterate, data: StageData):
+        """The next point and the record of this iteration, or the status that says why not."""
+        shift, factorizations = self._shift, 0
+        failure = Status.NOT_POSITIVE_DEFINITE
+        while shift <= self.options.regularization_max * self._scale:
+            factorizations += 1
+            first = self.options.regularization_min * self._scale
+            try:
+                factor = self._factor(iterate, shift)
+            except banded.NotPositiveDefinite:
+                shift = max(8.0 * shift, first)
+                continue
+            step = self._step(iterate, factor)
+            found = self._line_search(iterate, step, data)
+            if found is not None:
+                length, point = found
+                record = Iteration(
+                    iterate.evaluation.values.cost,
+                    iterate.mu,
+                    iterate.kkt_residual,
+                    iterate.defect_norm,
+                    shift,
+                    length,
+                    factorizations,
+                )
+                self._shift = shift / 8.0 if shift / 8.0 > first else 0.0
+                return point, record
+            failure = Status.LINE_SEARCH_FAILED
+            shift = max(8.0 * shift, 1e3 * first)
+        self._shift = 0.0
+        return failure
+
+    def _factor(self, iterate: _Iterate, shift: float) -> banded.BandedCholesky:
+        matrix = iterate.evaluation.bands.copy(order="K")
+        matrix[0] += shift
+        self.barrier.add_curvature(matrix, iterate.evaluation, iterate.slacks, iterate.point.duals)
+        return banded.cholesky(matrix)
+
+    def _step(self, iterate: _Iterate, factor: banded.BandedCholesky) -> _Step:
+        """Solution of the KKT system: sweeps of the multipliers with one factor."""
+        e, rho = iterate.evaluation, self.options.penalty * self._scale
+        accuracy = max(0.1 * self.options.defect_tolerance, 0.01 * iterate.defect_norm)
+        gradient = e.gradient + self.barrier.gradient(e, iterate.slacks, iterate.mu)
+        shifted = iterate.point.multipliers + rho * e.values.defects
+        for _ in range(MAX_SWEEPS):
+            step = factor.solve(-gradient - defects_transposed(e.defect_jacobian, shifted))
+            change = defects_times(e.defect_jacobian, step)
+            reached = shifted + rho * change
+            if np.abs(e.values.defects + change).max() <= accuracy:
+                break
+            shifted = reached + rho * e.values.defects
+        return _Step(step, reached, change)
+
+    def _line_search(self, iterate: _Iterate, step: _Step, data) -> tuple[float, Point] | None:
+        """Longest of a halving sequence of lengths that satisfies Armijo's condition."""
+        e, lam = iterate.evaluation, step.multipliers
+        gradient = e.gradient + self.barrier.gradient(e, iterate.slacks, iterate.mu)
+        slope = gradient @ step.z + (lam * step.defect_change).sum()
+        bend = (e.values.defects * step.defect_change).sum()
+        rho = self.options.merit_penalty * self._scale
+        if slope + 0.5 * rho * bend > 0.0:
+            largest = self.options.penalty * self._scale
+            if not 2.0 * slope < -bend * largest:
+                return None
+            rho = -2.0 * slope / bend
+        slope += rho * bend
+        merit = self._merit(e.values, iterate.slacks, lam, rho, iterate.mu)
+        tolerance = 10.0 * np.finfo(float).eps * (abs(merit) + abs(e.values.cost))
+        longest = self.barrier.longest(iterate.slacks, step.z)
+        for exponents in ((0,), (1, 2, 3, 4), (5, 6, 7, 8), (9, 10, 11, 12)):
+            lengths = longest * 0.5 ** np.array(exponents, dtype=float)
+            candidates = iterate.point.z + lengths[:, None] * step.z
+            values = self.derivatives.values(candidates, data)
+            for length, z, at in zip(lengths, candidates, values, strict=True):
+                slacks = self.barrier.slacks(z, self.barrier.rows(z, at.inequalities), iterate.mu)
+                reached = self._merit(at, slacks, lam, rho, iterate.mu)
+                if reached <= merit + self.options.armijo_slope * length * slope + tolerance:
+                    return length, self._moved(iterate, step, float(length), z, slacks)
+        return None
+
+    def _moved(self, iterate, step: _Step, length: float, z, slacks: Slacks) -> Point:
+        old = iterate.point
+        duals = self.barrier.stepped(
+            old.duals, iterate.evaluation, iterate.slacks, step.z, iterate.mu
+        )
+        return Point(
+            z,
+            old.multipliers + length * (step.multipliers - old.multipliers),
+            self.barrier.safeguarded(duals, slacks, iterate.mu),
+        )
+
+    def _merit(self, values: Values, slacks: Slacks, lam, rho: float, mu: float) -> float:
+        d = values.defects
+        of_dynamics = (lam * d).sum() + 0.5 * rho * (d * d).sum()
+        return values.cost + float(of_dynamics) + self.barrier.value(slacks, mu)
+
+    def _finish(self, iterate: _Iterate, status: Status, history) -> Solution:
+        c = self.barrier.rows(iterate.point.z, iterate.evaluation.values.inequalities)
+        return Solution(
+            iterate.point,
+            status,
+            iterate.evaluation.values,
+            np.maximum(-c, 0.0),
+            iterate.kkt_residual,
+            iterate.defect_norm,
+            tuple(history),
+        )

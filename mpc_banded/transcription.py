@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Direct transcription: the continuous problem as one flat vector and a few torch functions.
+
+The unknowns are ordered stage by stage, ``z = (u_0, x_1, u_1, x_2, .., u_{N-1}, x_N)``, so that
+every term of the cost couples neighbours only and all second derivatives lie in a band. The
+dynamics become *defects*, one per interval, that vanish when the trajectory obeys the scheme
+(Betts, Practical Methods for Optimal Control, 3rd ed., section 4.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpc_banded.problem import Dynamics, OptimalControlProblem, Parameters, Trajectory
+
+Scheme = Callable[[Dynamics, Tensor, Tensor, Tensor, Parameters, float, int], Tensor]
+
+
+def euler(f, x, u, x_next, p, dt, substeps):
+    """Explicit Euler: the derivative at the start of each substep. Order 1."""
+    state, h = x, dt / substeps
+    for _ in range(substeps):
+        state = state + h * f(state, u, p)
+    return x_next - state
+
+
+def midpoint(f, x, u, x_next, p, dt, substeps):
+    """Implicit midpoint: the derivative half way between both ends. Order 2, symplectic."""
+    return x_next - x - dt * f(0.5 * (x + x_next), u, p)
+
+
+def trapezoid(f, x, u, x_next, p, dt, substeps):
+    """Implicit trapezoid: the mean of the derivatives at both ends. Order 2."""
+    return x_next - x - 0.5 * dt * (f(x, u, p) + f(x_next, u, p))
+
+
+def rk4(f, x, u, x_next, p, dt, substeps):
+    """Classical Runge-Kutta from the start of the interval (multiple shooting). Order 4."""
+    state, h = x, dt / substeps
+    for _ in range(substeps):
+        k1 = f(state, u, p)
+        k2 = f(state + 0.5 * h * k1, u, p)
+        k3 = f(state + 0.5 * h * k2, u, p)
+        k4 = f(state + h * k3, u, p)
+        state = state + h / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+    return x_next - state
+
+
+SCHEMES: dict[str, Scheme] = {f.__name__: f for f in (euler, midpoint, trapezoid, rk4)}
+_EXPLICIT = ("euler", "rk4")
+
+#: Which variables each kind of term touches, as (variable, stage relative to k). The half
+#: bandwidth follows from this table alone.
+COUPLINGS = {
+    "stage cost": (("x", 0), ("u", 0)),
+    "terminal cost": (("x", 1),),
+    "defect": (("x", 0), ("u", 0), ("x", 1)),
+    "inequality": (("u", 0), ("x", 1)),
+}
+
+
+@dataclass(frozen=True)
+class StageData:
+    """The live inputs of one solve: nothing in it is ever baked into a derivative.
+
+    Attributes:
+        initial_state: Measured state x_0, (nx,).
+        parameters: Name -> (N + 1, *shape).
+        weights: Factor of each named cost, (number of costs,).
+    """
+
+    initial_state: Tensor
+    parameters: Parameters
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a trajectory is judged by; leading batch dimensions as in ``z``.
+
+    Attributes:
+        costs: Weighted named costs, (..., number of costs).
+        defects: (..., N, nx).
+        inequalities: (..., N, m), wanted >= 0.
+    """
+
+    costs: Tensor
+    defects: Tensor
+    inequalities: Tensor
+
+
+class Transcription:
+    """Maps trajectories to vectors ``z`` (n,), and ``z`` to the terms of the problem.
+
+    Args:
+        problem: What to solve.
+        scheme: One of ``SCHEMES``.
+        substeps: Integration steps per interval, for the explicit schemes.
+
+    Raises:
+        ValueError: Unknown scheme, or substeps that the scheme does not have.
+    """
+
+    def __init__(self, problem: OptimalControlProblem, scheme: str, substeps: int = 1) -> None:
+        if scheme not in SCHEMES:
+            raise ValueError(f"transcription is {scheme!r}; allowed are {sorted(SCHEMES)}")
+        if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
+            raise ValueError(f"substeps is {substeps!r}; allowed are integers >= 1")
+        if substeps > 1 and scheme not in _EXPLICIT:
+            raise ValueError(
+                f"substeps is {substeps}; {scheme!r} allows 1 only, {_EXPLICIT} allow more"
+            )
+        self.problem = problem
+        self.scheme = scheme
+        self.substeps = substeps
+        self.block = problem.nu + problem.nx
+        self.n = problem.horizon * self.block
+        self.half_bandwidth = max(self._span(variables) - 1 for variables in COUPLINGS.values())
+
+    def _span(self, variables) -> int:
+        """Number of consecutive entries of z that the variables of one term cover."""
+        nx, nu = self.problem.nx, self.problem.nu
+        first = {"u": 0, "x": nu - self.block}
+        size = {"u": nu, "x": nx}
+        starts = [stage * self.block + first[name] for name, stage in variables]
+        ends = [start + size[name] for start, (name, _) in zip(starts, variables, strict=True)]
+        return max(ends) - min(starts)
+
+    def pack(self, trajectory: Trajectory) -> np.ndarray:
+        """The vector z (n,) of a trajectory; its first state is not part of it."""
+        return np.hstack([trajectory.inputs, trajectory.states[1:]]).reshape(-1)
+
+    def unpack(self, z: np.ndarray, initial_state: np.ndarray) -> Trajectory:
+        """The trajectory of a vector z (n,) that starts at ``initial_state`` (nx,)."""
+        stages = z.reshape(self.problem.horizon, self.block)
+        states = np.vstack([initial_state, stages[:, self.problem.nu :]])
+        return Trajectory(states, stages[:, : self.problem.nu].copy(), self.problem.dt)
+
+    def stage_data(
+        self, initial_state: np.ndarray, parameters: Mapping, weights: Mapping[str, float]
+    ) -> StageData:
+        """Checked live inputs as tensors; raises ValueError as the problem's checks do."""
+        problem = self.problem
+        arrays = problem.stage_parameters(parameters)
+        factors = problem.checked_weights(weights)
+        return StageData(
+            torch.as_tensor(np.array(initial_state, dtype=np.float64)),
+            {name: torch.as_tensor(np.array(value)) for name, value in arrays.items()},
+            torch.tensor([factors[name] for name in problem.cost_names], dtype=torch.float64),
+        )
+
+    def terms(self, z: Tensor, data: StageData) -> Terms:
+        """Costs, defects and inequalities of ``z`` (..., n)."""
+        problem = self.problem
+        batch = z.shape[:-1]
+        stages = z.reshape(*batch, problem.horizon, self.block)
+        u, x_next = stages[..., : problem.nu], stages[..., problem.nu :]
+        initial = data.initial_state.expand(*batch, 1, problem.nx)
+        x = torch.cat([initial, x_next[..., :-1, :]], dim=-2)
+        p = {name: value.expand(*batch, *value.shape) for name, value in data.parameters.items()}
+        at = len(batch)
+        now = {name: value.narrow(at, 0, problem.horizon) for name, value in p.items()}
+        after = {name: value.narrow(at, 1, problem.horizon) for name, value in p.items()}
+        last = {name: value.select(at, problem.horizon) for name, value in p.items()}
+
+        costs = [cost(x, u, now).sum(dim=-1) for cost in problem.stage_costs.values()]
+        costs += [cost(x_next[..., -1, :], last) for cost in problem.terminal_costs.values()]
+        defects = SCHEMES[self.scheme](
+            problem.dynamics, x, u, x_next, now, problem.dt, self.substeps
+        )
+        rows = [h(x_next, u, after) for h in problem.inequalities.values()]
+        inequalities = torch.cat(rows, dim=-1) if rows else x.new_zeros(*batch, problem.horizon, 0)
+        return Terms(torch.stack(costs, dim=-1) * data.weights, defects, inequalities)
+
+
+def merit(
+    terms: Terms, multipliers: Tensor, penalty: Tensor, inequality_multipliers: Tensor
+) -> Tensor:
+    """The scalar whose Hessian is the Newton matrix: the augmented Lagrangian.
+
+    ``sum(costs) + sum_k (lambda_k' d_k + rho/2 |d_k|^2) - sum_k nu_k' h_k`` (Nocedal and Wright,
+    Numerical Optimization, 2nd ed., eq. 17.36; the inequalities by their multipliers, since the
+    active set decides on their penalty, see subproblem.py).
+
+    Args:
+        terms: Of one trajectory, unbatched.
+        multipliers: lambda, (N, nx).
+        penalty: rho, ().
+        inequality_multipliers: nu >= 0, (N, m).
+    """
+    d = terms.defects
+    return (
+        terms.costs.sum()
+        + (multipliers * d).sum()
+        + 0.5 * penalty * (d * d).sum()
+        - (inequality_multipliers * terms.inequalities).sum()
+    )
