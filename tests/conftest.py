@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: one thread, seeds, their own ROS domain, the recorded bags."""
+
+import os
+from pathlib import Path
+
+# Read when the libraries load, so set before any test imports them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Every run tries the same examples, and a slow machine fails none of them.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+    # A domain of its own, so that neither a robot nor another test run hears the tests. The upper
+    # end keeps DDS ports below those that Linux hands out to other programs.
+    os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 101)
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    if os.environ.get("ROS_DISTRO") == "humble":  # which knows only the older name
+        os.environ["ROS_LOCALHOST_ONLY"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ros_logs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the log files of nodes out of the home directory."""
+    os.environ["ROS_LOG_DIR"] = str(tmp_path_factory.mktemp("ros_logs"))
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Random numbers that are the same in every run."""
+    return torch.Generator().manual_seed(20260829)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_bags() -> Path:
+    """The recorded runs: a folder of rosbag2 bags that is not part of the repository."""
+    default = REPOSITORY.parent / "shared" / "bags"
+    folder = Path(os.environ.get("MPC_BANDED_BAGS", default))
+    if not folder.is_dir():
+        pytest.skip(f"no recorded bags at {folder}; name their folder in MPC_BANDED_BAGS")
+    return folder

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports go one way only, and ROS stays at the edge."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from catkin_pkg.package import parse_package
+
+PACKAGE = "mpc_banded"
+SOURCE = Path(__file__).resolve().parents[1] / PACKAGE
+
+# A part (a module, or a folder of them) imports only parts above it. The package itself, which
+# re-exports the core, stands where the core ends.
+ORDER = (
+    "banded",
+    "comb",
+    "problem",
+    "transcription",
+    "derivatives",
+    "barrier",
+    "solver",
+    "controller",
+    "__init__",
+    "reference",
+    "messages",
+    "robots",
+    "config",
+    "ros",
+    "offline",
+    "cli",
+    "__main__",
+)
+
+ROS = re.compile(r"rclpy|rcl_\w+|rosidl\w*|ament_\w+|launch\w*|tf2\w*|\w+_(msgs|srvs|interfaces)")
+OPTIONAL = {"ackermann_msgs"}  # used where installed, as package.xml says
+HOMES = (  # outside packages, and the only parts that may import them
+    (ROS, {"ros"}),
+    (re.compile(r"rosbags"), {"offline"}),
+    (re.compile(r"matplotlib|rich"), {"ros", "offline", "cli"}),
+)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def part(module: str) -> str:
+    """The entry of ORDER that a module belongs to."""
+    return [*module.split("."), "__init__"][1]
+
+
+def imported_names(module: str, source: str) -> Iterator[str]:
+    """Dotted names that any import statement asks for, those inside functions included."""
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(above if node.level else []), *filter(None, [node.module])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imports(module: str) -> set[str]:
+    return set(imported_names(module, MODULES[module].read_text(encoding="utf-8")))
+
+
+def imports_inside(module: str) -> set[str]:
+    """Modules of this package that a module imports."""
+    inside = {name for name in imports(module) if name.split(".")[0] == PACKAGE}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in inside} - {module}
+
+
+def test_resolves_every_form_of_import():
+    source = (
+        "import a.b as c, d\nfrom e import f\nfrom . import g\nfrom .h import i\n"
+        "def function():\n    from j.k import l\n"
+    )
+    names = set(imported_names(f"{PACKAGE}.banded", source))
+    inside = {f"{PACKAGE}.g", f"{PACKAGE}.h.i"}
+    assert names == {"a.b", "d", "e.f", "j.k.l"} | inside
+    assert set(imported_names(PACKAGE, source)) == names
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_has_a_place_in_the_order(module):
+    assert part(module) in ORDER, f"give {module} its place in ORDER"
+    assert MODULES[module].stem != "utils", "name a module by its idea"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports_only_parts_above_it(module):
+    here = ORDER.index(part(module))
+    below = {name for name in imports_inside(module) if ORDER.index(part(name)) > here}
+    assert not below
+
+
+def test_no_import_goes_in_a_circle():
+    TopologicalSorter({module: imports_inside(module) for module in MODULES}).prepare()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_outside_packages_stay_at_home(module):
+    strays = {
+        name
+        for name in imports(module)
+        for package, homes in HOMES
+        if package.fullmatch(name.split(".")[0]) and part(module) not in homes
+    }
+    assert not strays
+
+
+def test_importing_the_core_loads_no_ros():
+    code = f"import sys, {PACKAGE}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = run.stdout.split()
+    assert PACKAGE in loaded
+    assert not [name for name in loaded for package, _ in HOMES if package.fullmatch(name)]
+
+
+def test_every_ros_package_that_is_imported_is_declared():
+    declared = {dependency.name for dependency in parse_package(SOURCE.parent).exec_depends}
+    used = {name.split(".")[0] for module in MODULES for name in imports(module)}
+    assert {name for name in used if ROS.fullmatch(name)} - OPTIONAL <= declared
