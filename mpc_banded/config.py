@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration: the one table of parameters, and the way from YAML to a controller.
+
+The node, the simulator and the offline tools read the same files (``/**: ros__parameters:``) and
+the same table; descriptors and documentation are made from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mpc_banded.comb import RECOVERIES
+from mpc_banded.controller import RecedingHorizonController
+from mpc_banded.problem import OptimalControlProblem
+from mpc_banded.robots import Robot, load_robot
+from mpc_banded.solver import SolverOptions
+from mpc_banded.transcription import SCHEMES
+
+Value = bool | int | float | str | list[float]
+
+
+class ConfigError(ValueError):
+    """A parameter is unknown or has a value that is not allowed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter.
+
+    Attributes:
+        default: Its value where nothing is given; the type is that of the parameter.
+        description: One sentence.
+        unit: SI unit, or empty.
+        lower, upper: Range of numbers, and of each item of a list.
+        choices: Allowed strings; empty allows any.
+        length: Items of a list; 0 allows any number.
+    """
+
+    default: Value
+    description: str
+    unit: str = ""
+    lower: float = -math.inf
+    upper: float = math.inf
+    choices: tuple[str, ...] = ()
+    length: int = 0
+
+    @property
+    def allowed(self) -> str:
+        """What values are allowed, in words."""
+        kind = {bool: "true or false", int: "integers", float: "numbers", str: "strings"}.get(
+            type(self.default), f"lists of {self.length or 'any number of'} numbers"
+        )
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if math.isinf(self.lower) and math.isinf(self.upper):
+            return kind
+        if math.isinf(self.upper):
+            return f"{kind} >= {self.lower:g}"
+        return f"{kind} from {self.lower:g} to {self.upper:g}"
+
+    def checked(self, key: str, value: Any) -> Value:
+        """The value in the parameter's type; raises ConfigError naming key, value and allowed."""
+        result = self._converted(value)
+        numbers = result if isinstance(result, list) else [result]
+        fits = result is not None and all(
+            isinstance(x, (bool, str)) or self.lower <= x <= self.upper for x in numbers
+        )
+        if isinstance(result, list) and self.length and len(result) != self.length:
+            fits = False
+        if self.choices and result not in self.choices:
+            fits = False
+        if not fits or result is None:
+            raise ConfigError(f"{key} is {value!r}; allowed are {self.allowed}")
+        return result
+
+    def _converted(self, value: Any) -> Value | None:
+        if isinstance(self.default, (bool, str)):
+            return value if isinstance(value, type(self.default)) else None
+        if isinstance(self.default, list):
+            if isinstance(value, (str, bool)) or not hasattr(value, "__len__"):
+                return None
+            items = [Entry(0.0, "")._converted(item) for item in value]
+            return None if None in items else items  # type: ignore[return-value]
+        if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)):
+            return None
+        if isinstance(self.default, int):
+            return int(value) if isinstance(value, (int, np.integer)) else None
+        return None if math.isnan(value) else float(value)
+
+
+def _solver_entries() -> dict[str, Entry]:
+    """Options of the solver, but for those that have a key of their own."""
+    return {
+        f"solver.{f.name}": Entry(
+            f.default, f.metadata["description"], lower=1 if isinstance(f.default, int) else 0.0
+        )
+        for f in fields(SolverOptions)
+        if f.name not in ("half_bandwidth", "recovery")
+    }
+
+
+#: Parameters that every robot has.
+GENERAL: dict[str, Entry] = {
+    "robot": Entry("unicycle", "Built-in robot, or package.module:attribute of another."),
+    "horizon": Entry(0, "Control intervals; 0 takes the robot's.", lower=0, upper=10_000),
+    "dt": Entry(0.0, "Length of an interval; 0 takes the robot's.", "s", 0.0, 10.0),
+    "transcription": Entry(
+        "", "Finite-difference scheme; empty takes the robot's.", choices=("", *sorted(SCHEMES))
+    ),
+    "substeps": Entry(1, "Integration steps in an interval, for euler and rk4.", "", 1, 100),
+    "bandwidth": Entry(0, "Half bandwidth of the Hessian; 0 derives it.", "", 0, 1000),
+    "recovery": Entry("direct", "Recovery of the band from probes.", choices=RECOVERIES),
+    "controller_frequency": Entry(20.0, "Rate of the control loop.", "Hz", 0.1, 1000.0),
+    "deadline": Entry(0.8, "Share of the period that a solve may take.", "", 0.01, 1.0),
+    "max_state_age": Entry(0.3, "Age of the state beyond which the robot is stopped.", "s", 0.01),
+    "command_lead": Entry(0.1, "Lag of the velocity controllers below.", "s", 0.0, 10.0),
+    "enable_stamped_cmd_vel": Entry(True, "Publish TwistStamped; Twist if false."),
+    "reference_speed": Entry(0.5, "Speed along a path.", "m/s", 0.0, 100.0),
+    "obstacles": Entry([], "Circles as x, y, radius one after the other.", "m"),
+    "simulator.frequency": Entry(100.0, "Rate of the simulated state.", "Hz", 1.0, 1000.0),
+    "simulator.initial_state": Entry([], "First state; empty is zero."),
+    "simulator.command_timeout": Entry(0.5, "Age of a command that is still obeyed.", "s", 0.0),
+} | _solver_entries()
+
+
+def entries_of(robot: Robot) -> dict[str, Entry]:
+    """All parameters of a robot: the general ones and those named after its costs and states."""
+    table = dict(GENERAL)
+    for name in (*robot.stage_costs, *robot.terminal_costs):
+        weight = robot.weights.get(name, 1.0)
+        table[f"weights.{name}"] = Entry(weight, f"Weight of the cost {name!r}.", "", 0.0)
+    for name in (*robot.states, *robot.inputs):
+        limits = list(robot.limits.get(name, (-math.inf, math.inf)))
+        text = f"Lower and upper limit of {name!r}."
+        table[f"limits.{name}"] = Entry(limits, text, length=2)
+    for name, value in robot.model.items():
+        table[f"model.{name}"] = Entry(value, f"Physical constant {name!r} of the model.")
+    return table
+
+
+class Config:
+    """Checked parameters of one robot, and what is built from them.
+
+    Args:
+        given: Parameter -> value, keys joined by dots; everything else takes its default.
+
+    Attributes:
+        robot: The robot.
+        table: Parameter -> entry.
+        values: Parameter -> value, complete.
+
+    Raises:
+        ConfigError: A key is unknown or a value not allowed; the message names the key, the
+            value and what is allowed.
+    """
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        name = GENERAL["robot"].checked("robot", given.get("robot", GENERAL["robot"].default))
+        try:
+            self.robot = load_robot(str(name))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self.table = entries_of(self.robot)
+        for key in given:
+            if key not in self.table:
+                near = difflib.get_close_matches(key, self.table, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {sorted(self.table)}"
+                raise ConfigError(f"{key} is not a parameter of robot {self.robot.name!r}; {hint}")
+        self.values: dict[str, Any] = {
+            key: entry.checked(key, given.get(key, entry.default))
+            for key, entry in self.table.items()
+        }
+        if len(self["obstacles"]) % 3 or len(self["obstacles"]) > 3 * self.robot.obstacles:
+            raise ConfigError(
+                f"obstacles has {len(self['obstacles'])} numbers; allowed are x, y, radius of up "
+                f"to {self.robot.obstacles} circles"
+            )
+        try:
+            self.problem()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    @classmethod
+    def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+        """Read a parameter file; the file's keys and the overrides are checked alike."""
+        return cls({**read_parameter_file(path), **(overrides or {})})
+
+    def __getitem__(self, key: str) -> Any:
+        """Value of a parameter."""
+        return self.values[key]
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Values of the parameters ``name.*`` by the rest of their names."""
+        prefix = f"{name}."
+        return {k.removeprefix(prefix): v for k, v in self.values.items() if k.startswith(prefix)}
+
+    @property
+    def period_s(self) -> float:
+        """Period of the control loop in seconds."""
+        return 1.0 / self["controller_frequency"]
+
+    def problem(self) -> OptimalControlProblem:
+        """The optimal control problem."""
+        return self.robot.problem(
+            self["horizon"] or self.robot.horizon,
+            self["dt"] or self.robot.dt,
+            self.section("weights"),
+            {name: tuple(pair) for name, pair in self.section("limits").items()},
+        )
+
+    def controller(self) -> RecedingHorizonController:
+        """The controller, not yet checked."""
+        options = SolverOptions(
+            half_bandwidth=self["bandwidth"], recovery=self["recovery"], **self.section("solver")
+        )
+        scheme = self["transcription"] or self.robot.transcription
+        return RecedingHorizonController(self.problem(), scheme, self["substeps"], options)
+
+    def obstacles(self) -> np.ndarray:
+        """Circles (slots, 3); unused slots hold one so far away that it matters to nobody."""
+        circles = np.array(self["obstacles"], dtype=np.float64).reshape(-1, 3)
+        unused = np.tile([1e4, 1e4, 0.0], (self.robot.obstacles - len(circles), 1))
+        return np.vstack([circles, unused])
+
+
+def read_parameter_file(path: Path) -> dict[str, Any]:
+    """Parameters of a ROS 2 parameter file, keys joined by dots.
+
+    Raises:
+        ConfigError: The file is missing, no YAML, or not in ``/**: ros__parameters:`` form.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or len(content) != 1:
+        raise ConfigError(f"{path} must have one top-level key, '/**' or the name of the node")
+    (node,) = content.values()
+    if not isinstance(node, dict) or set(node) != {"ros__parameters"}:
+        raise ConfigError(f"{path} must hold 'ros__parameters' below its top-level key, alone")
+    return dict(_flat(node["ros__parameters"] or {}))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    items: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            items += _flat(value, f"{prefix}{key}.")
+        else:
+            items.append((f"{prefix}{key}", value))
+    return items

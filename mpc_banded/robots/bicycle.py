@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Car with Ackermann steering as a kinematic bicycle; odometry in, twist out.
+
+State (x, y, yaw, v): pose of the rear axle's centre in the odometry frame in m and rad, forward
+speed in m/s. Input: acceleration in m/s^2, steering angle in rad. The command is a twist, as the
+bicycle and Ackermann steering controllers of ros2_control take it.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from mpc_banded.robots.robot import Robot, distance
+
+#: Time in which the car's speed controller reaches a commanded speed, in seconds.
+SPEED_LAG = 0.2
+RADIUS = 1.0
+#: Distance of the rim from obstacles that the plan keeps, in m.
+MARGIN = 0.2
+
+
+def dynamics(x, u, p):
+    """No side slip (Rajamani, Vehicle Dynamics and Control, section 2.2)."""
+    yaw, v = x[..., 2], x[..., 3]
+    turn = v * torch.tan(u[..., 1]) / p["wheelbase"]
+    return torch.stack([v * torch.cos(yaw), v * torch.sin(yaw), turn, u[..., 0]], dim=-1)
+
+
+def position(x, u, p):
+    """Squared distance from the reference."""
+    offset = x[..., :2] - p["reference"][..., :2]
+    return (offset * offset).sum(dim=-1)
+
+
+def heading(x, u, p):
+    """Twice the squared sine of half the heading error: a parabola that knows full turns."""
+    return 1.0 - torch.cos(x[..., 2] - p["reference"][..., 2])
+
+
+def speed(x, u, p):
+    """Squared error of the forward speed."""
+    return (x[..., 3] - p["reference"][..., 3]) ** 2
+
+
+def acceleration(x, u, p):
+    """Squared acceleration."""
+    return u[..., 0] ** 2
+
+
+def steering(x, u, p):
+    """Squared steering angle."""
+    return u[..., 1] ** 2
+
+
+def arrival(x, p):
+    """Squared distance and heading error at the end of the horizon."""
+    return position(x, None, p) + 5.0 * heading(x, None, p)
+
+
+def clearance(x, u, p):
+    """Distance of the car's rim from each obstacle, beyond the margin."""
+    return distance(x, p["obstacles"], margin=RADIUS + MARGIN)
+
+
+def command(x, u, model):
+    """Speed one lead ahead, and the yaw rate that the steering angle gives at that speed."""
+    return {"v": x[3], "w": x[3] * math.tan(u[1]) / model["wheelbase"]}
+
+
+def actuate(x, command, model):
+    """A speed controller with a first-order lag; wheels that turn to the commanded curvature."""
+    v = command["v"] if abs(command["v"]) > 0.1 else 0.1
+    return np.array(
+        [(command["v"] - x[3]) / SPEED_LAG, math.atan(command["w"] * model["wheelbase"] / v)]
+    )
+
+
+bicycle = Robot(
+    name="bicycle",
+    states=("x", "y", "yaw", "v"),
+    inputs=("acceleration", "steering"),
+    state_message="odometry",
+    command_message="twist",
+    reference_message="path",
+    reference=("x", "y", "yaw", "v"),
+    dynamics=dynamics,
+    stage_costs={
+        "position": position,
+        "heading": heading,
+        "speed": speed,
+        "acceleration": acceleration,
+        "steering": steering,
+    },
+    terminal_costs={"arrival": arrival},
+    inequalities={"clearance": clearance},
+    penalties={"clearance": (200.0, 100.0)},
+    weights={
+        "position": 1.0,
+        "heading": 5.0,
+        "speed": 1.0,
+        "acceleration": 0.1,
+        "steering": 2.0,
+        "arrival": 10.0,
+    },
+    limits={"v": (0.0, 8.0), "acceleration": (-4.0, 3.0), "steering": (-0.5, 0.5)},
+    model={"wheelbase": 2.5},
+    command=command,
+    actuate=actuate,
+    obstacles=4,
+    cyclic=("yaw",),
+    transcription="rk4",
+    horizon=50,
+)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node, the simulator and the replay need to know of a robot.
+
+A robot is described by torch functions and by names. Names connect it to messages: a state called
+``yaw`` is filled from whatever the state message calls yaw (messages.py), a reference column
+``v`` from the speed of the path, a limit ``v`` bounds it wherever it occurs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from mpc_banded import messages
+from mpc_banded.problem import (
+    Dynamics,
+    Inequality,
+    OptimalControlProblem,
+    StageCost,
+    TerminalCost,
+    Trajectory,
+)
+
+BUILT_IN = ("unicycle", "bicycle", "cartpole")
+
+Values = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Robot:
+    """A robot, its costs and its messages.
+
+    Attributes:
+        name: For messages and diagnostics.
+        states: Name of each state, in the order of ``x``.
+        inputs: Name of each input, in the order of ``u``.
+        state_message: Kind of message that carries the state: a key of messages.STATES.
+        command_message: Kind of message that carries the command: a key of messages.COMMANDS.
+        reference_message: Kind of message that carries the reference: a key of
+            messages.REFERENCES.
+        reference: Names of the columns of ``p["reference"]``.
+        dynamics, stage_costs, terminal_costs, inequalities, penalties, weights: As in
+            OptimalControlProblem; ``p`` holds "reference", each value of ``model`` by its name,
+            and "obstacles" (count, 3) as x, y, radius if ``obstacles`` is positive.
+        limits: Name of a state or input -> (lower, upper); absent names are unbounded.
+        model: Physical constants by name, live parameters of the dynamics.
+        command: ``(x, u, model) -> name -> value`` of what the command message carries, from
+            the state one ``command_lead`` ahead and the current input. By default each input.
+        actuate: ``(x, command, model) -> u``: what the machine makes of a command, for the
+            simulator. By default the command is the input.
+        obstacles: Number of obstacle slots.
+        cyclic: States that are angles, equal modulo a full turn.
+        transcription: Finite-difference scheme that suits it.
+        horizon, dt: Grid that suits it.
+    """
+
+    name: str
+    states: tuple[str, ...]
+    inputs: tuple[str, ...]
+    state_message: str
+    command_message: str
+    reference_message: str
+    reference: tuple[str, ...]
+    dynamics: Dynamics
+    stage_costs: Mapping[str, StageCost]
+    terminal_costs: Mapping[str, TerminalCost] = field(default_factory=dict)
+    inequalities: Mapping[str, Inequality] = field(default_factory=dict)
+    penalties: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    weights: Values = field(default_factory=dict)
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    model: Values = field(default_factory=dict)
+    command: Callable[[np.ndarray, np.ndarray, Values], dict[str, float]] | None = None
+    actuate: Callable[[np.ndarray, Values, Values], np.ndarray] | None = None
+    obstacles: int = 0
+    cyclic: tuple[str, ...] = ()
+    transcription: str = "midpoint"
+    horizon: int = 40
+    dt: float = 0.05
+
+    def __post_init__(self) -> None:
+        for what, kind, table in (
+            ("state_message", self.state_message, messages.STATES),
+            ("command_message", self.command_message, messages.COMMANDS),
+            ("reference_message", self.reference_message, messages.REFERENCES),
+        ):
+            if kind not in table:
+                raise ValueError(f"{what} is {kind!r}; allowed are {sorted(table)}")
+        named = (*self.states, *self.inputs)
+        if len(set(named)) < len(named):
+            raise ValueError(f"names of states and inputs must differ; got {named}")
+        for what, names in (("limits", self.limits), ("cyclic", self.cyclic)):
+            unknown = sorted(set(names) - set(named))
+            if unknown:
+                raise ValueError(f"{what} has unknown names {unknown}; allowed are {named}")
+
+    def problem(
+        self,
+        horizon: int,
+        dt: float,
+        weights: Values | None = None,
+        limits: Mapping[str, tuple[float, float]] | None = None,
+    ) -> OptimalControlProblem:
+        """The optimal control problem on a grid, with weights and limits replaced by name."""
+        limits = {**self.limits, **(limits or {})}
+
+        def bounds(names: tuple[str, ...]) -> tuple[list[float], list[float]]:
+            pairs = [limits.get(name, (-np.inf, np.inf)) for name in names]
+            return [float(low) for low, _ in pairs], [float(high) for _, high in pairs]
+
+        parameters: dict[str, tuple[int, ...]] = {"reference": (len(self.reference),)}
+        if self.obstacles:
+            parameters["obstacles"] = (self.obstacles, 3)
+        return OptimalControlProblem(
+            nx=len(self.states),
+            nu=len(self.inputs),
+            horizon=horizon,
+            dt=dt,
+            dynamics=self.dynamics,
+            stage_costs=self.stage_costs,
+            terminal_costs=self.terminal_costs,
+            weights={**self.weights, **(weights or {})},
+            input_bounds=bounds(self.inputs),
+            state_bounds=bounds(self.states),
+            inequalities=self.inequalities,
+            penalties=self.penalties,
+            parameters=parameters | dict.fromkeys(self.model, ()),
+        )
+
+    def state(self, values: Values) -> np.ndarray:
+        """The state (nx,) from named values; raises KeyError naming what a message lacks."""
+        missing = [name for name in self.states if name not in values]
+        if missing:
+            raise KeyError(f"{self.state_message} has no {missing}; it has {sorted(values)}")
+        return np.array([values[name] for name in self.states], dtype=np.float64)
+
+    def command_values(self, plan: Trajectory, lead_s: float, model: Values) -> dict[str, float]:
+        """What the command message shall carry, ``lead_s`` seconds into the plan."""
+        if self.command is None:
+            return dict(zip(self.inputs, plan.inputs[0].tolist(), strict=True))
+        return self.command(plan.state_at(lead_s), plan.inputs[0], model)
+
+    def input_of(self, state: np.ndarray, command: Values, model: Values) -> np.ndarray:
+        """The input (nu,) that the machine makes of a command."""
+        if self.actuate is None:
+            return np.array([command[name] for name in self.inputs], dtype=np.float64)
+        return self.actuate(state, command, model)
+
+
+def distance(x: torch.Tensor, obstacles: torch.Tensor, margin: float) -> torch.Tensor:
+    """Clearance (..., count) of the position x[..., :2] to circles (..., count, 3), in metres.
+
+    Smooth at the centre of a circle, where it is 1 mm too large.
+    """
+    offset = x[..., None, :2] - obstacles[..., :2]
+    return torch.sqrt((offset * offset).sum(dim=-1) + 1e-6) - obstacles[..., 2] - margin
+
+
+def load_robot(name: str) -> Robot:
+    """A built-in robot by its name, or any other as ``package.module:attribute``.
+
+    Raises:
+        ValueError: Nothing of that name can be imported, or it is no Robot.
+    """
+    if ":" not in name:
+        if name not in BUILT_IN:
+            raise ValueError(
+                f"robot is {name!r}; allowed are {list(BUILT_IN)} and 'package.module:attribute'"
+            )
+        name = f"mpc_banded.robots.{name}:{name}"
+    module, _, attribute = name.partition(":")
+    try:
+        robot = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"robot is {name!r}, which cannot be imported: {error}") from error
+    if not isinstance(robot, Robot):
+        raise ValueError(f"robot is {name!r}, a {type(robot).__name__}; it must be a Robot")
+    return robot

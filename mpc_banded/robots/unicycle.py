@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Differential-drive base with limited speeds and accelerations; odometry in, twist out.
+
+State (x, y, yaw, v, w): pose in the odometry frame in m and rad, forward speed in m/s, yaw rate
+in rad/s. Input: their accelerations in m/s^2 and rad/s^2.
+"""
+
+import numpy as np
+import torch
+
+from mpc_banded.robots.robot import Robot, distance
+
+#: Time in which the base's own velocity controllers reach a commanded velocity, in seconds.
+VELOCITY_LAG = 0.1
+RADIUS = 0.25
+#: Distance of the rim from obstacles that the plan keeps, in m.
+MARGIN = 0.05
+
+
+def dynamics(x, u, p):
+    """Rolling without slip."""
+    yaw, v, w = x[..., 2], x[..., 3], x[..., 4]
+    rates = [v * torch.cos(yaw), v * torch.sin(yaw), w, u[..., 0], u[..., 1]]
+    return torch.stack(rates, dim=-1)
+
+
+def position(x, u, p):
+    """Squared distance from the reference."""
+    offset = x[..., :2] - p["reference"][..., :2]
+    return (offset * offset).sum(dim=-1)
+
+
+def heading(x, u, p):
+    """Twice the squared sine of half the heading error: a parabola that knows full turns."""
+    return 1.0 - torch.cos(x[..., 2] - p["reference"][..., 2])
+
+
+def speed(x, u, p):
+    """Squared error of the forward speed."""
+    return (x[..., 3] - p["reference"][..., 3]) ** 2
+
+
+def turning(x, u, p):
+    """Squared yaw rate."""
+    return x[..., 4] ** 2
+
+
+def effort(x, u, p):
+    """Squared accelerations."""
+    return (u * u).sum(dim=-1)
+
+
+def arrival(x, p):
+    """Squared distance and heading error at the end of the horizon."""
+    return position(x, None, p) + 0.2 * heading(x, None, p)
+
+
+def clearance(x, u, p):
+    """Distance of the base's rim from each obstacle, beyond the margin."""
+    return distance(x, p["obstacles"], margin=RADIUS + MARGIN)
+
+
+def command(x, u, model):
+    """The velocities that the plan reaches one lead ahead."""
+    return {"v": x[3], "w": x[4]}
+
+
+def actuate(x, command, model):
+    """Velocity controllers with a first-order lag."""
+    return np.array([command["v"] - x[3], command["w"] - x[4]]) / VELOCITY_LAG
+
+
+unicycle = Robot(
+    name="unicycle",
+    states=("x", "y", "yaw", "v", "w"),
+    inputs=("linear_acceleration", "angular_acceleration"),
+    state_message="odometry",
+    command_message="twist",
+    reference_message="path",
+    reference=("x", "y", "yaw", "v"),
+    dynamics=dynamics,
+    stage_costs={
+        "position": position,
+        "heading": heading,
+        "speed": speed,
+        "turning": turning,
+        "effort": effort,
+    },
+    terminal_costs={"arrival": arrival},
+    inequalities={"clearance": clearance},
+    penalties={"clearance": (100.0, 100.0)},
+    weights={
+        "position": 10.0,
+        "heading": 1.0,
+        "speed": 1.0,
+        "turning": 0.01,
+        "effort": 0.02,
+        "arrival": 50.0,
+    },
+    limits={
+        "v": (-0.3, 1.2),
+        "w": (-1.8, 1.8),
+        "linear_acceleration": (-1.0, 1.0),
+        "angular_acceleration": (-4.0, 4.0),
+    },
+    command=command,
+    actuate=actuate,
+    obstacles=4,
+    cyclic=("yaw",),
+)
