@@ -16,6 +16,7 @@ Biegler, Math. Program. 106, 2006, section 2; the slacks' reset: Curtis and Noce
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ import numpy as np
 from mpc_banded import banded
 from mpc_banded.derivatives import Evaluation, inequalities_times, inequalities_transposed
 from mpc_banded.problem import STATE_BOUND_PENALTY, OptimalControlProblem
+
+Resampling = Callable[[np.ndarray], np.ndarray]
 
 #: Share of the way to the boundary that one step may go.
 TO_BOUNDARY = 0.995
@@ -75,8 +78,8 @@ class Barrier:
         self.at_lower, self._state_lower = states[np.isfinite(lower)], lower[np.isfinite(lower)]
         self.at_upper, self._state_upper = states[np.isfinite(upper)], upper[np.isfinite(upper)]
         self.shape = (horizon, sum(widths.values()))
-        of_h = [problem.penalties[name] for name, m in widths.items() for _ in range(m)]
-        of_h = np.tile(np.array(of_h, dtype=np.float64).reshape(-1, 2), (horizon, 1))
+        weights = [problem.penalties[name] for name, m in widths.items() for _ in range(m)]
+        of_h = np.tile(np.array(weights, dtype=np.float64).reshape(-1, 2), (horizon, 1))
         bounds = len(self.at_lower) + len(self.at_upper)
         self.penalty = np.vstack([of_h, np.tile(STATE_BOUND_PENALTY, (bounds, 1))]).T.copy()
 
@@ -107,7 +110,7 @@ class Barrier:
 
     def slacks(self, z: np.ndarray, c: np.ndarray, mu: float) -> Slacks:
         """All distances; those of the rows at their optimum for ``c``."""
-        v, t = optimal_slacks(c, *self.penalty, mu)
+        v, t = optimal_slacks(c, self.penalty[0], self.penalty[1], mu)
         u = z[self.inputs]
         return Slacks(u - self.lower, self.upper - u, t, v)
 
@@ -186,7 +189,7 @@ class Barrier:
         floor = 1.0 - TO_BOUNDARY
         return Duals(*(np.maximum(b, floor * a) for a, b in zip(now, targets, strict=True)))
 
-    def resampled(self, duals: Duals, resample) -> Duals:
+    def resampled(self, duals: Duals, resample: Resampling) -> Duals:
         """Duals with ``resample`` applied to each as an array of stages (N, ...)."""
         of_inputs = [
             resample(a.reshape(self.shape[0], -1)).ravel() for a in (duals.lower, duals.upper)
@@ -195,7 +198,7 @@ class Barrier:
             *of_inputs, *(self._resampled_rows(a, resample) for a in (duals.rows, duals.slacks))
         )
 
-    def _resampled_rows(self, rows: np.ndarray, resample) -> np.ndarray:
+    def _resampled_rows(self, rows: np.ndarray, resample: Resampling) -> np.ndarray:
         parts = [a.reshape(self.shape[0], -1) for a in self.split(rows)]
         return np.concatenate([resample(a).ravel() for a in parts])
 

@@ -70,8 +70,9 @@ class Entry:
         """The value in the parameter's type; raises ConfigError naming key, value and allowed."""
         result = self._converted(value)
         numbers = result if isinstance(result, list) else [result]
-        fits = result is not None and all(
-            isinstance(x, (bool, str)) or self.lower <= x <= self.upper for x in numbers
+        fits = all(
+            isinstance(x, (bool, str)) or (x is not None and self.lower <= x <= self.upper)
+            for x in numbers
         )
         if isinstance(result, list) and self.length and len(result) != self.length:
             fits = False
@@ -98,13 +99,16 @@ class Entry:
 
 def _solver_entries() -> dict[str, Entry]:
     """Options of the solver, but for those that have a key of their own."""
-    return {
-        f"solver.{f.name}": Entry(
-            f.default, f.metadata["description"], lower=1 if isinstance(f.default, int) else 0.0
-        )
-        for f in fields(SolverOptions)
-        if f.name not in ("half_bandwidth", "recovery")
-    }
+    defaults = SolverOptions()
+    entries = {}
+    for option in fields(defaults):
+        if option.name not in ("half_bandwidth", "recovery"):
+            default = getattr(defaults, option.name)
+            lower = 1 if isinstance(default, int) else 0.0
+            entries[f"solver.{option.name}"] = Entry(
+                default, option.metadata["description"], lower=lower
+            )
+    return entries
 
 
 #: Parameters that every robot has.

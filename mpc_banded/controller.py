@@ -121,7 +121,7 @@ class RecedingHorizonController:
         """Verify the half bandwidth with a random probe; raises BandwidthError."""
         data = self.transcription.stage_data(state, parameters, self._weights)
         generator = np.random.default_rng(0)
-        z = self._cold(np.asarray(state, dtype=np.float64)).z
+        z = self._cold(np.asarray(state, dtype=np.float64))
         self._solver.derivatives.check(z + 1e-2 * generator.standard_normal(len(z)), data)
 
     def step(
@@ -155,38 +155,40 @@ class RecedingHorizonController:
         solution = None
         if np.isfinite(state).all():
             deadline = np.inf if deadline_s is None else began + deadline_s
-            solution = self._solver.solve(start or self._cold(state), data, deadline)
+            begin = self._cold(state) if start is None else start
+            solution = self._solver.solve(begin, data, deadline)
         return self._decide(state, start, solution, time.perf_counter() - began)
 
     def _decide(
         self, state: np.ndarray, start: Point | None, solution: Solution | None, solve_s: float
     ) -> ControlStep:
-        usable = solution is not None and solution.status is not Status.NON_FINITE
-        if usable and (solution.iterations or solution.status is Status.CONVERGED):
+        status = Status.NON_FINITE if solution is None else solution.status
+        if status is Status.NON_FINITE:
+            solution = None
+        if solution and (solution.iterations or status is Status.CONVERGED):
             source, point = CommandSource.SOLUTION, solution.point
         elif start is not None:
             source, point = CommandSource.SHIFTED, start
         else:
             source, point = CommandSource.FALLBACK, None
-        self._point = point
-        self._last_state = state if np.isfinite(state).all() else self._last_state
+        self._point = None if status in _RESTART else point
+        if np.isfinite(state).all():
+            self._last_state = state
         if point is None:
             plan = self._standing(self._last_state)
         else:
             plan = self.transcription.unpack(point.z, self._last_state)
-        if solution is not None and solution.status in _RESTART:
-            self._point = None
         return ControlStep(
             command=self._inside_bounds(plan.inputs[0]),
             plan=plan,
-            status=Status.NON_FINITE if solution is None else solution.status,
+            status=status,
             source=source,
             iterations=len(solution.iterations) if solution else 0,
             solve_time_s=solve_s,
-            kkt_residual=solution.kkt_residual if usable else np.nan,
-            defect_norm=solution.defect_norm if usable else np.nan,
-            cost_terms=self._cost_terms(solution) if usable else {},
-            violations=self._violations(solution) if usable else {},
+            kkt_residual=solution.kkt_residual if solution else np.nan,
+            defect_norm=solution.defect_norm if solution else np.nan,
+            cost_terms=self._cost_terms(solution) if solution else {},
+            violations=self._violations(solution) if solution else {},
         )
 
     def _inside_bounds(self, command: np.ndarray) -> np.ndarray:
@@ -201,7 +203,7 @@ class RecedingHorizonController:
             self.problem.dt,
         )
 
-    def _cold(self, state: np.ndarray) -> Point:
+    def _cold(self, state: np.ndarray) -> np.ndarray:
         """Standing still, but for a little noise on the inputs, the same each time.
 
         Standing still can be a stationary point that is no minimum (a pendulum hanging at rest,
@@ -211,8 +213,7 @@ class RecedingHorizonController:
         lower, upper = problem.input_bounds
         noise = np.random.default_rng(0).standard_normal((problem.horizon, problem.nu))
         inputs = standing.inputs + 1e-3 * np.minimum(upper - lower, 1.0) * noise
-        z = self.transcription.pack(Trajectory(standing.states, inputs, problem.dt))
-        return Point(z, np.zeros((problem.horizon, problem.nx)))
+        return self.transcription.pack(Trajectory(standing.states, inputs, problem.dt))
 
     def _shifted(self, elapsed_s: float) -> Point | None:
         """The last solution moved forward in time; None if it does not reach that far."""

@@ -35,6 +35,7 @@ class Values:
 
     @property
     def cost(self) -> float:
+        """Sum of all costs."""
         return float(self.costs.sum())
 
 
@@ -148,7 +149,7 @@ class Derivatives:
 
 def defects_times(jacobian: np.ndarray, z: np.ndarray) -> np.ndarray:
     """J z of the defect Jacobian (N, nx, 2 nx + nu) and a vector (n,); (N, nx)."""
-    horizon, nx, width = jacobian.shape
+    _, nx, width = jacobian.shape
     padded = np.concatenate([np.zeros(nx), z])
     windows = np.lib.stride_tricks.sliding_window_view(padded, width)[:: width - nx]
     return np.matmul(jacobian, windows[:, :, None])[:, :, 0]

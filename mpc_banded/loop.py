@@ -102,8 +102,11 @@ class ControlLoop:
         """Take a message of a reference topic; returns why it was rejected, if it was."""
         try:
             if topic == "plan":
-                points = messages.path_points(message)
-                self.reference = PathReference(points, self.config["reference_speed"])
+                path = PathReference(messages.path_points(message), self.config["reference_speed"])
+                known = self.reference
+                if isinstance(known, PathReference) and np.array_equal(known.points, path.points):
+                    path.progress = known.progress
+                self.reference = path
             elif topic == "goal_pose":
                 self.reference = GoalReference(*messages.goal_pose(message))
             else:

@@ -21,9 +21,10 @@ multipliers of inequalities are ``>= 0``, and a defect is *next state minus pred
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ Parameters = Mapping[str, Tensor]
 Dynamics = Callable[[Tensor, Tensor, Parameters], Tensor]
 StageCost = Callable[[Tensor, Tensor, Parameters], Tensor]
 TerminalCost = Callable[[Tensor, Parameters], Tensor]
+#: (lower, upper), each an array or a scalar; arrays once the problem is built.
+Bounds = tuple[Any, Any]
 Inequality = Callable[[Tensor, Tensor, Parameters], Tensor]
 
 #: Softening of the state bounds: linear and quadratic weight of their violation.
@@ -49,6 +52,7 @@ class Trajectory:
 
     @property
     def horizon(self) -> int:
+        """Number of control intervals."""
         return len(self.inputs)
 
     def state_at(self, time_s: float) -> np.ndarray:
@@ -96,8 +100,8 @@ class OptimalControlProblem:
     stage_costs: Mapping[str, StageCost] = field(default_factory=dict)
     terminal_costs: Mapping[str, TerminalCost] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
-    input_bounds: tuple = (-np.inf, np.inf)
-    state_bounds: tuple = (-np.inf, np.inf)
+    input_bounds: Bounds = (-np.inf, np.inf)
+    state_bounds: Bounds = (-np.inf, np.inf)
     inequalities: Mapping[str, Inequality] = field(default_factory=dict)
     penalties: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -181,8 +185,8 @@ class OptimalControlProblem:
         _check_shape("dynamics", self.dynamics(x, u, p), (2, self.nx))
         for name, cost in self.stage_costs.items():
             _check_shape(f"stage_costs[{name!r}]", cost(x, u, p), (2,))
-        for name, cost in self.terminal_costs.items():
-            _check_shape(f"terminal_costs[{name!r}]", cost(x, p), (2,))
+        for name, terminal in self.terminal_costs.items():
+            _check_shape(f"terminal_costs[{name!r}]", terminal(x, p), (2,))
         widths = {}
         for name, inequality in self.inequalities.items():
             value = inequality(x, u, p)
@@ -201,7 +205,7 @@ def _check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value!r}; allowed are finite values > 0")
 
 
-def _check_names(what: str, given: Mapping, allowed) -> None:
+def _check_names(what: str, given: Iterable[str], allowed: Iterable[str]) -> None:
     unknown = sorted(set(given) - set(allowed))
     if unknown:
         raise ValueError(f"{what} has unknown names {unknown}; allowed are {sorted(allowed)}")
@@ -226,7 +230,7 @@ def _check_shape(what: str, value: object, shape: tuple[int, ...]) -> None:
         )
 
 
-def _bounds(name: str, bounds: tuple, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(name: str, bounds: Bounds, size: int) -> tuple[np.ndarray, np.ndarray]:
     try:
         lower, upper = (
             np.broadcast_to(np.asarray(b, dtype=np.float64), (size,)).copy() for b in bounds

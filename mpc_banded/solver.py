@@ -12,8 +12,9 @@ Optimization, 2nd ed., sections 17.4 and 18.3; Schittkowski 1983 for the merit).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from typing import Any
 
 import numpy as np
 
@@ -57,34 +58,38 @@ class Status(Enum):
     )
 
 
+def _option(default: Any, description: str) -> Any:
+    return field(default=default, metadata={"description": description})
+
+
 @dataclass(frozen=True)
 class SolverOptions:
     """Options of the Newton solver; "relative" is relative to the mean curvature of the costs."""
 
-    max_iterations: int = 100
-    """Newton iterations of one solve at most."""
-    kkt_tolerance: float = 1e-6
-    """Largest gradient of the Lagrangian, relative to 1 + |gradient of the costs|."""
-    defect_tolerance: float = 1e-6
-    """Largest defect, in units of the states."""
-    barrier: float = 1e-5
-    """mu that a solve ends with, relative."""
-    barrier_initial: float = 1e-1
-    """mu that a cold solve begins with, relative."""
-    penalty: float = 1e7
-    """rho of the Newton matrix, relative."""
-    merit_penalty: float = 1e1
-    """rho of the line search's merit at first, relative; raised until the step descends."""
-    regularization_min: float = 1e-6
-    """First shift of an indefinite Newton matrix, relative."""
-    regularization_max: float = 1e10
-    """Largest shift tried, relative."""
-    armijo_slope: float = 1e-4
-    """Fraction of the predicted decrease that a step must reach."""
-    half_bandwidth: int = 0
-    """Half bandwidth of the Newton matrix; 0 takes the one derived from the couplings."""
-    recovery: str = "direct"
-    """Recovery of the band from probes: direct, substitution, phase or random."""
+    max_iterations: int = _option(100, "Newton iterations of one solve at most.")
+    kkt_tolerance: float = _option(
+        1e-6, "Largest gradient of the Lagrangian, relative to 1 + |gradient of the costs|."
+    )
+    defect_tolerance: float = _option(1e-6, "Largest defect, in units of the states.")
+    barrier: float = _option(1e-5, "mu that a solve ends with, relative.")
+    barrier_initial: float = _option(1e-1, "mu that a cold solve begins with, relative.")
+    penalty: float = _option(1e7, "rho of the Newton matrix, relative.")
+    merit_penalty: float = _option(
+        1e1, "rho of the line search's merit at first, relative; raised until the step descends."
+    )
+    regularization_min: float = _option(
+        1e-6, "First shift of an indefinite Newton matrix, relative."
+    )
+    regularization_max: float = _option(1e10, "Largest shift tried, relative.")
+    armijo_slope: float = _option(
+        1e-4, "Fraction of the predicted decrease that a step must reach."
+    )
+    half_bandwidth: int = _option(
+        0, "Half bandwidth of the Newton matrix; 0 takes the one derived from the couplings."
+    )
+    recovery: str = _option(
+        "direct", "Recovery of the band from probes: direct, substitution, phase or random."
+    )
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -115,12 +120,12 @@ class Point:
     Attributes:
         z: (n,).
         multipliers: lambda of the dynamics (N, nx).
-        duals: Of the inequalities; None for a cold start.
+        duals: Of the inequalities.
     """
 
     z: np.ndarray
     multipliers: np.ndarray
-    duals: Duals | None = None
+    duals: Duals
 
 
 @dataclass(frozen=True)
@@ -189,21 +194,28 @@ class NewtonSolver:
         self._scale = 0.0
         self._shift = 0.0
 
-    def solve(self, start: Point, data: StageData, deadline: float = np.inf) -> Solution:
+    def solve(
+        self, start: Point | np.ndarray, data: StageData, deadline: float = np.inf
+    ) -> Solution:
         """Newton iterations from ``start`` until convergence, the limits, or the deadline.
 
         Args:
-            start: First iterate; inputs at or outside their bounds are moved inside.
+            start: The point of an earlier solve for a warm start, a trajectory z (n,) alone for a
+                cold one; inputs at or outside their bounds are moved inside.
             data: Initial state, parameters and weights.
             deadline: On the clock of time.perf_counter(), seconds. No iteration is begun that
                 would, by the pace so far, end after it.
         """
         options = self.options
         if not self._scale:
-            self._scale = self._mean_curvature(start, data)
-        cold = start.duals is None
-        mu = (options.barrier_initial if cold else options.barrier) * self._scale
-        point = self._inside(start, data, mu)
+            z = start.z if isinstance(start, Point) else start
+            self._scale = self._mean_curvature(z, data)
+        if isinstance(start, Point):
+            mu = options.barrier * self._scale
+            point = self._warm(start, data, mu)
+        else:
+            mu = options.barrier_initial * self._scale
+            point = self._cold(start, data, mu)
         history: list[Iteration] = []
         while True:
             began = time.perf_counter()
@@ -212,30 +224,35 @@ class NewtonSolver:
                 mu = max(options.barrier * self._scale, min(0.1 * mu, mu**1.5))
                 iterate = self._assess(iterate.point, iterate.evaluation, mu)
             status = self._terminate(iterate, len(history), deadline)
-            if status is None:
-                outcome = self._advance(iterate, data)
-                status = outcome if isinstance(outcome, Status) else None
-            if status is not None:
-                return self._finish(iterate, status, history)
+            outcome = status or self._advance(iterate, data)
+            if isinstance(outcome, Status):
+                return self._finish(iterate, outcome, history)
             point, record = outcome
             history.append(record)
             self._iteration_s = max(time.perf_counter() - began, 0.8 * self._iteration_s)
 
-    def _mean_curvature(self, start: Point, data: StageData) -> float:
+    def _mean_curvature(self, z: np.ndarray, data: StageData) -> float:
         """Mean diagonal of the costs' Hessian: the unit of penalties, shifts and barriers."""
-        none = np.zeros(self.barrier.shape)
-        zero = np.zeros_like(start.multipliers)
-        diagonal = self.derivatives.evaluate(start.z, data, zero, 0.0, none).bands[0]
+        problem = self.derivatives.transcription.problem
+        zero, none = np.zeros((problem.horizon, problem.nx)), np.zeros(self.barrier.shape)
+        diagonal = self.derivatives.evaluate(z, data, zero, 0.0, none).bands[0]
         mean = float(np.abs(diagonal).mean())
         return mean if np.isfinite(mean) and mean > 0.0 else 1.0
 
-    def _inside(self, start: Point, data: StageData, mu: float) -> Point:
-        z = self.barrier.interior(start.z, 1e-2 if start.duals is None else 1e-8)
+    def _cold(self, start: np.ndarray, data: StageData, mu: float) -> Point:
+        problem = self.derivatives.transcription.problem
+        z = self.barrier.interior(start, 1e-2)
+        duals = self.barrier.duals(self._slacks(z, data, mu), mu)
+        return Point(z, np.zeros((problem.horizon, problem.nx)), duals)
+
+    def _warm(self, start: Point, data: StageData, mu: float) -> Point:
+        z = self.barrier.interior(start.z, 1e-8)
+        duals = self.barrier.safeguarded(start.duals, self._slacks(z, data, mu), mu)
+        return Point(z, start.multipliers, duals)
+
+    def _slacks(self, z: np.ndarray, data: StageData, mu: float) -> Slacks:
         (values,) = self.derivatives.values(z[None], data)
-        slacks = self.barrier.slacks(z, self.barrier.rows(z, values.inequalities), mu)
-        if start.duals is None:
-            return Point(z, start.multipliers, self.barrier.duals(slacks, mu))
-        return Point(z, start.multipliers, self.barrier.safeguarded(start.duals, slacks, mu))
+        return self.barrier.slacks(z, self.barrier.rows(z, values.inequalities), mu)
 
     def _evaluate(self, point: Point, data: StageData, mu: float) -> _Iterate:
         of_h = self.barrier.split(point.duals.rows)[0]
@@ -274,7 +291,7 @@ class NewtonSolver:
             return Status.DEADLINE
         return None
 
-    def _advance(self, iterate: _Iterate, data: StageData):
+    def _advance(self, iterate: _Iterate, data: StageData) -> tuple[Point, Iteration] | Status:
         """The next point and the record of this iteration, or the status that says why not."""
         shift, factorizations = self._shift, 0
         failure = Status.NOT_POSITIVE_DEFINITE
@@ -327,7 +344,9 @@ class NewtonSolver:
             shifted = reached + rho * e.values.defects
         return _Step(step, reached, change)
 
-    def _line_search(self, iterate: _Iterate, step: _Step, data) -> tuple[float, Point] | None:
+    def _line_search(
+        self, iterate: _Iterate, step: _Step, data: StageData
+    ) -> tuple[float, Point] | None:
         """Longest of a halving sequence of lengths that satisfies Armijo's condition."""
         e, lam = iterate.evaluation, step.multipliers
         gradient = e.gradient + self.barrier.gradient(e, iterate.slacks, iterate.mu)
@@ -354,7 +373,9 @@ class NewtonSolver:
                     return length, self._moved(iterate, step, float(length), z, slacks)
         return None
 
-    def _moved(self, iterate, step: _Step, length: float, z, slacks: Slacks) -> Point:
+    def _moved(
+        self, iterate: _Iterate, step: _Step, length: float, z: np.ndarray, slacks: Slacks
+    ) -> Point:
         old = iterate.point
         duals = self.barrier.stepped(
             old.duals, iterate.evaluation, iterate.slacks, step.z, iterate.mu
@@ -365,12 +386,14 @@ class NewtonSolver:
             self.barrier.safeguarded(duals, slacks, iterate.mu),
         )
 
-    def _merit(self, values: Values, slacks: Slacks, lam, rho: float, mu: float) -> float:
+    def _merit(
+        self, values: Values, slacks: Slacks, lam: np.ndarray, rho: float, mu: float
+    ) -> float:
         d = values.defects
         of_dynamics = (lam * d).sum() + 0.5 * rho * (d * d).sum()
         return values.cost + float(of_dynamics) + self.barrier.value(slacks, mu)
 
-    def _finish(self, iterate: _Iterate, status: Status, history) -> Solution:
+    def _finish(self, iterate: _Iterate, status: Status, history: list[Iteration]) -> Solution:
         c = self.barrier.rows(iterate.point.z, iterate.evaluation.values.inequalities)
         return Solution(
             iterate.point,

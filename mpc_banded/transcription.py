@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from mpc_banded.problem import Dynamics, OptimalControlProblem, Parameters, Traj
 Scheme = Callable[[Dynamics, Tensor, Tensor, Tensor, Parameters, float, int], Tensor]
 
 
-def euler(f, x, u, x_next, p, dt, substeps):
+def euler(
+    f: Dynamics, x: Tensor, u: Tensor, x_next: Tensor, p: Parameters, dt: float, substeps: int
+) -> Tensor:
     """Explicit Euler: the derivative at the start of each substep. Order 1."""
     state, h = x, dt / substeps
     for _ in range(substeps):
@@ -29,17 +32,23 @@ def euler(f, x, u, x_next, p, dt, substeps):
     return x_next - state
 
 
-def midpoint(f, x, u, x_next, p, dt, substeps):
+def midpoint(
+    f: Dynamics, x: Tensor, u: Tensor, x_next: Tensor, p: Parameters, dt: float, substeps: int
+) -> Tensor:
     """Implicit midpoint: the derivative half way between both ends. Order 2, symplectic."""
     return x_next - x - dt * f(0.5 * (x + x_next), u, p)
 
 
-def trapezoid(f, x, u, x_next, p, dt, substeps):
+def trapezoid(
+    f: Dynamics, x: Tensor, u: Tensor, x_next: Tensor, p: Parameters, dt: float, substeps: int
+) -> Tensor:
     """Implicit trapezoid: the mean of the derivatives at both ends. Order 2."""
     return x_next - x - 0.5 * dt * (f(x, u, p) + f(x_next, u, p))
 
 
-def rk4(f, x, u, x_next, p, dt, substeps):
+def rk4(
+    f: Dynamics, x: Tensor, u: Tensor, x_next: Tensor, p: Parameters, dt: float, substeps: int
+) -> Tensor:
     """Classical Runge-Kutta from the start of the interval (multiple shooting). Order 4."""
     state, h = x, dt / substeps
     for _ in range(substeps):
@@ -122,7 +131,7 @@ class Transcription:
         self.n = problem.horizon * self.block
         self.half_bandwidth = max(self._span(variables) - 1 for variables in COUPLINGS.values())
 
-    def _span(self, variables) -> int:
+    def _span(self, variables: tuple[tuple[str, int], ...]) -> int:
         """Number of consecutive entries of z that the variables of one term cover."""
         nx, nu = self.problem.nx, self.problem.nu
         first = {"u": 0, "x": nu - self.block}
@@ -142,7 +151,10 @@ class Transcription:
         return Trajectory(states, stages[:, : self.problem.nu].copy(), self.problem.dt)
 
     def stage_data(
-        self, initial_state: np.ndarray, parameters: Mapping, weights: Mapping[str, float]
+        self,
+        initial_state: np.ndarray,
+        parameters: Mapping[str, Any],
+        weights: Mapping[str, float],
     ) -> StageData:
         """Checked live inputs as tensors; raises ValueError as the problem's checks do."""
         problem = self.problem

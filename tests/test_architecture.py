@@ -31,8 +31,10 @@ ORDER = (
     "messages",
     "robots",
     "config",
+    "loop",
     "ros",
     "offline",
+    "demo",
     "cli",
     "__main__",
 )
@@ -42,7 +44,7 @@ OPTIONAL = {"ackermann_msgs"}  # used where installed, as package.xml says
 HOMES = (  # outside packages, and the only parts that may import them
     (ROS, {"ros"}),
     (re.compile(r"rosbags"), {"offline"}),
-    (re.compile(r"matplotlib|rich"), {"ros", "offline", "cli"}),
+    (re.compile(r"matplotlib|rich"), {"offline", "demo", "cli"}),
 )
 
 

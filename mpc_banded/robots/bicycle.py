@@ -108,6 +108,7 @@ bicycle = Robot(
     command=command,
     actuate=actuate,
     obstacles=4,
+    radius=RADIUS,
     cyclic=("yaw",),
     transcription="rk4",
     horizon=50,

@@ -53,6 +53,7 @@ class Robot:
         actuate: ``(x, command, model) -> u``: what the machine makes of a command, for the
             simulator. By default the command is the input.
         obstacles: Number of obstacle slots.
+        radius: Of the robot's rim around its position, in m.
         cyclic: States that are angles, equal modulo a full turn.
         transcription: Finite-difference scheme that suits it.
         horizon, dt: Grid that suits it.
@@ -76,6 +77,7 @@ class Robot:
     command: Callable[[np.ndarray, np.ndarray, Values], dict[str, float]] | None = None
     actuate: Callable[[np.ndarray, Values, Values], np.ndarray] | None = None
     obstacles: int = 0
+    radius: float = 0.0
     cyclic: tuple[str, ...] = ()
     transcription: str = "midpoint"
     horizon: int = 40

@@ -106,5 +106,6 @@ unicycle = Robot(
     command=command,
     actuate=actuate,
     obstacles=4,
+    radius=RADIUS,
     cyclic=("yaw",),
 )

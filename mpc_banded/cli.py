@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``mpc_banded demo | check``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from mpc_banded.comb import BandwidthError
+from mpc_banded.config import Config, ConfigError
+from mpc_banded.robots.robot import BUILT_IN
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="mpc_banded", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="drive a simulated robot over DDS")
+    demo.add_argument("--robot", choices=BUILT_IN, default="unicycle")
+    demo.add_argument("--duration", type=float, metavar="S", help="seconds of driving")
+    demo.add_argument(
+        "--output", type=Path, default=Path("out/demo"), help="folder of the results"
+    )
+    check = commands.add_parser("check", help="check a parameter file, its robot and bandwidth")
+    check.add_argument("params", type=Path, help="parameter file")
+    options = parser.parse_args(arguments)
+    return _demo(options) if options.command == "demo" else _check(options)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    # Needs ROS, which checking does not.
+    from mpc_banded.demo import run_demo
+
+    return run_demo(options.robot, options.duration, options.output)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from mpc_banded.loop import ControlLoop
+
+    try:
+        config = Config.load(options.params)
+        loop = ControlLoop(config)
+    except (ConfigError, BandwidthError) as error:
+        print(f"{options.params}: {error}", file=sys.stderr)
+        return 2
+    problem, transcription = loop.controller.problem, loop.controller.transcription
+    print(f"{options.params}: robot {config.robot.name}, {transcription.scheme}")
+    print(f"  horizon {problem.horizon} x {problem.dt:g} s = {problem.horizon * problem.dt:g} s")
+    print(f"  {transcription.n} unknowns, half bandwidth {transcription.half_bandwidth} derived")
+    print(f"  weights {dict(problem.weights)}")
+    bounds = np.column_stack(problem.input_bounds).tolist()
+    print(f"  input bounds {dict(zip(config.robot.inputs, bounds, strict=True))}")
+    return 0
