@@ -38,8 +38,11 @@ class NotPositiveDefinite(ArithmeticError):
     """
 
     def __init__(self, index: int) -> None:
-        super().__init__(f"the leading minor of order {index + 1} is not positive definite")
+        super().__init__(index)
         self.index = index
+
+    def __str__(self) -> str:
+        return f"the leading minor of order {self.index + 1} is not positive definite"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every operation on bands agrees with its dense twin."""
 
+import pickle
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -149,6 +151,7 @@ def test_the_first_of_two_faults_is_named():
     with pytest.raises(banded.NotPositiveDefinite) as caught:
         banded.cholesky(bands)
     assert caught.value.index == 4
+    assert pickle.loads(pickle.dumps(caught.value)).index == 4
 
 
 @given(bands_and_masks())
