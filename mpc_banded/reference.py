@@ -36,6 +36,8 @@ class PathReference:
 
     #: How far from the last nearest point, in seconds at ``speed``, the next one is looked for.
     WINDOW_S = 1.0
+    #: Difference in distance below which two stretches of the path are equally near, in m.
+    AMBIGUITY_M = 0.2
 
     def __init__(self, points: np.ndarray, speed: float) -> None:
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
@@ -91,13 +93,17 @@ class PathReference:
 
     def _nearest(self, position: np.ndarray) -> float:
         squared, along = self._project(position)
-        if self.progress is not None:
-            window = self.WINDOW_S * max(self.speed, 0.1)
-            near = (self._starts[1:] >= self.progress - window) & (
-                self._starts[:-1] <= self.progress + window
-            )
-            squared = np.where(near, squared, np.inf)
-        return float(along[np.argmin(squared)])
+        if self.progress is None:
+            # Where the path passes nearly as close several times, the first time counts.
+            close = np.sqrt(squared) <= np.sqrt(squared.min()) + self.AMBIGUITY_M
+            first = int(np.argmax(close))
+            last = first + int(np.argmin(np.append(close[first:], False)))
+            return float(along[first + np.argmin(squared[first:last])])
+        window = self.WINDOW_S * max(self.speed, 0.1)
+        near = (self._starts[1:] >= self.progress - window) & (
+            self._starts[:-1] <= self.progress + window
+        )
+        return float(along[np.argmin(np.where(near, squared, np.inf))])
 
 
 class GoalReference:
