@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -177,20 +178,39 @@ class Config:
             if key not in self.table:
                 near = difflib.get_close_matches(key, self.table, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {sorted(self.table)}"
-                raise ConfigError(f"{key} is not a parameter of robot {self.robot.name!r}; {hint}")
+                raise ConfigError(
+                    f"{key} is {given[key]!r}, but robot {self.robot.name!r} has no such "
+                    f"parameter; {hint}"
+                )
         self.values: dict[str, Any] = {
             key: entry.checked(key, given.get(key, entry.default))
             for key, entry in self.table.items()
         }
-        if len(self["obstacles"]) % 3 or len(self["obstacles"]) > 3 * self.robot.obstacles:
-            raise ConfigError(
-                f"obstacles has {len(self['obstacles'])} numbers; allowed are x, y, radius of up "
-                f"to {self.robot.obstacles} circles"
-            )
+        self._check_together()
         try:
-            self.problem()
+            self.controller()
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def _check_together(self) -> None:
+        """What one entry cannot know of its value."""
+        circles, state = self["obstacles"], self["simulator.initial_state"]
+        if len(circles) % 3 or len(circles) > 3 * self.robot.obstacles:
+            raise ConfigError(
+                f"obstacles is {circles}; allowed are x, y, radius of up to "
+                f"{self.robot.obstacles} circles"
+            )
+        if len(state) not in (0, len(self.robot.states)):
+            raise ConfigError(
+                f"simulator.initial_state is {state}; allowed are an empty list and one number "
+                f"for each of {', '.join(self.robot.states)}"
+            )
+        for name, (lower, upper) in self.section("limits").items():
+            if not lower < upper:
+                raise ConfigError(
+                    f"limits.{name} is {[lower, upper]}; allowed are a lower and a greater upper "
+                    f"limit"
+                )
 
     @classmethod
     def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -228,11 +248,25 @@ class Config:
         scheme = self["transcription"] or self.robot.transcription
         return RecedingHorizonController(self.problem(), scheme, self["substeps"], options)
 
+    def initial_state(self) -> np.ndarray:
+        """First state of the simulated robot, (nx,)."""
+        given = self["simulator.initial_state"]
+        return np.array(given or np.zeros(len(self.robot.states)), dtype=np.float64)
+
     def obstacles(self) -> np.ndarray:
         """Circles (slots, 3); unused slots hold one so far away that it matters to nobody."""
         circles = np.array(self["obstacles"], dtype=np.float64).reshape(-1, 3)
         unused = np.tile([1e4, 1e4, 0.0], (self.robot.obstacles - len(circles), 1))
         return np.vstack([circles, unused])
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-6 as a number, as ROS and YAML 1.2 do; YAML 1.1 wants 1.0e-6."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def read_parameter_file(path: Path) -> dict[str, Any]:
@@ -242,7 +276,7 @@ def read_parameter_file(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, no YAML, or not in ``/**: ros__parameters:`` form.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # a SafeLoader
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or len(content) != 1:

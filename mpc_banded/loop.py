@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ import numpy as np
 from mpc_banded import messages
 from mpc_banded.config import Config
 from mpc_banded.controller import ControlStep
-from mpc_banded.problem import Trajectory
 from mpc_banded.reference import (
     GoalReference,
     JointReference,
@@ -26,23 +26,39 @@ from mpc_banded.reference import (
 )
 
 
+class Reason(Enum):
+    """Why the robot drives or stands, for those who count or compare; Tick.reason has the rest."""
+
+    DRIVING = "driving"
+    DISABLED = "disabled"
+    NO_STATE = "no state yet"
+    STALE_STATE = "state too old"
+    NO_REFERENCE = "no reference yet"
+    PLAN_NOT_FINITE = "plan not finite"
+
+
 @dataclass(frozen=True)
 class Tick:
     """What the loop decided at one tick.
 
     Attributes:
         command: Name -> value for the command message; finite and inside the limits.
+        code: The kind of reason.
         reason: One plain sentence: what the robot is doing and why.
-        driving: Whether the command comes from the controller; a stop if not.
         step: The controller's step, None where it was not asked.
         state_age_s: Age of the state in seconds; infinite before the first one.
     """
 
     command: dict[str, float]
+    code: Reason
     reason: str
-    driving: bool
     step: ControlStep | None
     state_age_s: float
+
+    @property
+    def driving(self) -> bool:
+        """Whether the command comes from the controller; it is a stop if not."""
+        return self.code is Reason.DRIVING
 
 
 class ControlLoop:
@@ -50,6 +66,9 @@ class ControlLoop:
 
     Args:
         config: Of robot, controller and loop.
+
+    Attributes:
+        enabled: False keeps the robot stopped.
 
     Raises:
         BandwidthError: The configured bandwidth is smaller than the measured one.
@@ -59,6 +78,7 @@ class ControlLoop:
         self.config = config
         self.robot = config.robot
         self.controller = config.controller()
+        self.enabled = True
         self._model = config.section("model")
         self._limits = {
             name: config[f"limits.{name}"] for name in (*self.robot.states, *self.robot.inputs)
@@ -73,14 +93,21 @@ class ControlLoop:
         self._state: np.ndarray | None = None
         self._values: Mapping[str, float] = {}
         self._state_ns = 0
+        self._rejected: str | None = None
         self._stepped_ns: int | None = None
-        origin = dict.fromkeys(self.robot.states, 0.0)
-        self.controller.check(
-            self.robot.state(origin), self._parameters(GoalReference(0, 0, 0), origin)
-        )
+        self.controller.check(*self._made_up())
+
+    def warm_up(self) -> None:
+        """Step once from a made-up state and forget it: the first calls of torch are slow."""
+        self.controller.step(*self._made_up(), deadline_s=1.0)
+        self.reset()
 
     def on_state(self, message: Any, now_ns: int) -> str | None:
         """Take a state message that came at ``now_ns``; returns why it was rejected, if it was."""
+        self._rejected = self._read_state(message, now_ns)
+        return self._rejected
+
+    def _read_state(self, message: Any, now_ns: int) -> str | None:
         _, read, _ = messages.STATES[self.robot.state_message]
         values = read(message)
         try:
@@ -110,10 +137,16 @@ class ControlLoop:
             elif topic == "goal_pose":
                 self.reference = GoalReference(*messages.goal_pose(message))
             else:
-                self.reference = JointReference(messages.joint_goal(message))
+                self.reference = self._joint_reference(messages.joint_goal(message))
         except ValueError as error:
             return str(error)
         return None
+
+    def _joint_reference(self, goal: dict[str, float]) -> JointReference:
+        missing = [name for name in self.robot.reference if name not in goal]
+        if missing:
+            raise ValueError(f"joint_trajectory has no {missing}; it has {sorted(goal)}")
+        return JointReference(goal)
 
     def reset(self) -> None:
         """Forget the warm start."""
@@ -122,49 +155,72 @@ class ControlLoop:
 
     def stop_command(self) -> dict[str, float]:
         """The command that stops the robot: zero, as near as the limits allow."""
-        plan = Trajectory(
-            np.zeros((2, len(self.robot.states))), np.zeros((1, len(self.robot.inputs))), 1.0
-        )
-        return self._within_limits(self.robot.command_values(plan, 0.0, self._model))
+        return self._within_limits(self.robot.stop_values(self._model))
 
     def tick(self, now_ns: int, deadline_s: float | None = None) -> Tick:
         """Decide what to send at ``now_ns``."""
+        age = np.inf if self._state is None else 1e-9 * (now_ns - self._state_ns)
+        if not self.enabled:
+            return self._stopped(Reason.DISABLED, "stopped: disabled on request", age)
         if self._state is None:
-            return self._stopped(f"waiting for the first {self.robot.state_message}", np.inf)
-        age = 1e-9 * (now_ns - self._state_ns)
-        if age > self.config["max_state_age"]:
             return self._stopped(
-                f"stopped: the state is {age:.2f} s old, max_state_age is "
-                f"{self.config['max_state_age']:g} s",
+                Reason.NO_STATE,
+                f"waiting for the first {self.robot.state_message}{self._last_rejection()}",
                 age,
             )
+        if not 0.0 <= age <= self.config["max_state_age"]:
+            return self._stopped(Reason.STALE_STATE, self._staleness(age), age)
         if self.reference is None:
             topics = " or ".join(messages.REFERENCES[self.robot.reference_message])
-            return self._stopped(f"waiting for a reference on {topics}", age)
+            return self._stopped(Reason.NO_REFERENCE, f"waiting for a reference on {topics}", age)
+        return self._drive(self._state, self.reference, now_ns, deadline_s)
+
+    def _drive(
+        self, state: np.ndarray, reference: Reference, now_ns: int, deadline_s: float | None
+    ) -> Tick:
         elapsed = self.config.period_s
         if self._stepped_ns is not None:
             elapsed = max(0.0, 1e-9 * (now_ns - self._stepped_ns))
         step = self.controller.step(
-            self._state,
-            self._parameters(self.reference, self._values),
+            state,
+            self._parameters(reference, self._values),
             elapsed_s=elapsed,
             deadline_s=deadline_s,
         )
         self._stepped_ns = now_ns
+        age = 1e-9 * (now_ns - self._state_ns)
         values = self.robot.command_values(step.plan, self.config["command_lead"], self._model)
         if not np.isfinite(list(values.values())).all():
-            return Tick(self.stop_command(), "stopped: the plan is not finite", False, step, age)
+            reason = f"stopped: the plan is not finite; {step.status.value}"
+            return Tick(self.stop_command(), Reason.PLAN_NOT_FINITE, reason, step, age)
         reason = f"driving on the {step.source.value}: {step.status.value}"
-        return Tick(self._within_limits(values), reason, True, step, age)
+        return Tick(self._within_limits(values), Reason.DRIVING, reason, step, age)
 
-    def _stopped(self, reason: str, age: float) -> Tick:
-        return Tick(self.stop_command(), reason, False, None, age)
+    def _stopped(self, code: Reason, reason: str, age: float) -> Tick:
+        return Tick(self.stop_command(), code, reason, None, age)
+
+    def _staleness(self, age: float) -> str:
+        if age < 0.0:
+            return f"stopped: the clock went back to {-age:.2f} s before the state"
+        limit = self.config["max_state_age"]
+        return (
+            f"stopped: the state is {age:.2f} s old, max_state_age is {limit:g} s"
+            f"{self._last_rejection()}"
+        )
+
+    def _last_rejection(self) -> str:
+        return f"; the last message was rejected: {self._rejected}" if self._rejected else ""
 
     def _within_limits(self, values: Mapping[str, float]) -> dict[str, float]:
         return {
             name: float(np.clip(value, *self._limits.get(name, (-np.inf, np.inf))))
             for name, value in values.items()
         }
+
+    def _made_up(self) -> tuple[np.ndarray, dict[str, Any]]:
+        """A state and parameters that any robot can be at: the origin, as its own goal."""
+        origin = dict.fromkeys(self.robot.states, 0.0)
+        return self.robot.state(origin), self._parameters(GoalReference(0, 0, 0), origin)
 
     def _parameters(self, reference: Reference, values: Mapping[str, float]) -> dict[str, Any]:
         columns = reference.columns(values, self._times)

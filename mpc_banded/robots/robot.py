@@ -145,6 +145,14 @@ class Robot:
             return dict(zip(self.inputs, plan.inputs[0].tolist(), strict=True))
         return self.command(plan.state_at(lead_s), plan.inputs[0], model)
 
+    def stop_values(self, model: Values) -> dict[str, float]:
+        """What the command message carries to stop: the command of standing at the origin."""
+        standing = Trajectory(
+            np.zeros((2, len(self.states))), np.zeros((1, len(self.inputs))), 1.0
+        )
+        values = self.command_values(standing, 0.0, model)
+        return {name: value if np.isfinite(value) else 0.0 for name, value in values.items()}
+
     def input_of(self, state: np.ndarray, command: Values, model: Values) -> np.ndarray:
         """The input (nu,) that the machine makes of a command."""
         if self.actuate is None:
@@ -176,8 +184,9 @@ def load_robot(name: str) -> Robot:
     module, _, attribute = name.partition(":")
     try:
         robot = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"robot is {name!r}, which cannot be imported: {error}") from error
+    except Exception as error:  # the module is the user's, so it may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"robot is {name!r}, which cannot be imported: {reason}") from error
     if not isinstance(robot, Robot):
         raise ValueError(f"robot is {name!r}, a {type(robot).__name__}; it must be a Robot")
     return robot
