@@ -32,6 +32,7 @@ ORDER = (
     "robots",
     "config",
     "loop",
+    "simulation",
     "ros",
     "offline",
     "demo",

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A robot that is not there: its motion under commands, without ROS and without a clock."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from mpc_banded.config import Config
+from mpc_banded.robots.robot import Values
+
+#: Longest integration step: far below what any controller plans with.
+SUBSTEP_S = 0.005
+
+
+class Simulation:
+    """Integrates the dynamics of a robot, classical Runge-Kutta in steps of at most 5 ms.
+
+    It shares the dynamics with the controller and nothing else: what the machine makes of a
+    command (``Robot.actuate``) is asked at every stage, and its inputs saturate at the limits.
+
+    Args:
+        config: Of the robot, with ``simulator.initial_state``.
+
+    Attributes:
+        state: (nx,).
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._robot = config.robot
+        self._model = config.section("model")
+        self._parameters = {
+            name: torch.tensor(value, dtype=torch.float64) for name, value in self._model.items()
+        }
+        self._bounds = config.problem().input_bounds
+        self._initial_state = config.initial_state()
+        self.reset()
+
+    def reset(self) -> None:
+        """Go back to the initial state."""
+        self.state = self._initial_state.copy()
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The state by name."""
+        return dict(zip(self._robot.states, self.state.tolist(), strict=True))
+
+    def advance(self, command: Values, duration_s: float) -> None:
+        """Let time pass under one command."""
+        count = math.ceil(duration_s / SUBSTEP_S)
+        for _ in range(count):
+            self.state = self._step(self.state, command, duration_s / count)
+
+    def _step(self, x: np.ndarray, command: Values, h: float) -> np.ndarray:
+        k1 = self._rate(x, command)
+        k2 = self._rate(x + 0.5 * h * k1, command)
+        k3 = self._rate(x + 0.5 * h * k2, command)
+        k4 = self._rate(x + h * k3, command)
+        return x + h / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+
+    def _rate(self, x: np.ndarray, command: Values) -> np.ndarray:
+        u = np.clip(self._robot.input_of(x, command, self._model), *self._bounds)
+        with torch.inference_mode():
+            rate = self._robot.dynamics(torch.from_numpy(x), torch.from_numpy(u), self._parameters)
+        return rate.numpy()
