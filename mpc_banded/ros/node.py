@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mpc_node: carries messages to the control loop and its commands to the robot."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+from typing import Any
+
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Path
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.timer import Timer
+from std_srvs.srv import SetBool, Trigger
+
+from mpc_banded import messages
+from mpc_banded.config import Config
+from mpc_banded.loop import ControlLoop
+from mpc_banded.problem import Trajectory
+from mpc_banded.ros import interfaces, parameters, process
+from mpc_banded.ros.telemetry import Diagnostics, Telemetry
+
+#: How often one kind of warning is repeated, and how long the last command may take to go out.
+REPEAT_S, FAREWELL_S = 5.0, 0.5
+
+
+class MpcTask:
+    """Steps the control loop on the node's clock, between its topics and services.
+
+    Building it reads the parameters, checks the problem and warms up, and commands nothing;
+    that begins with ``activate`` and ends with ``deactivate``. One thread does everything, so
+    nothing needs a lock: what arrives during a solve is handled after it.
+
+    Args:
+        node: Whose parameters, topics and clock are used.
+
+    Raises:
+        ConfigError: A parameter is unknown or its value not allowed.
+        BandwidthError: The parameter ``bandwidth`` is smaller than what was measured.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        config = parameters.declare(node)
+        self._loop = ControlLoop(config)
+        self._loop.warm_up()
+        self._period_s = config.period_s
+        self._deadline_s = config["deadline"] * config.period_s
+        self._frame = ""
+        self._timer: Timer | None = None
+        self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
+        self._diagnostics = Diagnostics(node)
+        self._port = interfaces.CommandPort(config)
+        self._commands = node.create_publisher(self._port.message_class, self._port.topic, 1)
+        planar = {"x", "y", "yaw"} <= set(config.robot.states)
+        self._paths = node.create_publisher(Path, "~/optimal_path", 1) if planar else None
+        self._subscribe(config)
+        node.create_service(Trigger, "~/reset", self._reset)
+        node.create_service(SetBool, "~/enable", self._enable)
+        parameters.keep_weights_live(node, config, self._loop.controller)
+        node.get_logger().info(_summary(config, self._loop))
+
+    def activate(self) -> None:
+        """Begin to command."""
+        self._timer = self._node.create_timer(self._period_s, self._cycle)
+
+    def deactivate(self) -> None:
+        """Cease to command; the last command is a stop."""
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+            self._timer = None
+        self._send(self._loop.stop_command())
+        self._commands.wait_for_all_acked(Duration(seconds=FAREWELL_S))
+
+    def _subscribe(self, config: Config) -> None:
+        state_topic = interfaces.STATE_TOPICS[config.robot.state_message]
+        self._node.create_subscription(
+            interfaces.state_class(config), state_topic, self._on_state, interfaces.NEWEST
+        )
+        for topic, kind in messages.REFERENCES[config.robot.reference_message].items():
+            take = partial(self._on_reference, topic)
+            self._node.create_subscription(interfaces.message_class(kind), topic, take, 1)
+
+    def _on_state(self, message: Any) -> None:
+        rejected = self._loop.on_state(message, self._node.get_clock().now().nanoseconds)
+        self._frame = message.header.frame_id
+        if rejected:
+            self._diagnostics.counters.rejected_messages += 1
+            self._node.get_logger().warning(
+                f"state rejected: {rejected}", throttle_duration_sec=REPEAT_S
+            )
+
+    def _on_reference(self, topic: str, message: Any) -> None:
+        log = self._node.get_logger()
+        frame = message.header.frame_id
+        if frame and self._frame and frame != self._frame:
+            log.warning(
+                f"{topic} is in frame {frame!r} and the state in {self._frame!r}; it is taken "
+                "as if both were the same",
+                throttle_duration_sec=REPEAT_S,
+            )
+        rejected = self._loop.on_reference(topic, message)
+        if rejected:
+            self._diagnostics.counters.rejected_messages += 1
+            log.warning(f"{topic} rejected: {rejected}", throttle_duration_sec=REPEAT_S)
+
+    def _cycle(self) -> None:
+        began = time.perf_counter()
+        now_ns = self._node.get_clock().now().nanoseconds
+        tick = self._loop.tick(now_ns, self._deadline_s)
+        self._send(tick.command)
+        missed = time.perf_counter() - began > self._period_s
+        if tick.step is not None:
+            self._publish_path(tick.step.plan)
+        self._telemetry.publish(tick, missed)
+        self._diagnostics.count(tick, missed)
+
+    def _send(self, values: messages.Values) -> None:
+        stamp = self._node.get_clock().now().to_msg()
+        self._commands.publish(self._port.message(values, stamp))
+
+    def _publish_path(self, plan: Trajectory) -> None:
+        """Publish exactly what was optimised, in the frame of the state, if somebody listens."""
+        if self._paths is None or not self._paths.get_subscription_count():
+            return
+        columns = [self._loop.robot.states.index(name) for name in ("x", "y", "yaw")]
+        message = Path()
+        message.header.frame_id = self._frame
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        messages.fill_path(message, plan.states[:, columns], PoseStamped)
+        self._paths.publish(message)
+
+    def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._loop.reset()
+        response.success, response.message = True, "the next solve starts cold"
+        return response
+
+    def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._loop.enabled = request.data
+        response.success = True
+        response.message = "enabled" if request.data else "disabled: the robot is kept stopped"
+        return response
+
+
+def _summary(config: Config, loop: ControlLoop) -> str:
+    """The configuration in effect, in one line."""
+    problem, transcription = loop.controller.problem, loop.controller.transcription
+    bandwidth = config["bandwidth"] or f"{transcription.half_bandwidth} (derived)"
+    defaults = {name: entry.default for name, entry in config.table.items()}
+    changed = {name: x for name, x in config.values.items() if x != defaults[name]}
+    return (
+        f"{config.robot.name}: horizon {problem.horizon} x {problem.dt:g} s, "
+        f"{transcription.scheme}, half bandwidth {bandwidth}, "
+        f"{config['controller_frequency']:g} Hz; not at their defaults are "
+        f"{', '.join(f'{name} {value}' for name, value in changed.items()) or 'none'}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run mpc_node; returns 0 when stopped by a signal, 2 if it refuses its configuration."""
+    return process.run("mpc_node", MpcTask, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
