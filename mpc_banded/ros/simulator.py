@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""simulator_node: a simulated robot that obeys commands and publishes its state."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.timer import Timer
+from std_srvs.srv import SetBool, Trigger
+
+from mpc_banded import messages
+from mpc_banded.ros import interfaces, parameters, process
+from mpc_banded.simulation import Simulation
+
+#: Longest time that passes at once, in seconds: a clock may jump, a robot does not.
+LONGEST_STEP_S = 0.5
+FRAME = "odom"
+
+
+class SimulatorTask:
+    """Moves the simulated robot on the node's clock.
+
+    ``~/reset`` puts it back to its initial state; ``~/publish`` keeps the state from being
+    published while the robot moves on, as when a topic is lost.
+
+    Args:
+        node: Whose parameters, topics and clock are used.
+
+    Raises:
+        ConfigError: A parameter is unknown or its value not allowed.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        config = parameters.declare(node)
+        self._simulation = Simulation(config)
+        self._period_s = 1.0 / config["simulator.frequency"]
+        self._command_timeout_ns = 1e9 * config["simulator.command_timeout"]
+        self._stop = config.robot.stop_values(config.section("model"))
+        self._command: messages.Values = self._stop
+        self._command_ns = self._moved_ns = 0
+        self._is_publishing = True
+        self._timer: Timer | None = None
+        self._port = interfaces.CommandPort(config)
+        self._state_class = interfaces.state_class(config)
+        self._fill = messages.STATES[config.robot.state_message][2]
+        state_topic = interfaces.STATE_TOPICS[config.robot.state_message]
+        self._states = node.create_publisher(self._state_class, state_topic, 10)
+        node.create_subscription(self._port.message_class, self._port.topic, self._on_command, 1)
+        node.create_service(Trigger, "~/reset", self._reset)
+        node.create_service(SetBool, "~/publish", self._set_publishing)
+        node.get_logger().info(
+            f"{config.robot.name}: obeys {self._port.topic}, publishes {state_topic}"
+        )
+
+    def activate(self) -> None:
+        """Let time pass."""
+        self._moved_ns = self._now_ns()
+        self._timer = self._node.create_timer(self._period_s, self._move)
+
+    def deactivate(self) -> None:
+        """Stand still in time."""
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+            self._timer = None
+
+    def _now_ns(self) -> int:
+        return int(self._node.get_clock().now().nanoseconds)
+
+    def _on_command(self, message: Any) -> None:
+        values = self._port.values(message)
+        if all(math.isfinite(value) for value in values.values()):
+            self._command, self._command_ns = values, self._now_ns()
+        else:
+            self._node.get_logger().error("a command is not finite", throttle_duration_sec=5.0)
+
+    def _move(self) -> None:
+        now_ns = self._now_ns()
+        elapsed_s = 1e-9 * (now_ns - self._moved_ns)
+        self._moved_ns = now_ns
+        obeyed = 0 <= now_ns - self._command_ns <= self._command_timeout_ns
+        command = self._command if obeyed else self._stop
+        self._simulation.advance(command, min(max(elapsed_s, 0.0), LONGEST_STEP_S))
+        if self._is_publishing:
+            self._publish()
+
+    def _publish(self) -> None:
+        message = self._state_class()
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        message.header.frame_id = FRAME
+        if hasattr(message, "child_frame_id"):
+            message.child_frame_id = interfaces.BASE_FRAME
+        self._fill(message, self._simulation.values)
+        self._states.publish(message)
+
+    def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._simulation.reset()
+        self._command = self._stop
+        response.success, response.message = True, "back at the initial state"
+        return response
+
+    def _set_publishing(
+        self, request: SetBool.Request, response: SetBool.Response
+    ) -> SetBool.Response:
+        self._is_publishing = request.data
+        response.success = True
+        response.message = "publishing" if request.data else "not publishing"
+        return response
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run simulator_node; returns 0 when stopped by a signal, 2 if it refuses its parameters."""
+    return process.run("simulator_node", SimulatorTask, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
