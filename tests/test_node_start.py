@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes start side by side, stop in good order, or refuse their configuration in one line."""
+
+import math
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from ros_harness import Process, Robot, config_file, position
+
+from mpc_banded.demo import figure_of_eight, lane_change
+
+pytestmark = pytest.mark.ros
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("nodes")
+
+
+@pytest.fixture(scope="module")
+def two_unicycles(folder):
+    """Two robots in namespaces; one with a band that is wider than needed, and a plain Twist."""
+    parameters = {"bandwidth": 14, "enable_stamped_cmd_vel": False}
+    robots = [Robot("unicycle", folder, "left", **parameters), Robot("unicycle", folder, "right")]
+    yield robots
+    for robot in robots:
+        robot.close()
+
+
+def test_two_namespaces_do_not_hear_each_other(two_unicycles):
+    left, right = two_unicycles
+    left.publish_plan(figure_of_eight())
+    left.until(left.is_driving, "driving")
+    right.until(lambda: right.statuses, "a status")
+    right.hear_more()
+    assert right.is_stopped(len(right.commands))
+    assert right.reason == "waiting for a reference on plan or goal_pose"
+    right.publish_plan(figure_of_eight())
+    right.until(right.is_driving, "driving")
+    left.assert_commands_allowed()
+    right.assert_commands_allowed()
+
+
+@pytest.mark.parametrize(("which", "number"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
+def test_signal_stops_the_robot_and_ends_with_code_0(two_unicycles, which, number):
+    robot = two_unicycles[which]
+    robot.publish_plan(figure_of_eight())
+    robot.until(robot.is_driving, "driving")
+    assert robot.node.stop(number) == 0
+    robot.drain()
+    assert robot.is_stopped(1)
+    assert robot.simulator.stop(number) == 0
+    assert "Traceback" not in robot.node.output + robot.simulator.output
+
+
+def test_bicycle_drives(folder):
+    robot = Robot("bicycle", folder, "bicycle")
+    try:
+        robot.publish_plan(lane_change())
+        robot.until(lambda: robot.states and position(robot.states[-1])[0] > 5.0, "5 m ahead")
+        robot.until(lambda: robot.paths, "an optimal path")
+        robot.assert_commands_allowed()
+    finally:
+        robot.close()
+
+
+def test_cartpole_swings(folder):
+    robot = Robot("cartpole", folder, "cartpole")
+    try:
+        robot.until(
+            lambda: robot.states and abs(robot.states[-1].position[1] - math.pi) > 1.0,
+            "swung by a radian",
+        )
+        robot.assert_commands_allowed()
+    finally:
+        robot.close()
+
+
+REFUSED = {
+    "unknown key": (["-p", "horizn:=30"], ["horizn is 30", "did you mean 'horizon'"]),
+    "wrong type": (
+        ["-p", "horizon:=much"],
+        ["horizon is 'much'", "allowed are integers from 0 to 10000"],
+    ),
+    "out of range": (
+        ["-p", "controller_frequency:=-5.0"],
+        ["controller_frequency is -5.0", "allowed are numbers from 0.1 to 1000"],
+    ),
+    "no such robot": (
+        ["-p", "robot:=nowhere.to_be:found"],
+        ["robot is 'nowhere.to_be:found'", "No module named 'nowhere'"],
+    ),
+    "not built in": (["-p", "robot:=hovercraft"], ["robot is 'hovercraft'", "unicycle"]),
+    "narrow band": (["-p", "bandwidth:=5"], ["bandwidth is 5", "allowed are 0", "10 measured"]),
+    "empty for a number": (["-p", "dt:=[]"], ["dt is []", "allowed are numbers from 0 to 10"]),
+    "no such file": (["--params-file", "nowhere.yaml"], ["nowhere.yaml", "Error opening"]),
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(folder):
+    """Exit code and output of a node for each wrong configuration."""
+
+    def start(case):
+        process = Process("node", folder / f"{case}.log".replace(" ", "_"), *REFUSED[case][0])
+        return process.wait(), process.output
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(REFUSED, pool.map(start, REFUSED), strict=True))
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_node_refuses_with_one_line_and_code_2(refusals, case):
+    code, output = refusals[case]
+    assert code == 2
+    ours = [line for line in output.splitlines() if "mpc_node" in line]
+    assert len(ours) == 1
+    for text in REFUSED[case][1]:
+        assert text in ours[0]
+    assert "Traceback" not in output
+
+
+def test_simulator_refuses_as_the_node_does(folder):
+    arguments = ["-p", "simulator.initial_state:=[1.0, 2.0]"]
+    process = Process("simulator", folder / "refused_simulator.log", *arguments)
+    assert process.wait() == 2
+    assert "simulator.initial_state is [1.0, 2.0]" in process.output
+
+
+def test_file_for_another_node_is_noticed(folder):
+    text = config_file("unicycle").read_text().replace("/**:", "some_node:")
+    file = folder / "other.yaml"
+    file.write_text(text)
+    process = Process("simulator", folder / "other.log", "--params-file", file)
+    process.until_it_says("obeys cmd_vel")
+    assert "no parameter was given to /simulator_node" in process.output
+    assert process.stop() == 0
