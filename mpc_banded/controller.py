@@ -17,7 +17,7 @@ import numpy as np
 from mpc_banded.derivatives import Derivatives
 from mpc_banded.problem import OptimalControlProblem, Trajectory
 from mpc_banded.solver import NewtonSolver, Point, Solution, SolverOptions, Status
-from mpc_banded.transcription import Transcription
+from mpc_banded.transcription import StageData, Transcription
 
 
 class CommandSource(Enum):
@@ -93,7 +93,12 @@ class RecedingHorizonController:
             self.options,
         )
         wanted = np.zeros(problem.nu) if fallback_command is None else fallback_command
-        self._fallback = self._inside_bounds(np.asarray(wanted, dtype=np.float64))
+        wanted = np.asarray(wanted, dtype=np.float64)
+        if wanted.shape != (problem.nu,) or not np.isfinite(wanted).all():
+            raise ValueError(
+                f"fallback_command is {wanted}; allowed are {problem.nu} finite values"
+            )
+        self._fallback = self._inside_bounds(wanted)
         self._weights = problem.weights
         self.reset()
 
@@ -114,14 +119,18 @@ class RecedingHorizonController:
     def reset(self) -> None:
         """Forget the plan and all that solves have taught; the next step starts cold."""
         self._point: Point | None = None
+        self._age_s = 0.0
+        self._restart = False
         self._last_state = np.zeros(self.problem.nx)
         self._solver.reset()
 
     def check(self, state: np.ndarray, parameters: Mapping[str, np.ndarray]) -> None:
         """Verify the half bandwidth with a random probe; raises BandwidthError."""
-        data = self.transcription.stage_data(state, parameters, self._weights)
+        # A weight that is zero now may be raised later: its cost's coupling counts.
+        weights = {name: weight or 1.0 for name, weight in self._weights.items()}
+        data = self.transcription.stage_data(state, parameters, weights)
         generator = np.random.default_rng(0)
-        z = self._cold(np.asarray(state, dtype=np.float64))
+        z = self._cold(data)
         self._solver.derivatives.check(z + 1e-2 * generator.standard_normal(len(z)), data)
 
     def step(
@@ -150,12 +159,15 @@ class RecedingHorizonController:
         elapsed_s = self.problem.dt if elapsed_s is None else elapsed_s
         if not (np.isfinite(elapsed_s) and elapsed_s >= 0.0):
             raise ValueError(f"elapsed_s is {elapsed_s}; allowed are finite values >= 0")
+        if deadline_s is not None and np.isnan(deadline_s):
+            raise ValueError("deadline_s is nan; allowed are numbers of seconds and None")
         data = self.transcription.stage_data(state, parameters, self._weights)
+        self._age_s += elapsed_s
         start = self._shifted(elapsed_s)
         solution = None
         if np.isfinite(state).all():
             deadline = np.inf if deadline_s is None else began + deadline_s
-            begin = self._cold(state) if start is None else start
+            begin = self._cold(data) if start is None or self._restart else start
             solution = self._solver.solve(begin, data, deadline)
         return self._decide(state, start, solution, time.perf_counter() - began)
 
@@ -163,15 +175,18 @@ class RecedingHorizonController:
         self, state: np.ndarray, start: Point | None, solution: Solution | None, solve_s: float
     ) -> ControlStep:
         status = Status.NON_FINITE if solution is None else solution.status
+        failed = solution is not None and status in _RESTART
         if status is Status.NON_FINITE:
             solution = None
         if solution and (solution.iterations or status is Status.CONVERGED):
             source, point = CommandSource.SOLUTION, solution.point
+            self._age_s, self._restart = 0.0, False
         elif start is not None:
             source, point = CommandSource.SHIFTED, start
         else:
             source, point = CommandSource.FALLBACK, None
-        self._point = None if status in _RESTART else point
+        self._point = point
+        self._restart = self._restart or failed
         if np.isfinite(state).all():
             self._last_state = state
         if point is None:
@@ -203,30 +218,30 @@ class RecedingHorizonController:
             self.problem.dt,
         )
 
-    def _cold(self, state: np.ndarray) -> np.ndarray:
-        """Standing still, but for a little noise on the inputs, the same each time.
+    def _cold(self, data: StageData) -> np.ndarray:
+        """Where the fallback command leads, with a little noise on it, the same each time.
 
-        Standing still can be a stationary point that is no minimum (a pendulum hanging at rest,
+        Doing nothing can be a stationary point that is no minimum (a pendulum hanging at rest,
         an obstacle dead ahead), and Newton's method would stay there.
         """
-        problem, standing = self.problem, self._standing(state)
+        problem = self.problem
         lower, upper = problem.input_bounds
         noise = np.random.default_rng(0).standard_normal((problem.horizon, problem.nu))
-        inputs = standing.inputs + 1e-3 * np.minimum(upper - lower, 1.0) * noise
-        return self.transcription.pack(Trajectory(standing.states, inputs, problem.dt))
+        inputs = self._fallback + 1e-3 * np.minimum(upper - lower, 1.0) * noise
+        return self.transcription.pack(self.transcription.rollout(inputs, data))
 
     def _shifted(self, elapsed_s: float) -> Point | None:
-        """The last solution moved forward in time; None if it does not reach that far."""
+        """The plan moved forward in time; None if its solution does not reach that far."""
         problem, point = self.problem, self._point
         steps = elapsed_s / problem.dt
-        if point is None or steps >= problem.horizon:
+        if point is None or self._age_s / problem.dt >= problem.horizon - 1e-9:
             return None
         horizon, nu, nx = problem.horizon, problem.nu, problem.nx
         stages = point.z.reshape(horizon, nu + nx)
         inputs = _advanced(stages[:, :nu], steps)
         states = stages[:, nu:]
         beyond = 2.0 * states[-1] - (states[-2] if horizon > 1 else self._last_state)
-        states = _advanced(np.vstack([states, beyond]), min(steps, horizon))[:horizon]
+        states = _advanced(np.vstack([states, beyond]), steps)[:horizon]
         barrier = self._solver.barrier
         duals = barrier.resampled(point.duals, lambda array: _advanced(array, steps))
         return Point(
@@ -246,6 +261,7 @@ class RecedingHorizonController:
         return result
 
 
+#: After these the next solve starts cold; the plan is kept only to be driven on.
 _RESTART = (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE, Status.NON_FINITE)
 
 

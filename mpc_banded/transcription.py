@@ -166,6 +166,21 @@ class Transcription:
             torch.tensor([factors[name] for name in problem.cost_names], dtype=torch.float64),
         )
 
+    def rollout(self, inputs: np.ndarray, data: StageData) -> Trajectory:
+        """Where the inputs (N, nu) lead, by the explicit Runge-Kutta scheme.
+
+        From the first state that is not finite on, the last finite one is held.
+        """
+        problem = self.problem
+        states = [data.initial_state]
+        with torch.no_grad():
+            for k, u in enumerate(torch.from_numpy(inputs)):
+                p = {name: value[k] for name, value in data.parameters.items()}
+                x = states[-1]
+                reached = -rk4(problem.dynamics, x, u, torch.zeros_like(x), p, problem.dt, 1)
+                states.append(reached if bool(torch.isfinite(reached).all()) else x)
+        return Trajectory(torch.stack(states).numpy(), inputs, problem.dt)
+
     def terms(self, z: Tensor, data: StageData) -> Terms:
         """Costs, defects and inequalities of ``z`` (..., n)."""
         problem = self.problem
@@ -196,8 +211,8 @@ def merit(
     """The scalar whose Hessian is the Newton matrix: the augmented Lagrangian.
 
     ``sum(costs) + sum_k (lambda_k' d_k + rho/2 |d_k|^2) - sum_k nu_k' h_k`` (Nocedal and Wright,
-    Numerical Optimization, 2nd ed., eq. 17.36; the inequalities by their multipliers, since the
-    active set decides on their penalty, see subproblem.py).
+    Numerical Optimization, 2nd ed., eq. 17.36; the inequalities by their multipliers: barrier.py
+    adds what else they contribute).
 
     Args:
         terms: Of one trajectory, unbatched.
