@@ -21,8 +21,10 @@ multipliers of inequalities are ``>= 0``, and a defect is *next state minus pred
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
@@ -64,7 +66,8 @@ class Trajectory:
 
     def input_at(self, time_s: float) -> np.ndarray:
         """Input held at ``time_s`` seconds after the first stage; the last one after the end."""
-        return self.inputs[min(max(int(time_s / self.dt), 0), self.horizon - 1)].copy()
+        k = int(time_s / self.dt + 1e-9)  # the start of an interval belongs to it, rounded or not
+        return self.inputs[min(max(k, 0), self.horizon - 1)].copy()
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class OptimalControlProblem:
             if name not in self.penalties:
                 raise ValueError(f"penalties has no entry for the inequality {name!r}")
             _check_penalty(name, self.penalties[name])
-        shapes = {name: tuple(int(d) for d in shape) for name, shape in self.parameters.items()}
+        shapes = {name: _shape(name, shape) for name, shape in self.parameters.items()}
         self._freeze("parameters", MappingProxyType(shapes))
         self._check_functions()
 
@@ -141,8 +144,8 @@ class OptimalControlProblem:
         """
         _check_names("weights", weights, self.cost_names)
         for name, value in weights.items():
-            if not (np.isfinite(value) and value >= 0.0):
-                raise ValueError(f"weights[{name!r}] is {value}; allowed are finite values >= 0")
+            if not _is_finite(value) or value < 0.0:
+                raise ValueError(f"weights[{name!r}] is {value!r}; allowed are finite values >= 0")
         return MappingProxyType({name: float(weights.get(name, 1.0)) for name in self.cost_names})
 
     def stage_parameters(self, values: Mapping[str, object]) -> dict[str, np.ndarray]:
@@ -158,7 +161,10 @@ class OptimalControlProblem:
         for name, shape in self.parameters.items():
             if name not in values:
                 raise ValueError(f"parameters[{name!r}] is missing; its stage shape is {shape}")
-            value = np.asarray(values[name], dtype=np.float64)
+            try:
+                value = np.asarray(values[name], dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"parameters[{name!r}] is no array of numbers: {error}") from None
             full = (self.horizon + 1, *shape)
             if value.shape not in (full, shape):
                 raise ValueError(
@@ -182,16 +188,15 @@ class OptimalControlProblem:
             name: torch.zeros(2, *shape, dtype=torch.float64)
             for name, shape in self.parameters.items()
         }
-        _check_shape("dynamics", self.dynamics(x, u, p), (2, self.nx))
+        _check_shape("dynamics", self.dynamics, (x, u, p), (2, self.nx))
         for name, cost in self.stage_costs.items():
-            _check_shape(f"stage_costs[{name!r}]", cost(x, u, p), (2,))
+            _check_shape(f"stage_costs[{name!r}]", cost, (x, u, p), (2,))
         for name, terminal in self.terminal_costs.items():
-            _check_shape(f"terminal_costs[{name!r}]", terminal(x, p), (2,))
+            _check_shape(f"terminal_costs[{name!r}]", terminal, (x, p), (2,))
         widths = {}
         for name, inequality in self.inequalities.items():
-            value = inequality(x, u, p)
-            _check_shape(f"inequalities[{name!r}]", value, (2, *value.shape[-1:]))
-            widths[name] = value.shape[-1]
+            shape = _check_shape(f"inequalities[{name!r}]", inequality, (x, u, p), (2, None))
+            widths[name] = shape[-1]
         self._freeze("inequality_widths", MappingProxyType(widths))
 
 
@@ -200,8 +205,12 @@ def _check_positive_integer(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value!r}; allowed are integers >= 1")
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
 def _check_positive(name: str, value: float) -> None:
-    if not (np.isfinite(value) and value > 0.0):
+    if not _is_finite(value) or value <= 0.0:
         raise ValueError(f"{name} is {value!r}; allowed are finite values > 0")
 
 
@@ -212,22 +221,41 @@ def _check_names(what: str, given: Iterable[str], allowed: Iterable[str]) -> Non
 
 
 def _check_penalty(name: str, penalty: tuple[float, float]) -> None:
-    linear, quadratic = penalty
-    if not (np.isfinite(penalty).all() and linear >= 0 and quadratic >= 0 and linear + quadratic):
+    values = tuple(penalty) if isinstance(penalty, Iterable) else ()
+    numbers = len(values) == 2 and all(_is_finite(value) for value in values)
+    if not numbers or min(values) < 0.0 or max(values) == 0.0:
         raise ValueError(
-            f"penalties[{name!r}] is {penalty}; allowed are finite (linear, quadratic) >= 0, "
+            f"penalties[{name!r}] is {penalty!r}; allowed are finite (linear, quadratic) >= 0, "
             "not both zero"
         )
 
 
-def _check_shape(what: str, value: object, shape: tuple[int, ...]) -> None:
+def _shape(name: str, shape: object) -> tuple[int, ...]:
+    if not isinstance(shape, Sequence) or not all(isinstance(d, int) and d >= 0 for d in shape):
+        raise ValueError(
+            f"parameters[{name!r}] is {shape!r}; allowed are shapes, tuples of integers >= 0"
+        )
+    return tuple(shape)
+
+
+def _check_shape(
+    what: str, function: object, arguments: tuple[object, ...], shape: tuple[int | None, ...]
+) -> tuple[int, ...]:
+    """Shape of what a function returns; the wanted one may leave its last size (None) open."""
+    if not callable(function):
+        raise TypeError(f"{what} is {function!r}; it must be a function")
+    value = function(*arguments)
     if not isinstance(value, Tensor):
         raise TypeError(f"{what} returned {type(value).__name__}; it must return a torch.Tensor")
-    if tuple(value.shape) != shape:
+    if value.dim() != len(shape) or any(
+        wanted not in (None, size) for size, wanted in zip(value.shape, shape, strict=True)
+    ):
+        wanted = str(shape).replace("None", "m")
         raise ValueError(
             f"{what} returned shape {tuple(value.shape)} for a batch of two stages; it must be "
-            f"{shape}. Index with x[..., i], and reduce over dim=-1 only"
+            f"{wanted}. Index with x[..., i], and reduce over dim=-1 only"
         )
+    return tuple(value.shape)
 
 
 def _bounds(name: str, bounds: Bounds, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -68,7 +68,8 @@ class SolverOptions:
 
     max_iterations: int = _option(100, "Newton iterations of one solve at most.")
     kkt_tolerance: float = _option(
-        1e-6, "Largest gradient of the Lagrangian, relative to 1 + |gradient of the costs|."
+        1e-6,
+        "Largest gradient of the Lagrangian, relative to 1 + |gradient of the costs or barrier|.",
     )
     defect_tolerance: float = _option(1e-6, "Largest defect, in units of the states.")
     barrier: float = _option(1e-5, "mu that a solve ends with, relative.")
@@ -194,6 +195,8 @@ class NewtonSolver:
         self._scale = 0.0
         self._shift = 0.0
 
+    # What overflows ends as Status.NON_FINITE, not as a warning.
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def solve(
         self, start: Point | np.ndarray, data: StageData, deadline: float = np.inf
     ) -> Solution:
@@ -207,13 +210,12 @@ class NewtonSolver:
                 would, by the pace so far, end after it.
         """
         options = self.options
-        if not self._scale:
-            z = start.z if isinstance(start, Point) else start
-            self._scale = self._mean_curvature(z, data)
         if isinstance(start, Point):
+            self._scale = self._scale or self._mean_curvature(start.z, data)
             mu = options.barrier * self._scale
             point = self._warm(start, data, mu)
         else:
+            self._scale = self._mean_curvature(start, data)
             mu = options.barrier_initial * self._scale
             point = self._cold(start, data, mu)
         history: list[Iteration] = []
@@ -263,12 +265,10 @@ class NewtonSolver:
     def _assess(self, point: Point, e: Evaluation, mu: float) -> _Iterate:
         c = self.barrier.rows(point.z, e.values.inequalities)
         slacks = self.barrier.slacks(point.z, c, mu)
-        gradient = (
-            e.gradient
-            + defects_transposed(e.defect_jacobian, point.multipliers)
-            + self.barrier.gradient(e, slacks, mu)
-        )
-        kkt = float(np.abs(gradient).max() / (1.0 + np.abs(e.gradient).max()))
+        of_barrier = self.barrier.gradient(e, slacks, mu)
+        of_dynamics = defects_transposed(e.defect_jacobian, point.multipliers)
+        size = max(np.abs(e.gradient).max(), np.abs(of_barrier).max())
+        kkt = float(np.abs(e.gradient + of_dynamics + of_barrier).max() / (1.0 + size))
         return _Iterate(point, e, slacks, mu, kkt, float(np.abs(e.values.defects).max()))
 
     def _barrier_solved(self, iterate: _Iterate) -> bool:
@@ -288,6 +288,8 @@ class NewtonSolver:
         if iterations >= options.max_iterations:
             return Status.ITERATION_LIMIT
         if time.perf_counter() + self._iteration_s > deadline:
+            if not iterations:  # or one slow iteration would bar all later ones
+                self._iteration_s *= 0.5
             return Status.DEADLINE
         return None
 
