@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts mpc_node, and on request a simulated robot and RViz, in one namespace."""
+
+from pathlib import Path
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.conditions import IfCondition
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+PACKAGE = "mpc_banded"
+
+ARGUMENTS = (
+    ("robot", "", "built-in robot or package.module:attribute; empty: what params_file says"),
+    ("params_file", "", "parameters of both nodes; empty: config/<robot>.yaml of this package"),
+    ("namespace", "", "namespace of the nodes and of all their topics"),
+    ("use_sim_time", "false", "take the time from /clock"),
+    ("sim", "false", "also start the simulated robot"),
+    ("rviz", "false", "also start RViz"),
+    ("log_level", "info", "debug, info, warn, error or fatal"),
+)
+
+
+def nodes(context: LaunchContext) -> list[Node]:
+    """The nodes, once the arguments are known."""
+    share = Path(FindPackageShare(PACKAGE).perform(context))
+    robot = LaunchConfiguration("robot").perform(context)
+    file = LaunchConfiguration("params_file").perform(context)
+    if not file and ":" not in robot:  # a robot of another package brings no file of ours
+        file = str(share / "config" / f"{robot or 'unicycle'}.yaml")
+    sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
+    parameters = [file] if file else []
+    parameters += [{"use_sim_time": sim_time}, {"robot": robot} if robot else {}]
+    common = {
+        "namespace": LaunchConfiguration("namespace"),
+        "output": "screen",
+        "ros_arguments": ["--log-level", LaunchConfiguration("log_level")],
+    }
+    ours = {"package": PACKAGE, "parameters": parameters, **common}
+    return [
+        Node(executable="mpc_node", name="mpc_node", **ours),
+        Node(
+            executable="simulator_node",
+            name="simulator_node",
+            condition=IfCondition(LaunchConfiguration("sim")),
+            **ours,
+        ),
+        Node(
+            package="rviz2",
+            executable="rviz2",
+            arguments=["-d", str(share / "config" / "mpc.rviz")],
+            parameters=[{"use_sim_time": sim_time}],
+            condition=IfCondition(LaunchConfiguration("rviz")),
+            **common,
+        ),
+    ]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Entry point of ``ros2 launch``."""
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, default, description in ARGUMENTS
+    ]
+    return LaunchDescription([*arguments, OpaqueFunction(function=nodes)])
