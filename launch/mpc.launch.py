@@ -31,6 +31,8 @@ def nodes(context: LaunchContext) -> list[Node]:
     file = LaunchConfiguration("params_file").perform(context)
     if not file and ":" not in robot:  # a robot of another package brings no file of ours
         file = str(share / "config" / f"{robot or 'unicycle'}.yaml")
+    if file and not Path(file).is_file():  # launch_ros would warn and go on without it
+        raise FileNotFoundError(f"there is no parameter file {file}")
     sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     parameters = [file] if file else []
     parameters += [{"use_sim_time": sim_time}, {"robot": robot} if robot else {}]

@@ -153,7 +153,7 @@ def _summary(config: Config, loop: ControlLoop) -> str:
     return (
         f"{config.robot.name}: horizon {problem.horizon} x {problem.dt:g} s, "
         f"{transcription.scheme}, half bandwidth {bandwidth}, "
-        f"{config['controller_frequency']:g} Hz; not at their defaults are "
+        f"{config['controller_frequency']:g} Hz; other than default: "
         f"{', '.join(f'{name} {value}' for name, value in changed.items()) or 'none'}"
     )
 
