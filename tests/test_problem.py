@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: ARG001, ARG005
+# ruff: noqa: ARG005
 """A problem says what it is, and every argument that cannot be right is named."""
 
 import numpy as np
