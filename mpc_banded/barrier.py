@@ -230,7 +230,7 @@ def optimal_slacks(
         small = (mu + mu * mu / (np.hypot(mu, x) + x)) / slope
         slope = linear + quadratic * (small + np.maximum(-c, 0.0))
     grows = np.maximum(-c, 0.0)
-    for _ in range(3):
+    for _ in range(4):
         large = small + size
         residual = linear + quadratic * (small + grows) - mu / small - mu / large
         derivative = quadratic + mu / small**2 + mu / large**2

@@ -230,6 +230,7 @@ class RecedingHorizonController:
         inputs = self._fallback + 1e-3 * np.minimum(upper - lower, 1.0) * noise
         return self.transcription.pack(self.transcription.rollout(inputs, data))
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _shifted(self, elapsed_s: float) -> Point | None:
         """The plan moved forward in time; None if its solution does not reach that far."""
         problem, point = self.problem, self._point
