@@ -245,9 +245,8 @@ class RecedingHorizonController:
         states = _advanced(np.vstack([states, beyond]), steps)[:horizon]
         barrier = self._solver.barrier
         duals = barrier.resampled(point.duals, lambda array: _advanced(array, steps))
-        return Point(
-            np.hstack([inputs, states]).ravel(), _advanced(point.multipliers, steps), duals
-        )
+        z = np.hstack([inputs, states]).ravel()
+        return Point(z, _advanced(point.multipliers, steps), duals, point.mu)
 
     def _cost_terms(self, solution: Solution) -> dict[str, float]:
         return dict(zip(self.problem.cost_names, solution.values.costs.tolist(), strict=True))

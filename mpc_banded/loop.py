@@ -24,6 +24,7 @@ from mpc_banded.reference import (
     Reference,
     stacked,
 )
+from mpc_banded.solver import Status
 
 
 class Reason(Enum):
@@ -34,6 +35,7 @@ class Reason(Enum):
     NO_STATE = "no state yet"
     STALE_STATE = "state too old"
     NO_REFERENCE = "no reference yet"
+    PLANNING = "first plan not converged yet"
     PLAN_NOT_FINITE = "plan not finite"
 
 
@@ -59,6 +61,10 @@ class Tick:
     def driving(self) -> bool:
         """Whether the command comes from the controller; it is a stop if not."""
         return self.code is Reason.DRIVING
+
+
+#: How long the robot stands at most until its first plan has converged, under a deadline.
+FIRST_PLAN_NS = 2_000_000_000
 
 
 class ControlLoop:
@@ -95,6 +101,7 @@ class ControlLoop:
         self._state_ns = 0
         self._rejected: str | None = None
         self._stepped_ns: int | None = None
+        self._planning_ns: int | None = None
         self.controller.check(*self._made_up())
 
     def warm_up(self) -> None:
@@ -149,9 +156,9 @@ class ControlLoop:
         return JointReference(goal)
 
     def reset(self) -> None:
-        """Forget the warm start."""
+        """Forget the plan; the robot stands until the next one has converged."""
         self.controller.reset()
-        self._stepped_ns = None
+        self._stepped_ns = self._planning_ns = None
 
     def stop_command(self) -> dict[str, float]:
         """The command that stops the robot: zero, as near as the limits allow."""
@@ -178,7 +185,7 @@ class ControlLoop:
     def _drive(
         self, state: np.ndarray, reference: Reference, now_ns: int, deadline_s: float | None
     ) -> Tick:
-        elapsed = self.config.period_s
+        elapsed = 0.0  # while the robot stands, its plan does not move on
         if self._stepped_ns is not None:
             elapsed = max(0.0, 1e-9 * (now_ns - self._stepped_ns))
         step = self.controller.step(
@@ -187,8 +194,11 @@ class ControlLoop:
             elapsed_s=elapsed,
             deadline_s=deadline_s,
         )
-        self._stepped_ns = now_ns
         age = 1e-9 * (now_ns - self._state_ns)
+        if self._stepped_ns is None and self._is_planning(step, now_ns, deadline_s):
+            reason = f"stopped: planning, KKT residual {step.kkt_residual:.1e} so far"
+            return Tick(self.stop_command(), Reason.PLANNING, reason, step, age)
+        self._stepped_ns = now_ns
         values = self.robot.command_values(step.plan, self.config["command_lead"], self._model)
         if not np.isfinite(list(values.values())).all():
             reason = f"stopped: the plan is not finite; {step.status.value}"
@@ -196,7 +206,15 @@ class ControlLoop:
         reason = f"driving on the {step.source.value}: {step.status.value}"
         return Tick(self._within_limits(values), Reason.DRIVING, reason, step, age)
 
+    def _is_planning(self, step: ControlStep, now_ns: int, deadline_s: float | None) -> bool:
+        """Whether a robot that stands should wait for its first plan to converge."""
+        if self._planning_ns is None:
+            self._planning_ns = now_ns
+        waited = now_ns - self._planning_ns >= FIRST_PLAN_NS
+        return not (waited or deadline_s is None or step.status is Status.CONVERGED)
+
     def _stopped(self, code: Reason, reason: str, age: float) -> Tick:
+        self.reset()  # the robot leaves the plan
         return Tick(self.stop_command(), code, reason, None, age)
 
     def _staleness(self, age: float) -> str:

@@ -12,7 +12,7 @@ Optimization, 2nd ed., sections 17.4 and 18.3; Schittkowski 1983 for the merit).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
@@ -29,7 +29,10 @@ from mpc_banded.derivatives import (
 )
 from mpc_banded.transcription import StageData
 
+#: Multiplier sweeps with one factor.
 MAX_SWEEPS = 6
+#: Relative rounding error of the merit function.
+ROUNDING = 1e-13
 
 
 class Status(Enum):
@@ -122,11 +125,13 @@ class Point:
         z: (n,).
         multipliers: lambda of the dynamics (N, nx).
         duals: Of the inequalities.
+        mu: Barrier parameter that they belong to.
     """
 
     z: np.ndarray
     multipliers: np.ndarray
     duals: Duals
+    mu: float
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,6 @@ class _Iterate:
     point: Point
     evaluation: Evaluation
     slacks: Slacks
-    mu: float
     kkt_residual: float
     defect_norm: float
 
@@ -212,19 +216,18 @@ class NewtonSolver:
         options = self.options
         if isinstance(start, Point):
             self._scale = self._scale or self._mean_curvature(start.z, data)
-            mu = options.barrier * self._scale
-            point = self._warm(start, data, mu)
+            point = self._warm(start, data)
         else:
             self._scale = self._mean_curvature(start, data)
-            mu = options.barrier_initial * self._scale
-            point = self._cold(start, data, mu)
+            point = self._cold(start, data)
         history: list[Iteration] = []
         while True:
             began = time.perf_counter()
-            iterate = self._evaluate(point, data, mu)
-            while self._barrier_solved(iterate) and mu > options.barrier * self._scale:
+            iterate = self._evaluate(point, data)
+            while self._barrier_solved(iterate):
+                mu = iterate.point.mu
                 mu = max(options.barrier * self._scale, min(0.1 * mu, mu**1.5))
-                iterate = self._assess(iterate.point, iterate.evaluation, mu)
+                iterate = self._assess(replace(iterate.point, mu=mu), iterate.evaluation)
             status = self._terminate(iterate, len(history), deadline)
             outcome = status or self._advance(iterate, data)
             if isinstance(outcome, Status):
@@ -241,38 +244,43 @@ class NewtonSolver:
         mean = float(np.abs(diagonal).mean())
         return mean if np.isfinite(mean) and mean > 0.0 else 1.0
 
-    def _cold(self, start: np.ndarray, data: StageData, mu: float) -> Point:
+    def _cold(self, start: np.ndarray, data: StageData) -> Point:
         problem = self.derivatives.transcription.problem
+        mu = self.options.barrier_initial * self._scale
         z = self.barrier.interior(start, 1e-2)
         duals = self.barrier.duals(self._slacks(z, data, mu), mu)
-        return Point(z, np.zeros((problem.horizon, problem.nx)), duals)
+        return Point(z, np.zeros((problem.horizon, problem.nx)), duals, mu)
 
-    def _warm(self, start: Point, data: StageData, mu: float) -> Point:
+    def _warm(self, start: Point, data: StageData) -> Point:
+        mu = max(start.mu, self.options.barrier * self._scale)
         z = self.barrier.interior(start.z, 1e-8)
         duals = self.barrier.safeguarded(start.duals, self._slacks(z, data, mu), mu)
-        return Point(z, start.multipliers, duals)
+        return Point(z, start.multipliers, duals, mu)
 
     def _slacks(self, z: np.ndarray, data: StageData, mu: float) -> Slacks:
         (values,) = self.derivatives.values(z[None], data)
         return self.barrier.slacks(z, self.barrier.rows(z, values.inequalities), mu)
 
-    def _evaluate(self, point: Point, data: StageData, mu: float) -> _Iterate:
+    def _evaluate(self, point: Point, data: StageData) -> _Iterate:
         of_h = self.barrier.split(point.duals.rows)[0]
         rho = self.options.penalty * self._scale
         evaluation = self.derivatives.evaluate(point.z, data, point.multipliers, rho, of_h)
-        return self._assess(point, evaluation, mu)
+        return self._assess(point, evaluation)
 
-    def _assess(self, point: Point, e: Evaluation, mu: float) -> _Iterate:
+    def _assess(self, point: Point, e: Evaluation) -> _Iterate:
+        mu = point.mu
         c = self.barrier.rows(point.z, e.values.inequalities)
         slacks = self.barrier.slacks(point.z, c, mu)
         of_barrier = self.barrier.gradient(e, slacks, mu)
         of_dynamics = defects_transposed(e.defect_jacobian, point.multipliers)
         size = max(np.abs(e.gradient).max(), np.abs(of_barrier).max())
         kkt = float(np.abs(e.gradient + of_dynamics + of_barrier).max() / (1.0 + size))
-        return _Iterate(point, e, slacks, mu, kkt, float(np.abs(e.values.defects).max()))
+        return _Iterate(point, e, slacks, kkt, float(np.abs(e.values.defects).max()))
 
     def _barrier_solved(self, iterate: _Iterate) -> bool:
-        return max(iterate.kkt_residual, iterate.defect_norm) <= 10.0 * iterate.mu / self._scale
+        mu = iterate.point.mu / self._scale
+        solved = max(iterate.kkt_residual, iterate.defect_norm) <= 10.0 * mu
+        return solved and mu > self.options.barrier * (1.0 + 1e-9)
 
     def _terminate(self, iterate: _Iterate, iterations: int, deadline: float) -> Status | None:
         options = self.options
@@ -282,7 +290,7 @@ class NewtonSolver:
         if (
             iterate.kkt_residual <= options.kkt_tolerance
             and iterate.defect_norm <= options.defect_tolerance
-            and iterate.mu <= options.barrier * self._scale
+            and iterate.point.mu <= options.barrier * self._scale * (1.0 + 1e-9)
         ):
             return Status.CONVERGED
         if iterations >= options.max_iterations:
@@ -311,7 +319,7 @@ class NewtonSolver:
                 length, point = found
                 record = Iteration(
                     iterate.evaluation.values.cost,
-                    iterate.mu,
+                    iterate.point.mu,
                     iterate.kkt_residual,
                     iterate.defect_norm,
                     shift,
@@ -335,7 +343,7 @@ class NewtonSolver:
         """Solution of the KKT system: sweeps of the multipliers with one factor."""
         e, rho = iterate.evaluation, self.options.penalty * self._scale
         accuracy = max(0.1 * self.options.defect_tolerance, 0.01 * iterate.defect_norm)
-        gradient = e.gradient + self.barrier.gradient(e, iterate.slacks, iterate.mu)
+        gradient = e.gradient + self.barrier.gradient(e, iterate.slacks, iterate.point.mu)
         shifted = iterate.point.multipliers + rho * e.values.defects
         for _ in range(MAX_SWEEPS):
             step = factor.solve(-gradient - defects_transposed(e.defect_jacobian, shifted))
@@ -351,27 +359,32 @@ class NewtonSolver:
     ) -> tuple[float, Point] | None:
         """Longest of a halving sequence of lengths that satisfies Armijo's condition."""
         e, lam = iterate.evaluation, step.multipliers
-        gradient = e.gradient + self.barrier.gradient(e, iterate.slacks, iterate.mu)
+        gradient = e.gradient + self.barrier.gradient(e, iterate.slacks, iterate.point.mu)
         slope = gradient @ step.z + (lam * step.defect_change).sum()
         bend = (e.values.defects * step.defect_change).sum()
         rho = self.options.merit_penalty * self._scale
-        if slope + 0.5 * rho * bend > 0.0:
+        of_barrier = self.barrier.value(iterate.slacks, iterate.point.mu)
+        noise = ROUNDING * (abs(e.values.cost) + abs(of_barrier))
+        if slope + 0.5 * rho * bend > noise:
             largest = self.options.penalty * self._scale
             if not 2.0 * slope < -bend * largest:
                 return None
             rho = -2.0 * slope / bend
         slope += rho * bend
-        merit = self._merit(e.values, iterate.slacks, lam, rho, iterate.mu)
-        tolerance = 10.0 * np.finfo(float).eps * (abs(merit) + abs(e.values.cost))
+        merit = self._merit(e.values, iterate.slacks, lam, rho, iterate.point.mu)
+        if -slope <= noise:  # a decrease that cannot be seen: trust Newton's method
+            noise = np.inf
         longest = self.barrier.longest(iterate.slacks, step.z)
         for exponents in ((0,), (1, 2, 3, 4), (5, 6, 7, 8), (9, 10, 11, 12)):
             lengths = longest * 0.5 ** np.array(exponents, dtype=float)
             candidates = iterate.point.z + lengths[:, None] * step.z
             values = self.derivatives.values(candidates, data)
             for length, z, at in zip(lengths, candidates, values, strict=True):
-                slacks = self.barrier.slacks(z, self.barrier.rows(z, at.inequalities), iterate.mu)
-                reached = self._merit(at, slacks, lam, rho, iterate.mu)
-                if reached <= merit + self.options.armijo_slope * length * slope + tolerance:
+                slacks = self.barrier.slacks(
+                    z, self.barrier.rows(z, at.inequalities), iterate.point.mu
+                )
+                reached = self._merit(at, slacks, lam, rho, iterate.point.mu)
+                if reached <= merit + self.options.armijo_slope * length * slope + noise:
                     return length, self._moved(iterate, step, float(length), z, slacks)
         return None
 
@@ -379,13 +392,12 @@ class NewtonSolver:
         self, iterate: _Iterate, step: _Step, length: float, z: np.ndarray, slacks: Slacks
     ) -> Point:
         old = iterate.point
-        duals = self.barrier.stepped(
-            old.duals, iterate.evaluation, iterate.slacks, step.z, iterate.mu
-        )
+        duals = self.barrier.stepped(old.duals, iterate.evaluation, iterate.slacks, step.z, old.mu)
         return Point(
             z,
             old.multipliers + length * (step.multipliers - old.multipliers),
-            self.barrier.safeguarded(duals, slacks, iterate.mu),
+            self.barrier.safeguarded(duals, slacks, old.mu),
+            old.mu,
         )
 
     def _merit(

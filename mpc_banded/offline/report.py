@@ -18,6 +18,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 BLUE, ORANGE, GREEN, RED, GREY = "#1f5fa8", "#d97706", "#2f855a", "#b91c1c", "#9aa3ad"
 #: Seconds at the beginning that do not count for tracking, and clearance up to which an obstacle
@@ -149,7 +150,8 @@ def _draw_path(axes: Axes, run: Run, config: Config, path: PathReference, radius
     axes.annotate("start", (x[0], y[0]), xytext=(6, 6), textcoords="offset points")
     axes.set(xlabel="x [m]", ylabel="y [m]")
     axes.set_title("Path")
-    axes.set_aspect("equal", adjustable="datalim")
+    if np.ptp(y) > 0.2 * np.ptp(x):  # a long road would be a line
+        axes.set_aspect("equal", adjustable="datalim")
     axes.legend(loc="upper right")
 
 
@@ -160,9 +162,11 @@ def _draw_states(axes: Axes, run: Run) -> None:
     axes.plot(times, pole - upright, color=BLUE, lw=2)
     axes.axhline(0.0, color=GREY, lw=1, ls="--")
     axes.set(xlabel="time [s]", ylabel="angle from upright [deg]", title="Pole")
-    inset = axes.inset_axes((0.45, 0.55, 0.52, 0.38))
+    axes.set_xlim(0.0, None)
+    inset = axes.inset_axes((0.45, 0.08, 0.52, 0.3))
     inset.plot(times, run.state("cart"), color=ORANGE)
     inset.set_title("Cart [m]")
+    inset.set_xlim(0.0, None)
 
 
 def _draw_commands(axes: Axes, run: Run, config: Config) -> None:
@@ -172,6 +176,7 @@ def _draw_commands(axes: Axes, run: Run, config: Config) -> None:
         axes.step(times, [v[name] for _, v in run.commands], where="post", color=color, label=name)
         for bound in config[f"limits.{name}"]:
             axes.axhline(bound, color=color, lw=1, ls=":")
+    axes.set_xlim(0.0, None)
     axes.set_title("Commands and their limits")
     axes.legend(loc="upper right", ncols=2)
 
@@ -186,6 +191,7 @@ def _draw_error(
         gaps = clearance(run, config, radius)
         axes.plot(times, np.where(gaps < 2.0, gaps, np.nan), color=RED, label="clearance")
     axes.axhline(0.0, color=GREY, lw=1)
+    axes.set_xlim(0.0, None)
     axes.set_title("Error and clearance [m]")
     axes.legend(loc="upper right", ncols=2)
 
@@ -197,6 +203,9 @@ def _draw_solve_time(axes: Axes, run: Run, config: Config) -> None:
     axes.plot(times, values, ".", ms=3, color=GREEN)
     axes.axhline(1e3 * config.period_s, color=RED, lw=1, ls=":", label="period")
     axes.set_yscale("log")
-    axes.set(xlabel="time [s]")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="time [s]", xlim=(0.0, None))
     axes.set_title("Solve time [ms]")
     axes.legend(loc="upper right")

@@ -42,6 +42,7 @@ class Observer:
         self._executor.add_node(self.node)
         self._listener = listener
         self._path = path
+        self._own = int("plan" in topics)
         self._plan = self.node.create_publisher(Path, "plan", 1)
         best_effort = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
         for topic, kind in topics.items():
@@ -49,7 +50,7 @@ class Observer:
 
     def spin_once(self, timeout_s: float) -> None:
         """Handle what comes within the time."""
-        if self._path is not None and self._plan.get_subscription_count():
+        if self._path is not None and self._plan.get_subscription_count() > self._own:
             self._publish_path(self._path)
             self._path = None
         self._executor.spin_once(timeout_sec=timeout_s)

@@ -17,7 +17,7 @@ from mpc_banded.loop import Reason, Tick
 from mpc_banded.solver import Status
 
 #: The robot stands, but that is what was asked for or is not yet to be had.
-PATIENT = (Reason.DISABLED, Reason.NO_STATE, Reason.NO_REFERENCE)
+PATIENT = (Reason.DISABLED, Reason.NO_STATE, Reason.NO_REFERENCE, Reason.PLANNING)
 
 
 class Telemetry:
