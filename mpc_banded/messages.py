@@ -76,6 +76,9 @@ def fill_joint_state(message: Any, values: Values) -> None:
     message.name = names
     message.position = [float(values[name]) for name in names]
     message.velocity = [float(values.get(f"{name}_velocity", 0.0)) for name in names]
+    # Not a number where nobody measures it, as ros2_control publishes it. Readers of recordings
+    # stumble over the padding that Fast CDR puts behind an empty last array.
+    message.effort = [math.nan for _ in names]
 
 
 def fill_twist(twist: Any, values: Values) -> None:
