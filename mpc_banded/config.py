@@ -189,7 +189,7 @@ class Config:
         self._check_together()
         try:
             self.controller()
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from error
 
     def _check_together(self) -> None:

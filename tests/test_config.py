@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One table of parameters: its defaults hold, its ranges bind, and every reader reads alike."""
+
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rclpy
+from rclpy.context import Context
+from rclpy.node import Node
+
+from mpc_banded.config import GENERAL, Config, ConfigError, Entry, entries_of, read_parameter_file
+from mpc_banded.robots import load_robot
+from mpc_banded.robots.robot import BUILT_IN
+from mpc_banded.ros.parameters import descriptor
+from mpc_banded.ros.parameters import given as given_to
+from mpc_banded.solver import SolverOptions
+
+FILES = sorted((Path(__file__).resolve().parents[1] / "config").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("robot", BUILT_IN)
+def test_every_default_is_allowed_and_described(robot):
+    for name, entry in entries_of(load_robot(robot)).items():
+        assert entry.checked(name, entry.default) == entry.default
+        assert entry.description.endswith(".")
+        assert entry.lower <= entry.upper
+
+
+@pytest.mark.parametrize("robot", BUILT_IN)
+def test_without_a_file_a_robot_is_as_it_describes_itself(robot):
+    config, robot = Config({"robot": robot}), load_robot(robot)
+    problem = config.problem()
+    assert (problem.horizon, problem.dt) == (robot.horizon, robot.dt)
+    assert dict(problem.weights) == {name: robot.weights[name] for name in problem.cost_names}
+    assert config.controller().transcription.scheme == robot.transcription
+    bounds = zip(robot.inputs, *problem.input_bounds, strict=True)
+    assert {name: (low, high) for name, low, high in bounds} == {
+        name: robot.limits[name] for name in robot.inputs
+    }
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_file_of_each_robot_is_allowed_and_names_its_robot(file):
+    config = Config.load(file)
+    assert config.robot.name == file.stem
+    given = read_parameter_file(file)
+    assert {key: config[key] for key in given} == given
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_ros_reads_from_a_file_what_we_read(file, tmp_path):
+    extended = tmp_path / "extended.yaml"
+    more = "\n    solver:\n      kkt_tolerance: 1e-5\n      penalty: 1E+6\n      barrier: .5\n"
+    extended.write_text(file.read_text() + more)
+    context = Context()
+    rclpy.init(args=["--ros-args", "--params-file", str(extended)], context=context)
+    try:
+        node = Node("reader", context=context)
+        by_ros = Config(given_to(node))
+        node.destroy_node()
+    finally:
+        rclpy.shutdown(context=context)
+    assert by_ros.values == Config.load(extended).values
+    assert by_ros["solver.kkt_tolerance"] == 1e-5
+
+
+def test_overrides_win_over_the_file_and_are_checked_alike():
+    assert Config.load(FILES[0], {"horizon": 7})["horizon"] == 7
+    with pytest.raises(ConfigError, match=r"horizon is 7\.5; allowed are integers"):
+        Config.load(FILES[0], {"horizon": 7.5})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("horizon", "many", "integers from 0 to 10000"),
+        ("horizon", True, "integers from 0 to 10000"),
+        ("horizon", -1, "integers from 0 to 10000"),
+        ("dt", math.nan, "numbers from 0 to 10"),
+        ("dt", 11, "numbers from 0 to 10"),
+        ("dt", None, "numbers from 0 to 10"),
+        ("max_state_age", 0.0, "numbers >= 0.01"),
+        ("enable_stamped_cmd_vel", 1, "true or false"),
+        ("enable_stamped_cmd_vel", "yes", "true or false"),
+        ("recovery", "guess", "one of "),
+        ("robot", 3, "strings"),
+        ("obstacles", 1.0, "lists of any number of numbers"),
+        ("obstacles", "near", "lists of any number of numbers"),
+        ("obstacles", [0.0, math.nan, 1.0], "lists of any number of numbers"),
+        ("obstacles", [1.0, 2.0], "x, y, radius of up to 4 circles"),
+        ("obstacles", [1.0] * 15, "x, y, radius of up to 4 circles"),
+        ("limits.v", [1.0], "lists of 2 numbers"),
+        ("limits.v", [1.0, -1.0], "a lower and a greater upper limit"),
+        ("weights.position", -1.0, "numbers >= 0"),
+        ("solver.max_iterations", 0, "integers >= 1"),
+        ("simulator.initial_state", [1.0, 2.0], "one number for each of x, y, yaw, v, w"),
+        ("substeps", 2, "'midpoint' allows 1 only"),
+    ],
+)
+def test_value_that_is_not_allowed_is_named_with_what_is(key, value, allowed):
+    with pytest.raises(ConfigError) as error:
+        Config({key: value})
+    text = str(error.value)
+    assert text.startswith(f"{key} is {value!r}; ")
+    assert allowed in text
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("horizn", "did you mean 'horizon'?"),
+        ("weights.positon", "did you mean 'weights.position'?"),
+        ("limits.steering", "did you mean"),  # a name of another robot
+        ("qqq", "known are ['bandwidth', "),
+    ],
+)
+def test_unknown_key_is_named_with_its_value_and_the_nearest(key, hint):
+    with pytest.raises(ConfigError) as error:
+        Config({key: 12.5})
+    assert str(error.value).startswith(
+        f"{key} is 12.5, but robot 'unicycle' has no such parameter"
+    )
+    assert hint in str(error.value)
+
+
+def test_numbers_may_be_integers_and_lists_tuples():
+    config = Config({"dt": 1, "limits.v": (0, np.float64(1.5)), "horizon": np.int64(5)})
+    assert (config["dt"], config["limits.v"], config["horizon"]) == (1.0, [0.0, 1.5], 5)
+    assert [type(x) for x in (config["dt"], *config["limits.v"], config["horizon"])] == [
+        float,
+        float,
+        float,
+        int,
+    ]
+
+
+def test_every_option_of_the_solver_has_a_key():
+    keys = {"half_bandwidth": "bandwidth", "recovery": "recovery"}
+    for option in fields(SolverOptions):
+        assert keys.get(option.name, f"solver.{option.name}") in GENERAL
+    given = {"bandwidth": 13, "recovery": "phase", "solver.max_iterations": 3}
+    options = Config(given).controller().options
+    assert (options.half_bandwidth, options.recovery, options.max_iterations) == (13, "phase", 3)
+
+
+def test_unused_slots_of_obstacles_are_far_away():
+    obstacles = Config({"obstacles": [1, 2, 0.5]}).obstacles()
+    assert obstacles.shape == (4, 3)
+    assert obstacles[0].tolist() == [1.0, 2.0, 0.5]
+    assert (np.linalg.norm(obstacles[1:, :2], axis=1) > 1e3).all()
+
+
+def test_sections_drop_their_prefix():
+    config = Config({"robot": "bicycle", "model.wheelbase": 3})
+    assert config.section("model") == {"wheelbase": 3.0}
+    assert config.period_s == 1.0 / config["controller_frequency"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{[", "cannot be read"),
+        ("horizon: 3", "'ros__parameters'"),
+        ("a: {ros__parameters: {}}\nb: {ros__parameters: {}}", "one top-level key"),
+        ("/**: {parameters: {}}", "'ros__parameters'"),
+        ("- horizon", "one top-level key"),
+        ("", "one top-level key"),
+    ],
+)
+def test_file_that_is_no_parameter_file_is_refused_by_name(tmp_path, text, message):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"wrong\.yaml") as error:
+        read_parameter_file(file)
+    assert message in str(error.value)
+
+
+def test_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read"):
+        read_parameter_file(tmp_path / "nowhere.yaml")
+
+
+def test_file_without_parameters_gives_none(tmp_path):
+    file = tmp_path / "empty.yaml"
+    file.write_text("/**:\n  ros__parameters:\n")
+    assert read_parameter_file(file) == {}
+
+
+def test_descriptor_has_a_range_where_both_ends_are_finite():
+    whole = descriptor(Entry(3, "Count.", "", 0, 10), read_only=True)
+    assert (whole.integer_range[0].from_value, whole.integer_range[0].to_value) == (0, 10)
+    real = descriptor(Entry(3.0, "Length.", "m", 0.0, 10.0), read_only=False)
+    assert (real.floating_point_range[0].to_value, real.description) == (10.0, "Length. [m]")
+    assert (real.read_only, real.dynamic_typing) == (False, True)
+    open_ended = descriptor(Entry(3.0, "Length.", lower=0.0), read_only=True)
+    assert not open_ended.floating_point_range
