@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mpc_banded.comb import RECOVERIES
 from mpc_banded.controller import RecedingHorizonController
+from mpc_banded.derivatives import RECOVERIES
 from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.robots import Robot, load_robot
 from mpc_banded.solver import SolverOptions
@@ -122,7 +122,7 @@ GENERAL: dict[str, Entry] = {
     ),
     "substeps": Entry(1, "Integration steps in an interval, for euler and rk4.", "", 1, 100),
     "bandwidth": Entry(0, "Half bandwidth of the Hessian; 0 derives it.", "", 0, 1000),
-    "recovery": Entry("direct", "Recovery of the band from probes.", choices=RECOVERIES),
+    "recovery": Entry("stagewise", "Way to the Hessian.", choices=RECOVERIES),
     "controller_frequency": Entry(20.0, "Rate of the control loop.", "Hz", 0.1, 1000.0),
     "deadline": Entry(0.8, "Share of the period that a solve may take.", "", 0.01, 1.0),
     "max_state_age": Entry(0.3, "Age of the state beyond which the robot is stopped.", "s", 0.01),

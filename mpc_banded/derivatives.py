@@ -2,9 +2,15 @@
 """All derivatives that a Newton step needs, taken from the merit function in one pass.
 
 Reverse mode only: forward-mode differentiation keeps its nesting level in a module global and is
-not thread-safe. The Hessian comes from combs of Hessian-vector products (comb.py), the Jacobians
-from combs of rows: defects of every second interval share no variable, so two combs for each
-state hold them all (Curtis, Powell and Reid 1974).
+not thread-safe. There are two ways to the Hessian:
+
+- *Combs* over z (comb.py) see the merit function as a black box, ``2 b + 1`` probes with
+  ``b = nu + 2 nx - 1``. Jacobians come from combs of rows: defects of every second interval share
+  no variable, so two combs for each state hold them all (Curtis, Powell and Reid 1974).
+- *Stagewise*, each interval gets copies of its own of ``w_k = (x_k, u_k, x_{k+1})``. Over the
+  copies the Hessian is block diagonal, so the comb with period ``nu + 2 nx`` brings all of it
+  without aliasing, ``nx`` combs of rows bring the Jacobian, and adding the blocks where they
+  overlap gives the band (element Hessians: Griewank and Toint 1982).
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpc_banded.comb import Comb, check_band, hessian_vector_products
+from mpc_banded import comb
 from mpc_banded.transcription import StageData, Terms, Transcription, merit
 
 
@@ -58,21 +64,32 @@ class Evaluation:
     inequality_jacobian: np.ndarray
 
 
+#: Names of the ways to the Hessian.
+RECOVERIES = ("stagewise", *comb.RECOVERIES)
+
+
 class Derivatives:
     """Evaluates a transcription and its derivatives, eagerly.
 
     Args:
         transcription: What to differentiate.
         half_bandwidth: Of the band storage; 0 takes the derived one, a larger one works.
-        recovery: How the band is recovered from probes, see comb.py.
+        recovery: One of RECOVERIES.
+
+    Raises:
+        ValueError: Unknown recovery.
     """
 
     def __init__(
-        self, transcription: Transcription, half_bandwidth: int = 0, recovery: str = "direct"
+        self, transcription: Transcription, half_bandwidth: int = 0, recovery: str = "stagewise"
     ) -> None:
+        if recovery not in RECOVERIES:
+            raise ValueError(f"recovery is {recovery!r}; allowed are {', '.join(RECOVERIES)}")
         self.transcription = transcription
         self.half_bandwidth = half_bandwidth or transcription.half_bandwidth
-        self.comb = Comb(transcription.n, self.half_bandwidth, recovery)
+        self._comb = None
+        if recovery != "stagewise":
+            self._comb = comb.Comb(transcription.n, self.half_bandwidth, recovery)
         self._defect_rows = _defect_rows(transcription)
 
     def values(self, candidates: np.ndarray, data: StageData) -> list[Values]:
@@ -93,58 +110,148 @@ class Derivatives:
         """Values, gradient, Newton matrix and Jacobians at ``z`` (n,).
 
         The Newton matrix is ``H_L + rho J'J`` with the Hessian H_L of the Lagrangian at the
-        given multipliers: shifting them by ``-rho d`` takes the curvature that the penalty of
-        a nonzero defect would add out again.
+        given multipliers (N, nx) and inequality multipliers (N, m).
         """
-        point = torch.tensor(z, dtype=torch.float64, requires_grad=True)
-        terms = self.transcription.terms(point, data)
-        rho = torch.tensor(penalty, dtype=torch.float64)
-        shifted = torch.from_numpy(multipliers) - rho * terms.defects.detach()
-        scalar = merit(terms, shifted, rho, torch.from_numpy(inequality_multipliers))
-        (slope,) = torch.autograd.grad(scalar, point, create_graph=True)
-        bands = self.comb.decompress(hessian_vector_products(slope, point, self.comb.probes))
-        defect_jacobian, inequality_jacobian = self._jacobians(terms, point)
+        way = self._by_stages if self._comb is None else self._by_combs
+        terms, slope, bands, of_defects, of_inequalities = way(
+            z,
+            data,
+            torch.from_numpy(multipliers),
+            penalty,
+            torch.from_numpy(inequality_multipliers),
+        )
         gradient = (
-            slope.detach().numpy()
-            - defects_transposed(defect_jacobian, multipliers)
-            + inequalities_transposed(inequality_jacobian, inequality_multipliers)
+            slope
+            - defects_transposed(of_defects, multipliers)
+            + inequalities_transposed(of_inequalities, inequality_multipliers)
         )
         values = Values(
             *(t.detach().numpy() for t in (terms.costs, terms.defects, terms.inequalities))
         )
-        return Evaluation(values, gradient, bands, defect_jacobian, inequality_jacobian)
+        return Evaluation(values, gradient, bands, of_defects, of_inequalities)
 
     def check(self, z: np.ndarray, data: StageData, seed: int = 0) -> None:
-        """Raises BandwidthError if the Hessian at ``z`` does not fit the half bandwidth.
+        """Compares the bands with the merit function as a black box, along a random probe.
 
         Random multipliers, so that the curvature of every defect and inequality is seen.
+
+        Raises:
+            BandwidthError: The Hessian does not fit the half bandwidth.
+            ValueError: It does, but a term couples stages that it does not belong to, which the
+                stagewise recovery cannot see.
         """
         generator = torch.Generator().manual_seed(seed)
         point = torch.tensor(z, dtype=torch.float64, requires_grad=True)
         terms = self.transcription.terms(point, data)
         lam = torch.randn(terms.defects.shape, dtype=torch.float64, generator=generator)
         nu = torch.rand(terms.inequalities.shape, dtype=torch.float64, generator=generator)
-        scalar = merit(terms, lam, torch.tensor(1.0, dtype=torch.float64), nu)
+        scalar = merit(terms, lam - terms.defects.detach(), torch.ones_like(lam[0, 0]), nu)
         (slope,) = torch.autograd.grad(scalar, point, create_graph=True)
-        bands = self.comb.decompress(hessian_vector_products(slope, point, self.comb.probes))
-        check_band(bands, slope, point, generator=generator)
+        bands = self.evaluate(z, data, lam.numpy(), 1.0, nu.numpy()).bands
+        try:
+            comb.check_band(bands, slope, point, generator=generator)
+        except FloatingPointError:
+            if self._comb is not None or not np.isfinite(bands).all():
+                raise
+            raise ValueError(
+                "a cost or inequality couples stages that it does not belong to: recovery "
+                "'stagewise' cannot see that, 'direct' can"
+            ) from None
+
+    def _by_stages(
+        self, z: np.ndarray, data: StageData, multipliers: Tensor, penalty: float, of_h: Tensor
+    ) -> _Parts:
+        problem, block = self.transcription.problem, self.transcription.block
+        nx, width = problem.nx, block + problem.nx
+        padded = np.concatenate([data.initial_state.numpy(), z])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, width)[::block]
+        copies = torch.tensor(windows, dtype=torch.float64, requires_grad=True)
+        x, u, x_next = copies.split([nx, problem.nu, nx], dim=-1)
+        terms = self.transcription.stage_terms(x, u, x_next, data)
+        scalar = merit(terms, multipliers, torch.zeros_like(multipliers[0, 0]), of_h)
+        (slope,) = torch.autograd.grad(scalar, copies, create_graph=True)
+        blocks, of_defects, of_inequalities = _rows(
+            (slope, terms.defects, terms.inequalities), copies
+        )
+        blocks = blocks + penalty * np.matmul(of_defects.swapaxes(1, 2), of_defects)
+        total = slope.detach().numpy()[:, nx:].copy()
+        total[:-1, -nx:] += slope.detach().numpy()[1:, :nx]
+        bands = _overlapped(blocks, nx, self.half_bandwidth)
+        return terms, total.reshape(-1), bands, of_defects, of_inequalities[:, :, nx:]
+
+    def _by_combs(
+        self, z: np.ndarray, data: StageData, multipliers: Tensor, penalty: float, of_h: Tensor
+    ) -> _Parts:
+        assert self._comb is not None
+        point = torch.tensor(z, dtype=torch.float64, requires_grad=True)
+        terms = self.transcription.terms(point, data)
+        rho = torch.tensor(penalty, dtype=torch.float64)
+        # Shifting the multipliers takes the curvature that the penalty of a nonzero defect adds
+        # out again.
+        scalar = merit(terms, multipliers - rho * terms.defects.detach(), rho, of_h)
+        (slope,) = torch.autograd.grad(scalar, point, create_graph=True)
+        products = comb.hessian_vector_products(slope, point, self._comb.probes)
+        bands = self._comb.decompress(products)
+        return terms, slope.detach().numpy(), bands, *self._jacobians(terms, point)
 
     def _jacobians(self, terms: Terms, point: Tensor) -> tuple[np.ndarray, np.ndarray]:
         problem, block = self.transcription.problem, self.transcription.block
         rows = self._defect_rows.reshape(-1, problem.horizon, problem.nx)
-        products = hessian_vector_products(terms.defects, point, rows).numpy()
+        products = comb.hessian_vector_products(terms.defects, point, rows).numpy()
         padded = np.pad(products, ((0, 0), (problem.nx, 0)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, block + problem.nx, axis=1)
         windows = windows[:, ::block].reshape(2, problem.nx, problem.horizon, block + problem.nx)
         stages = np.arange(problem.horizon)
-        defect_jacobian = windows[stages % 2, :, stages]
-
         m = terms.inequalities.shape[-1]
-        unit = torch.eye(m, dtype=torch.float64)[:, None, :].expand(m, problem.horizon, m)
         if m == 0:
-            return defect_jacobian, np.zeros((problem.horizon, 0, block))
-        products = hessian_vector_products(terms.inequalities, point, unit).numpy()
-        return defect_jacobian, products.reshape(m, problem.horizon, block).swapaxes(0, 1)
+            return windows[stages % 2, :, stages], np.zeros((problem.horizon, 0, block))
+        unit = torch.eye(m, dtype=torch.float64)[:, None, :].expand(m, problem.horizon, m)
+        of_h = comb.hessian_vector_products(terms.inequalities, point, unit).numpy()
+        of_h = of_h.reshape(m, problem.horizon, block).swapaxes(0, 1)
+        return windows[stages % 2, :, stages], of_h
+
+
+_Parts = tuple[Terms, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _rows(outputs: tuple[Tensor, ...], variables: Tensor) -> list[np.ndarray]:
+    """Jacobian of each output (N, columns) by the variables (N, m) of its own row.
+
+    One backward pass: a probe asks for one column of one output, of all rows at once.
+
+    Returns:
+        (N, columns, m) for each output.
+    """
+    counts = [output.shape[-1] for output in outputs]
+    ends = np.cumsum(counts)
+    probes, live = [], []
+    for output, count, end in zip(outputs, counts, ends, strict=True):
+        if count and output.requires_grad:
+            probe = output.new_zeros(int(ends[-1]), *output.shape)
+            probe[end - count : end] = torch.eye(count, dtype=output.dtype)[:, None, :]
+            probes.append(probe)
+            live.append(output)
+    (products,) = torch.autograd.grad(
+        live, variables, probes, retain_graph=True, is_grads_batched=True
+    )
+    return np.split(products.numpy().swapaxes(0, 1), ends[:-1], axis=1)
+
+
+def _overlapped(blocks: np.ndarray, overlap: int, half_bandwidth: int) -> np.ndarray:
+    """Band of blocks (N, m, m) along the diagonal that overlap; the first part is cut off.
+
+    Returns lower band storage (b + 1, N (m - overlap)).
+    """
+    count, m, _ = blocks.shape
+    column, offset = np.ogrid[:m, :m]
+    row = column + offset
+    flat = np.where(row < m, np.minimum(row, m - 1) * m + column, m * m)
+    lower = np.pad(blocks.reshape(count, -1), ((0, 0), (0, 1)))[:, flat]
+    shown = min(m, half_bandwidth + 1)
+    bands = np.zeros((count, m - overlap, half_bandwidth + 1))
+    bands[:, :, :shown] += lower[:, overlap:, :shown]
+    bands[:-1, -overlap:, :shown] += lower[1:, :overlap, :shown]
+    return bands.reshape(-1, half_bandwidth + 1).T
 
 
 def defects_times(jacobian: np.ndarray, z: np.ndarray) -> np.ndarray:

@@ -92,7 +92,7 @@ class SolverOptions:
         0, "Half bandwidth of the Newton matrix; 0 takes the one derived from the couplings."
     )
     recovery: str = _option(
-        "direct", "Recovery of the band from probes: direct, substitution, phase or random."
+        "stagewise", "Way to the Hessian: stagewise, direct, substitution, phase or random."
     )
 
     def __post_init__(self) -> None:

@@ -188,12 +188,17 @@ class Transcription:
 
     def terms(self, z: Tensor, data: StageData) -> Terms:
         """Costs, defects and inequalities of ``z`` (..., n)."""
-        problem = self.problem
         batch = z.shape[:-1]
-        stages = z.reshape(*batch, problem.horizon, self.block)
-        u, x_next = stages[..., : problem.nu], stages[..., problem.nu :]
-        initial = data.initial_state.expand(*batch, 1, problem.nx)
+        stages = z.reshape(*batch, self.problem.horizon, self.block)
+        u, x_next = stages[..., : self.problem.nu], stages[..., self.problem.nu :]
+        initial = data.initial_state.expand(*batch, 1, self.problem.nx)
         x = torch.cat([initial, x_next[..., :-1, :]], dim=-2)
+        return self.stage_terms(x, u, x_next, data)
+
+    def stage_terms(self, x: Tensor, u: Tensor, x_next: Tensor, data: StageData) -> Terms:
+        """The same from each interval's own x_k (..., N, nx), u_k (..., N, nu) and x_{k+1}."""
+        problem = self.problem
+        batch = x.shape[:-2]
         p = {name: value.expand(*batch, *value.shape) for name, value in data.parameters.items()}
         at = len(batch)
         now = {name: value.narrow(at, 0, problem.horizon) for name, value in p.items()}

@@ -12,8 +12,8 @@ import torch
 from problems import CASES, Case, dense_hessian, random_point, squared, tangled
 
 from mpc_banded import RecedingHorizonController, banded
-from mpc_banded.comb import RECOVERIES
 from mpc_banded.derivatives import (
+    RECOVERIES,
     Derivatives,
     defects_times,
     defects_transposed,
@@ -79,7 +79,7 @@ def dense(name, scheme):
     )
 
 
-def evaluated(name, scheme, recovery="direct", half_bandwidth=0, penalty=RHO):
+def evaluated(name, scheme, recovery="stagewise", half_bandwidth=0, penalty=RHO):
     transcription = Transcription(PROBLEMS[name]().problem, scheme)
     d = dense(name, scheme)
     derivatives = Derivatives(transcription, half_bandwidth, recovery)
