@@ -17,6 +17,8 @@ from mpc_banded.simulation import Simulation
 
 #: Longest time that passes at once, in seconds: a clock may jump, a robot does not.
 LONGEST_STEP_S = 0.5
+#: How often one kind of error is repeated, in seconds.
+REPEAT_S = 5.0
 FRAME = "odom"
 
 
@@ -71,11 +73,20 @@ class SimulatorTask:
         return int(self._node.get_clock().now().nanoseconds)
 
     def _on_command(self, message: Any) -> None:
-        values = self._port.values(message)
+        try:
+            values = self._port.values(message)
+        except ValueError as error:
+            self._ignore(f"{error}; allowed are {', '.join(self._port.names)}")
+            return
         if all(math.isfinite(value) for value in values.values()):
             self._command, self._command_ns = values, self._now_ns()
         else:
-            self._node.get_logger().error("a command is not finite", throttle_duration_sec=5.0)
+            self._ignore("it is not finite")
+
+    def _ignore(self, why: str) -> None:
+        self._node.get_logger().error(
+            f"a command is ignored: {why}", throttle_duration_sec=REPEAT_S
+        )
 
     def _move(self) -> None:
         now_ns = self._now_ns()
