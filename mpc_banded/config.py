@@ -126,6 +126,7 @@ GENERAL: dict[str, Entry] = {
     "controller_frequency": Entry(20.0, "Rate of the control loop.", "Hz", 0.1, 1000.0),
     "deadline": Entry(0.8, "Share of the period that a solve may take.", "", 0.01, 1.0),
     "max_state_age": Entry(0.3, "Age of the state beyond which the robot is stopped.", "s", 0.01),
+    "actuation_delay": Entry(0.0, "Time from a command to its effect.", "s", 0.0, 1.0),
     "command_lead": Entry(0.1, "Lag of the velocity controllers below.", "s", 0.0, 10.0),
     "enable_stamped_cmd_vel": Entry(True, "Publish TwistStamped; Twist if false."),
     "reference_speed": Entry(0.5, "Speed along a path.", "m/s", 0.0, 100.0),

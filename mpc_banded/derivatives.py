@@ -173,6 +173,7 @@ class Derivatives:
         blocks, of_defects, of_inequalities = _rows(
             (slope, terms.defects, terms.inequalities), copies
         )
+        of_defects[0, :, :nx] = 0.0  # x_0 is no unknown
         blocks = blocks + penalty * np.matmul(of_defects.swapaxes(1, 2), of_defects)
         total = slope.detach().numpy()[:, nx:].copy()
         total[:-1, -nx:] += slope.detach().numpy()[1:, :nx]

@@ -7,6 +7,7 @@ came, and ask at each tick what to send. Times are integer nanoseconds of one cl
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -24,6 +25,7 @@ from mpc_banded.reference import (
     Reference,
     stacked,
 )
+from mpc_banded.simulation import Simulation
 from mpc_banded.solver import Status
 
 
@@ -65,6 +67,9 @@ class Tick:
 
 #: How long the robot stands at most until its first plan has converged, under a deadline.
 FIRST_PLAN_NS = 2_000_000_000
+#: Longest integration step of the delay compensation, and how many commands it remembers.
+PREDICTION_SUBSTEP_S = 0.02
+SENT_COMMANDS = 100
 
 
 class ControlLoop:
@@ -97,7 +102,8 @@ class ControlLoop:
         if self.robot.reference_message == "joint_trajectory":
             self.reference = JointReference({})
         self._state: np.ndarray | None = None
-        self._values: Mapping[str, float] = {}
+        self._motion = Simulation(config, PREDICTION_SUBSTEP_S)
+        self._sent: deque[tuple[int, dict[str, float]]] = deque(maxlen=SENT_COMMANDS)
         self._state_ns = 0
         self._rejected: str | None = None
         self._stepped_ns: int | None = None
@@ -129,7 +135,7 @@ class ControlLoop:
         if self._state is not None:
             turns = np.round((self._state - state) / (2.0 * np.pi))
             state[self._cyclic] += 2.0 * np.pi * turns[self._cyclic]
-        self._state, self._values, self._state_ns = state, values, now_ns
+        self._state, self._state_ns = state, now_ns
         return None
 
     def on_reference(self, topic: str, message: Any) -> str | None:
@@ -164,8 +170,20 @@ class ControlLoop:
         """The command that stops the robot: zero, as near as the limits allow."""
         return self._within_limits(self.robot.stop_values(self._model))
 
-    def tick(self, now_ns: int, deadline_s: float | None = None) -> Tick:
-        """Decide what to send at ``now_ns``."""
+    def tick(self, now_ns: int, deadline_s: float | None = None, latency_s: float = 0.0) -> Tick:
+        """Decide what to send at ``now_ns``.
+
+        Args:
+            now_ns: Time of the tick.
+            deadline_s: Time that the solve may take.
+            latency_s: Time from the tick until the command is expected to be sent.
+        """
+        effect_ns = now_ns + int(1e9 * (latency_s + self.config["actuation_delay"]))
+        tick = self._decide(now_ns, effect_ns, deadline_s)
+        self._sent.append((effect_ns, tick.command))
+        return tick
+
+    def _decide(self, now_ns: int, effect_ns: int, deadline_s: float | None) -> Tick:
         age = np.inf if self._state is None else 1e-9 * (now_ns - self._state_ns)
         if not self.enabled:
             return self._stopped(Reason.DISABLED, "stopped: disabled on request", age)
@@ -180,21 +198,27 @@ class ControlLoop:
         if self.reference is None:
             topics = " or ".join(messages.REFERENCES[self.robot.reference_message])
             return self._stopped(Reason.NO_REFERENCE, f"waiting for a reference on {topics}", age)
-        return self._drive(self._state, self.reference, now_ns, deadline_s)
+        state = self._predicted(self._state, effect_ns)
+        return self._drive(state, self.reference, age, effect_ns, deadline_s)
 
     def _drive(
-        self, state: np.ndarray, reference: Reference, now_ns: int, deadline_s: float | None
+        self,
+        state: np.ndarray,
+        reference: Reference,
+        age: float,
+        now_ns: int,
+        deadline_s: float | None,
     ) -> Tick:
+        """Step the controller for the state that the robot will be in at ``now_ns``."""
         elapsed = 0.0  # while the robot stands, its plan does not move on
         if self._stepped_ns is not None:
             elapsed = max(0.0, 1e-9 * (now_ns - self._stepped_ns))
         step = self.controller.step(
             state,
-            self._parameters(reference, self._values),
+            self._parameters(reference, dict(zip(self.robot.states, state, strict=True))),
             elapsed_s=elapsed,
             deadline_s=deadline_s,
         )
-        age = 1e-9 * (now_ns - self._state_ns)
         if self._stepped_ns is None and self._is_planning(step, now_ns, deadline_s):
             reason = f"stopped: planning, KKT residual {step.kkt_residual:.1e} so far"
             return Tick(self.stop_command(), Reason.PLANNING, reason, step, age)
@@ -205,6 +229,15 @@ class ControlLoop:
             return Tick(self.stop_command(), Reason.PLAN_NOT_FINITE, reason, step, age)
         reason = f"driving on the {step.source.value}: {step.status.value}"
         return Tick(self._within_limits(values), Reason.DRIVING, reason, step, age)
+
+    def _predicted(self, state: np.ndarray, effect_ns: int) -> np.ndarray:
+        """Where the commands in effect until ``effect_ns`` take the measured state."""
+        self._motion.state = state
+        ends = [*(begin for begin, _ in self._sent), effect_ns][1:]
+        for (begin, command), end in zip(self._sent, ends, strict=False):
+            duration_ns = min(end, effect_ns) - max(begin, self._state_ns)
+            self._motion.advance(command, max(0.0, 1e-9 * duration_ns))
+        return self._motion.state if np.isfinite(self._motion.state).all() else state
 
     def _is_planning(self, step: ControlStep, now_ns: int, deadline_s: float | None) -> bool:
         """Whether a robot that stands should wait for its first plan to converge."""

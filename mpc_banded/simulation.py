@@ -23,12 +23,14 @@ class Simulation:
 
     Args:
         config: Of the robot, with ``simulator.initial_state``.
+        substep_s: Longest integration step.
 
     Attributes:
         state: (nx,).
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, substep_s: float = SUBSTEP_S) -> None:
+        self._substep_s = substep_s
         self._robot = config.robot
         self._model = config.section("model")
         self._parameters = {
@@ -49,7 +51,7 @@ class Simulation:
 
     def advance(self, command: Values, duration_s: float) -> None:
         """Let time pass under one command."""
-        count = math.ceil(duration_s / SUBSTEP_S)
+        count = math.ceil(duration_s / self._substep_s)
         for _ in range(count):
             self.state = self._step(self.state, command, duration_s / count)
 

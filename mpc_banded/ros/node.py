@@ -24,6 +24,8 @@ from mpc_banded.ros.telemetry import Diagnostics, Telemetry
 
 #: How often one kind of warning is repeated, and how long the last command may take to go out.
 REPEAT_S, FAREWELL_S = 5.0, 0.5
+#: Share of each new measurement in the expected time from tick to command.
+LATENCY_GAIN = 0.2
 
 
 class MpcTask:
@@ -48,6 +50,7 @@ class MpcTask:
         self._loop.warm_up()
         self._period_s = config.period_s
         self._deadline_s = config["deadline"] * config.period_s
+        self._latency_s = 0.0
         self._frame = ""
         self._timer: Timer | None = None
         self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
@@ -109,8 +112,9 @@ class MpcTask:
     def _cycle(self) -> None:
         began = time.perf_counter()
         now_ns = self._node.get_clock().now().nanoseconds
-        tick = self._loop.tick(now_ns, self._deadline_s)
+        tick = self._loop.tick(now_ns, self._deadline_s, self._latency_s)
         self._send(tick.command)
+        self._latency_s += LATENCY_GAIN * (time.perf_counter() - began - self._latency_s)
         missed = time.perf_counter() - began > self._period_s
         if tick.step is not None:
             self._publish_path(tick.step.plan)
