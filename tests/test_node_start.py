@@ -83,15 +83,10 @@ REFUSED = {
         ["-p", "horizon:=much"],
         ["horizon is 'much'", "allowed are integers from 0 to 10000"],
     ),
-    "out of range": (
-        ["-p", "controller_frequency:=-5.0"],
-        ["controller_frequency is -5.0", "allowed are numbers from 0.1 to 1000"],
-    ),
     "no such robot": (
         ["-p", "robot:=nowhere.to_be:found"],
         ["robot is 'nowhere.to_be:found'", "No module named 'nowhere'"],
     ),
-    "not built in": (["-p", "robot:=hovercraft"], ["robot is 'hovercraft'", "unicycle"]),
     "narrow band": (["-p", "bandwidth:=5"], ["bandwidth is 5", "allowed are 0", "10 measured"]),
     "empty for a number": (["-p", "dt:=[]"], ["dt is []", "allowed are numbers from 0 to 10"]),
     "no such file": (["--params-file", "nowhere.yaml"], ["nowhere.yaml", "Error opening"]),
