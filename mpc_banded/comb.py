@@ -406,14 +406,15 @@ def _random(n: int, b: int, generator: torch.Generator) -> _Scheme:
     windows = probes.unfold(1, width, 1).permute(1, 0, 2)  # (n - width + 1, p, width), a view
 
     def table(products: np.ndarray) -> np.ndarray:
-        rhs = torch.from_numpy(products.T).to(torch.float64)[:, :, None]
+        finite = np.isfinite(products).all(axis=0)  # LAPACK refuses all else
+        rhs = torch.from_numpy(np.where(finite, products, 0).T).to(torch.float64)[:, :, None]
         size = max(1, _BATCH // (len(probes) * width))
         batches = [slice(start, start + size) for start in range(0, n, size)]
         # The last bits of torch's default driver depend on where the arrays lie in memory.
         rows = [
             torch.linalg.lstsq(windows[first[k]], rhs[k], driver="gels").solution for k in batches
         ]
-        return torch.cat(rows).numpy()
+        return np.where(finite[:, None, None], torch.cat(rows).numpy(), np.nan)
 
     return _Scheme(probes, table, place=lambda i, j: i * width + j - first[i])
 

@@ -10,7 +10,9 @@ import numpy as np
 import scipy.optimize
 import torch
 
+from mpc_banded.derivatives import Derivatives
 from mpc_banded.problem import OptimalControlProblem
+from mpc_banded.solver import NewtonSolver, Solution, SolverOptions
 from mpc_banded.transcription import SCHEMES, Transcription
 
 A = torch.tensor([[0.0, 1.0], [0.0, -0.2]], dtype=torch.float64)
@@ -205,6 +207,14 @@ def tangled(
     )
 
 
+def scalar(dynamics: Callable, cost: Callable, horizon: int = 4, **options) -> Case:
+    """One state, one input, a step of half a second, begun at 1."""
+    problem = OptimalControlProblem(
+        nx=1, nu=1, horizon=horizon, dt=0.5, dynamics=dynamics, stage_costs={"c": cost}, **options
+    )
+    return Case(problem, np.array([1.0]))
+
+
 CASES: dict[str, Callable[..., Case]] = {
     f.__name__: f for f in (double_integrator, unicycle, bicycle, cartpole, van_der_pol)
 }
@@ -224,6 +234,27 @@ def dense_hessian(function: Callable, point: torch.Tensor) -> torch.Tensor:
     with warnings.catch_warnings():  # torch's own use of torch.jit
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.func.hessian(function)(point)
+
+
+def standing(case: Case) -> np.ndarray:
+    """Z of a trajectory that stays where it is."""
+    problem = case.problem
+    states = np.tile(case.state, (problem.horizon, 1))
+    return np.hstack([np.zeros((problem.horizon, problem.nu)), states]).ravel()
+
+
+def solver_of(case: Case, scheme: str = "midpoint", **options) -> NewtonSolver:
+    options = SolverOptions(**options)
+    transcription = Transcription(case.problem, scheme)
+    derivatives = Derivatives(transcription, options.half_bandwidth, options.recovery)
+    return NewtonSolver(derivatives, options)
+
+
+def solve(case: Case, scheme: str = "midpoint", start=None, weights=None, **options) -> Solution:
+    """By a new solver, from standing still if no start is given."""
+    solver = solver_of(case, scheme, **options)
+    data = case.data(solver.derivatives.transcription, weights)
+    return solver.solve(standing(case) if start is None else start, data)
 
 
 def next_state(problem, scheme, substeps, x, u, p) -> np.ndarray:

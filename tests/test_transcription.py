@@ -100,6 +100,25 @@ def test_check_accepts_larger_half_bandwidths_and_refuses_smaller_ones(scheme):
         assert (caught.value.configured, caught.value.measured) == (half_bandwidth, right)
 
 
+def test_check_finds_a_coupling_that_only_combs_can_see():
+    """Inputs of neighbouring stages fit the band, but are no matter of one stage."""
+    problem = OptimalControlProblem(
+        nx=2,
+        nu=1,
+        horizon=8,
+        dt=0.1,
+        dynamics=lambda x, u, p: torch.cat([x[..., 1:], u], dim=-1),
+        stage_costs={
+            "state": lambda x, u, p: squared(x),
+            "smoothness": lambda x, u, p: squared(torch.diff(u, dim=-2, append=u[..., -1:, :])),
+        },
+    )
+    with pytest.raises(ValueError, match=r"couples stages.*'stagewise' cannot.*'direct' can"):
+        RecedingHorizonController(problem).check(np.zeros(2), {})
+    options = SolverOptions(recovery="direct")
+    RecedingHorizonController(problem, options=options).check(np.zeros(2), {})
+
+
 @pytest.mark.parametrize("weight", [1.0, 0.0])
 def test_check_finds_a_cost_that_couples_stages_even_while_it_weighs_nothing(weight):
     def smoothness(x, u, p):

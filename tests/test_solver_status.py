@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: ARG001, ARG005
+"""Every way to end is deserved, and wrong options are named."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import Case, double_integrator, scalar, solve, solver_of, squared, standing, unicycle
+
+from mpc_banded import solver as solver_module
+from mpc_banded.solver import SolverOptions, Status
+
+# Statuses
+
+
+def test_iteration_limit():
+    for limit in (1, 2, 5):
+        solution = solve(unicycle(), max_iterations=limit)
+        assert solution.status is Status.ITERATION_LIMIT
+        assert len(solution.iterations) == limit
+        assert np.isfinite(solution.point.z).all()
+
+
+def test_a_deadline_in_the_past_leaves_the_start_as_it_was():
+    case = unicycle()
+    solver = solver_of(case)
+    data = case.data(solver.derivatives.transcription)
+    solution = solver.solve(standing(case), data, deadline=time.perf_counter() - 1.0)
+    assert solution.status is Status.DEADLINE
+    assert not solution.iterations
+    np.testing.assert_array_equal(solution.point.z, solver.barrier.interior(standing(case)))
+
+
+class Clock:
+    """Replaces the time: each reading is a hundredth of a second after the one before."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(solver_module.time, "perf_counter", self.read)
+
+    def read(self):
+        self.now += 0.01
+        return self.now
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.2, 0.5])
+def test_no_iteration_is_begun_that_would_end_after_the_deadline(monkeypatch, budget):
+    case = unicycle()
+    solver = solver_of(case)
+    data = case.data(solver.derivatives.transcription)
+    clock = Clock(monkeypatch)
+    deadline = clock.now + budget
+    solution = solver.solve(standing(case), data, deadline)
+    assert solution.status is Status.DEADLINE
+    assert 1 <= len(solution.iterations) < 22
+    assert clock.now <= deadline + 1e-9
+    assert clock.now >= deadline - 0.1
+
+
+def test_one_slow_iteration_does_not_bar_all_later_ones(monkeypatch):
+    clock = Clock(monkeypatch)
+    late = []
+
+    def dynamics(x, u, p):
+        if late:
+            clock.now += late.pop()
+        return u - x**3
+
+    case = scalar(dynamics, lambda x, u, p: squared(x) + squared(u))
+    solver = solver_of(case)
+    data = case.data(solver.derivatives.transcription)
+    late.append(10.0)
+    solver.solve(standing(case), data)  # its scale is measured slowly, which is no iteration
+    late.append(10.0)
+    counts = []
+    for _ in range(20):
+        solution = solver.solve(standing(case), data, clock.now + 0.5)
+        counts.append(len(solution.iterations))
+    assert max(counts[:1]) == 0
+    assert min(counts[-5:]) > 0
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "cost"),
+    [
+        (lambda x, u, p: x.log() + u, lambda x, u, p: squared(x) + squared(u)),
+        (lambda x, u, p: u, lambda x, u, p: (x - 2.0).sqrt()[..., 0] + squared(u)),
+        (lambda x, u, p: 0.0 * u / (x - x), lambda x, u, p: squared(u)),
+        (lambda x, u, p: u, lambda x, u, p: (1e3 * x.exp()).exp()[..., 0] + squared(u)),
+        (lambda x, u, p: u, lambda x, u, p: (x - 1.0).abs().sqrt()[..., 0] + squared(u)),
+    ],
+    ids=["log", "sqrt", "division", "overflow", "slope"],
+)
+def test_what_is_not_finite_is_said_so(dynamics, cost):
+    case = scalar(dynamics, cost)
+    state = Case(case.problem, np.array([-1.0 if "log" in dynamics.__code__.co_names else 1.0]))
+    solution = solve(state)
+    assert solution.status is Status.NON_FINITE
+    assert not solution.iterations
+
+
+def test_a_cost_whose_slope_is_wrong_fails_the_line_search():
+    """It is ``u^2 - 3 u``, but pretends to be ``u^2 + 3 u`` to differentiation."""
+
+    def cost(x, u, p):
+        return squared(u) + 3.0 * u[..., 0] - 6.0 * u[..., 0].detach()
+
+    solution = solve(scalar(lambda x, u, p: u, cost))
+    assert solution.status is Status.LINE_SEARCH_FAILED
+    assert np.isfinite(solution.point.z).all()
+
+
+def test_a_cost_with_a_jump_fails_the_line_search_but_stays_before_it():
+    def cost(x, u, p):
+        jump = torch.where(u[..., 0] > 0.5, 1e6, 0.0)
+        return (u[..., 0] - 1.0) ** 2 + jump
+
+    solution = solve(scalar(lambda x, u, p: u, cost))
+    assert solution.status is Status.LINE_SEARCH_FAILED
+    assert (solution.point.z[::2] <= 0.5).all()
+    assert solution.point.z[::2].max() > 0.4
+
+
+def concave(x, u, p):
+    return -squared(u) - squared(x)
+
+
+def test_a_concave_cost_without_bound_is_not_positive_definite():
+    case = scalar(lambda x, u, p: u, concave)
+    solution = solve(case, regularization_max=1e-2)
+    assert solution.status is Status.NOT_POSITIVE_DEFINITE
+    assert not solution.iterations
+    endless = solve(case)
+    assert endless.status is not Status.CONVERGED
+    assert endless.iterations[0].regularization > 0.0
+    assert endless.iterations[0].factorizations > 1
+
+
+def test_a_concave_cost_within_bounds_has_a_minimum_at_them():
+    case = scalar(lambda x, u, p: u, concave, input_bounds=(-1.0, 1.0))
+    solution = solve(case)
+    assert solution.status is Status.CONVERGED
+    np.testing.assert_allclose(np.abs(solution.point.z[::2]), 1.0, atol=1e-3)
+
+
+def test_every_status_advises():
+    for status in Status:
+        assert len(status.value) > 40
+
+
+@given(
+    st.sampled_from(["sqrt", "log", "exp", "reciprocal", "square", "tan", "sign", "neg"]),
+    st.sampled_from(["sqrt", "log", "exp", "reciprocal", "square", "abs", "atan", "neg"]),
+    st.floats(-1e3, 1e3),
+    st.sampled_from([1e-6, 1.0, 1e6, 1e30]),
+    st.sampled_from([(-1.0, 1.0), (-np.inf, np.inf), (-1e-6, 1e30)]),
+)
+@settings(max_examples=80)
+def test_numerical_trouble_is_a_status_and_never_an_exception(f, cost, state, scale, bounds):
+    case = scalar(
+        lambda x, u, p: scale * getattr(torch, f)(x) + u,
+        lambda x, u, p: scale * getattr(torch, cost)(x + u)[..., 0],
+        input_bounds=bounds,
+        state_bounds=(-2.0, 5.0),
+    )
+    solution = solve(Case(case.problem, np.array([state])), max_iterations=12)
+    assert isinstance(solution.status, Status)
+    if solution.status is Status.CONVERGED:
+        assert np.isfinite(solution.point.z).all()
+        assert solution.kkt_residual <= 1e-6
+    inputs = solution.point.z[::2]
+    assert ((bounds[0] <= inputs) & (inputs <= bounds[1])).all()
+
+
+def test_bad_parameters_once_do_not_spoil_later_cold_solves():
+    case = unicycle()
+    solver = solver_of(case)
+    transcription = solver.derivatives.transcription
+    broken = Case(case.problem, case.state, {**case.parameters, "goal": np.full(2, np.nan)})
+    assert solver.solve(standing(case), broken.data(transcription)).status is Status.NON_FINITE
+    after = solver.solve(standing(case), case.data(transcription))
+    np.testing.assert_array_equal(after.point.z, solve(case).point.z)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_iterations",
+        "kkt_tolerance",
+        "defect_tolerance",
+        "barrier",
+        "barrier_initial",
+        "penalty",
+        "merit_penalty",
+        "regularization_min",
+        "regularization_max",
+        "armijo_slope",
+    ],
+)
+@pytest.mark.parametrize("value", [0, -1.0, np.nan, np.inf])
+def test_a_wrong_option_is_named(name, value):
+    with pytest.raises(ValueError, match=rf"SolverOptions.{name} is {value!r}"):
+        SolverOptions(**{name: value})
+
+
+def test_an_unknown_recovery_is_named():
+    with pytest.raises(ValueError, match=r"recovery is 'fft'; allowed.*stagewise"):
+        solver_of(double_integrator(), recovery="fft")
