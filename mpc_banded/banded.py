@@ -93,24 +93,6 @@ def matvec(bands: np.ndarray, vector: np.ndarray) -> np.ndarray:
     return dsbmv(half_bandwidth, 1.0, bands, vector, lower=1)
 
 
-def pinned(bands: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """Replaces rows and columns by those of the identity, and leaves the others alone.
-
-    With a right-hand side that is zero there, a solve then holds these variables where they are:
-    a Newton step along the active bounds.
-
-    Args:
-        bands: (b + 1, n).
-        fixed: Mask (n,), True for the rows and columns to replace.
-    """
-    free = ~np.asarray(fixed, dtype=bool)
-    padded = np.concatenate([free, np.zeros(len(bands) - 1, dtype=bool)])
-    free_row = np.lib.stride_tricks.sliding_window_view(padded, len(bands)).T  # [d, j]: j + d
-    result = np.where(free & free_row, bands, 0.0)
-    result[0, ~free] = 1.0
-    return result
-
-
 def add_blocks(bands: np.ndarray, blocks: np.ndarray, starts: np.ndarray | None = None) -> None:
     """Adds small symmetric blocks along the diagonal, in place.
 

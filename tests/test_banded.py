@@ -154,35 +154,6 @@ def test_the_first_of_two_faults_is_named():
     assert pickle.loads(pickle.dumps(caught.value)).index == 4
 
 
-@given(bands_and_masks())
-def test_pinned_is_the_dense_construction(case):
-    bands, fixed = case
-    before = bands.copy()
-    dense = banded.to_dense(bands)
-    dense[fixed, :] = dense[:, fixed] = 0.0
-    dense[fixed, fixed] = 1.0
-    result = banded.pinned(bands, fixed)
-    np.testing.assert_array_equal(banded.to_dense(result), dense)
-    np.testing.assert_array_equal(bands, before)
-    banded.cholesky(result)
-
-
-def test_a_pinned_variable_stays_and_the_others_solve_the_reduced_system():
-    matrix = positive_band(12, 3)
-    fixed = np.arange(12) % 4 == 1
-    rhs = np.where(fixed, 0.0, np.arange(12.0))
-    step = banded.cholesky(banded.pinned(banded.from_dense(matrix, 3), fixed)).solve(rhs)
-    free = ~fixed
-    np.testing.assert_array_equal(step[fixed], 0.0)
-    np.testing.assert_allclose(step[free], np.linalg.solve(matrix[np.ix_(free, free)], rhs[free]))
-
-
-def test_pinning_takes_out_what_is_not_finite():
-    bands = banded.from_dense(positive_band(6, 2), 2)
-    bands[0, 3] = bands[1, 2] = bands[2, 1] = np.nan
-    assert np.isfinite(banded.pinned(bands, np.arange(6) == 3)).all()
-
-
 @given(st.integers(1, 5), st.integers(0, 6), st.booleans(), st.integers(0, 2**32 - 1))
 def test_add_blocks_is_the_dense_sum(m, count, overlapping, seed):
     rng = np.random.default_rng(seed)

@@ -115,7 +115,7 @@ def test_value_that_is_not_allowed_is_named_with_what_is(key, value, allowed):
         ("horizn", "did you mean 'horizon'?"),
         ("weights.positon", "did you mean 'weights.position'?"),
         ("limits.steering", "did you mean"),  # a name of another robot
-        ("qqq", "known are ['bandwidth', "),
+        ("qqq", "known are ['actuation_delay', "),
     ],
 )
 def test_unknown_key_is_named_with_its_value_and_the_nearest(key, hint):
