@@ -153,7 +153,7 @@ class RecedingHorizonController:
             ValueError: A shape or a parameter is wrong.
         """
         began = time.perf_counter()
-        state = np.asarray(state, dtype=np.float64)
+        state = np.array(state, dtype=np.float64)  # the caller may use its own again
         if state.shape != (self.problem.nx,):
             raise ValueError(f"state has shape {state.shape}; it must be ({self.problem.nx},)")
         elapsed_s = self.problem.dt if elapsed_s is None else elapsed_s

@@ -4,12 +4,13 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import scipy.optimize
 import torch
 
+from mpc_banded.controller import ControlStep, RecedingHorizonController
 from mpc_banded.derivatives import Derivatives
 from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.solver import NewtonSolver, Solution, SolverOptions
@@ -255,6 +256,22 @@ def solve(case: Case, scheme: str = "midpoint", start=None, weights=None, **opti
     solver = solver_of(case, scheme, **options)
     data = case.data(solver.derivatives.transcription, weights)
     return solver.solve(standing(case) if start is None else start, data)
+
+
+def controller_of(
+    case: Case, scheme: str = "midpoint", fallback: np.ndarray | None = None, **options
+) -> RecedingHorizonController:
+    return RecedingHorizonController(
+        case.problem, scheme, options=SolverOptions(**options), fallback_command=fallback
+    )
+
+
+def assert_same_bits(one: ControlStep, other: ControlStep) -> None:
+    for f in fields(ControlStep):
+        if f.name not in ("solve_time_s", "plan"):
+            np.testing.assert_equal(getattr(one, f.name), getattr(other, f.name))
+    np.testing.assert_array_equal(one.plan.states, other.plan.states)
+    np.testing.assert_array_equal(one.plan.inputs, other.plan.inputs)
 
 
 def next_state(problem, scheme, substeps, x, u, p) -> np.ndarray:
