@@ -226,7 +226,7 @@ def _drive(
             first_s = time.monotonic() - began
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=16),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[line]}"),
             )
@@ -289,10 +289,11 @@ class _Watch:
         if not last or not self.run.states:
             return ""
         state = self._robot.state(self.run.states[-1][1])
-        shown = ", ".join(f"{n} {x:.2f}" for n, x in zip(self._robot.states, state, strict=True))
+        pairs = zip(self._robot.states[:2], state, strict=False)
+        shown = "  ".join(f"{name} {x:6.2f}" for name, x in pairs)
         return (
             f"{last.get('solve_time_ms', math.nan):5.1f} ms  "
-            f"{last.get('iterations', math.nan):2.0f} iterations  {shown}"
+            f"{last.get('iterations', math.nan):2.0f} Newton  {shown}"
         )
 
     def _command(self, message: Any) -> dict[str, float]:

@@ -17,11 +17,6 @@ import numpy as np
 Values = Mapping[str, float]
 
 
-def stamp_s(header: Any) -> float:
-    """Stamp of a std_msgs/Header in seconds."""
-    return float(header.stamp.sec) + 1e-9 * float(header.stamp.nanosec)
-
-
 def yaw_of(quaternion: Any) -> float:
     """Yaw of a geometry_msgs/Quaternion in rad; NaN if its length is not near 1."""
     x, y, z, w = quaternion.x, quaternion.y, quaternion.z, quaternion.w
