@@ -2,7 +2,6 @@
 """What is written into a message is read back, whoever made the message."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,11 +115,6 @@ def test_joint_trajectory_with_a_position_too_few_is_an_error():
     points = [JointTrajectoryPoint(positions=[1.0])]
     with pytest.raises(ValueError, match="shorter"):
         messages.joint_goal(JointTrajectory(joint_names=["a", "b"], points=points))
-
-
-def test_stamp_in_seconds():
-    header = SimpleNamespace(stamp=SimpleNamespace(sec=2, nanosec=500_000_000))
-    assert messages.stamp_s(header) == 2.5
 
 
 def test_every_named_message_type_exists():
