@@ -82,10 +82,19 @@ def test_one_bad_measurement_is_survived(name, value):
         bad = case.state.copy()
         bad[i] = value
         assert_safe(controller.step(bad, case.parameters), case.problem)
-    after = [controller.step(case.state, case.parameters) for _ in range(5)][-1]
+    after = [controller.step(case.state, case.parameters) for _ in range(10)][-1]
     assert after.source is CommandSource.SOLUTION
     reference = controller_of(case).step(case.state, case.parameters)
     np.testing.assert_allclose(after.command, reference.command, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_states_at_the_end_of_all_numbers_are_survived(name):
+    case = CASES[name]()
+    controller = controller_of(case, max_iterations=5)
+    for sign in (1.0, -1.0, 1.0):
+        step = controller.step(sign * np.full(case.problem.nx, 1e308), case.parameters)
+        assert_safe(step, case.problem)
 
 
 # Sources

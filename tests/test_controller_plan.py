@@ -171,6 +171,15 @@ def test_many_small_shifts_are_one_large_shift():
     np.testing.assert_allclose(plan.states[:5, 0], 2.0 + 1.5 * (times[:5] + 1.0), atol=1e-9)
 
 
+def test_all_of_a_solution_is_shifted_its_multipliers_too():
+    """At rest by the end of its horizon: the next problem's solution but for that end."""
+    case = double_integrator(horizon=80)
+    controller = controller_of(case)
+    plan = controller.step(case.state, {}).plan
+    step = controller.step(plan.states[1], {}, deadline_s=0.0)
+    assert step.kkt_residual < 1e-3
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_shifted_by_whole_intervals_the_plan_moves_up_and_holds_its_end(steps):
     case = van_der_pol(horizon=8)
@@ -213,6 +222,16 @@ def test_weights_change_from_the_next_step_on():
     expected = fresh.step(case.state, case.parameters)
     np.testing.assert_allclose(after.plan.inputs, expected.plan.inputs, atol=1e-3)
     assert dict(case.problem.weights)["effort"] == 0.1
+
+
+def test_another_unit_of_all_weights_changes_nothing():
+    case = double_integrator(input_bounds=(-0.8, 0.8))
+    controller = controller_of(case, kkt_tolerance=1e-9)
+    first = controller.step(case.state, {})
+    controller.set_weights({name: 1e4 * w for name, w in case.problem.weights.items()})
+    again = controller.step(case.state, {}, elapsed_s=0.0)
+    assert again.status is Status.CONVERGED
+    np.testing.assert_allclose(again.plan.inputs, first.plan.inputs, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +280,15 @@ def test_after_a_reset_a_run_repeats_bit_for_bit():
     for steps in (second, third):
         for one, other in zip(first, steps, strict=True):
             assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize("limit", [3, 5])
+def test_a_reset_forgets_the_regularization_too(limit):
+    case = unicycle()
+    controller = controller_of(case, max_iterations=limit)
+    first = controller.step(case.state, case.parameters)
+    controller.reset()
+    assert_same_bits(first, controller.step(case.state, case.parameters))
 
 
 def test_what_the_caller_does_to_its_arrays_afterwards_does_not_matter():

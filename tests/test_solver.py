@@ -365,6 +365,39 @@ def test_a_solution_is_its_own_warm_start():
     np.testing.assert_allclose(again.point.z, solution.point.z, atol=1e-9)
 
 
+def test_an_interrupted_solve_goes_on_where_it_was():
+    case = unicycle()
+    whole = solve(case)
+    solver = solver_of(case, max_iterations=5)
+    data, point, barriers = case.data(solver.derivatives.transcription), standing(case), []
+    for _ in range(20):
+        solution = solver.solve(point, data)
+        barriers += [i.barrier for i in solution.iterations]
+        point = solution.point
+        if solution.status is Status.CONVERGED:
+            break
+    np.testing.assert_allclose(point.z, whole.point.z, atol=1e-5)
+    assert len(barriers) <= len(whole.iterations) + 5
+    assert barriers == sorted(barriers, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["unicycle", "bicycle"])
+def test_a_warm_start_at_or_beyond_the_input_bounds_is_brought_inside(name):
+    case = CASES[name]()
+    solver = solver_of(case)
+    data = case.data(solver.derivatives.transcription)
+    first = solver.solve(standing(case), data)
+    z = first.point.z.copy()
+    z[solver.barrier.inputs] = (
+        1.5
+        * np.sign(z[solver.barrier.inputs])
+        * np.maximum(np.abs(solver.barrier.lower), solver.barrier.upper)
+    )
+    again = solver.solve(replace(first.point, z=z), data)
+    assert again.status is Status.CONVERGED
+    np.testing.assert_allclose(again.point.z, first.point.z, atol=1e-4)
+
+
 def test_solving_again_from_the_same_start_gives_the_same_bits():
     case = unicycle()
     solver = solver_of(case)
