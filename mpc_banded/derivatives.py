@@ -91,6 +91,7 @@ class Derivatives:
         if recovery != "stagewise":
             self._comb = comb.Comb(transcription.n, self.half_bandwidth, recovery)
         self._defect_rows = _defect_rows(transcription)
+        self._stage_probes = _stage_probes(transcription)
 
     def values(self, candidates: np.ndarray, data: StageData) -> list[Values]:
         """Terms of several trajectories (c, n) in one call."""
@@ -165,20 +166,33 @@ class Derivatives:
         nx, width = problem.nx, block + problem.nx
         padded = np.concatenate([data.initial_state.numpy(), z])
         windows = np.lib.stride_tricks.sliding_window_view(padded, width)[::block]
-        copies = torch.tensor(windows, dtype=torch.float64, requires_grad=True)
+        # One replica for each probe: a plain backward pass then serves them all, without the
+        # overhead of vectorising every operation.
+        count = len(self._stage_probes[0])
+        copies = torch.tensor(np.broadcast_to(windows, (count, *windows.shape)))
+        copies.requires_grad_()
         x, u, x_next = copies.split([nx, problem.nu, nx], dim=-1)
         terms = self.transcription.stage_terms(x, u, x_next, data)
         scalar = merit(terms, multipliers, torch.zeros_like(multipliers[0, 0]), of_h)
         (slope,) = torch.autograd.grad(scalar, copies, create_graph=True)
-        blocks, of_defects, of_inequalities = _rows(
-            (slope, terms.defects, terms.inequalities), copies
+        outputs = (slope, terms.defects, terms.inequalities)
+        live = [
+            pair for pair in zip(outputs, self._stage_probes, strict=True) if pair[0].requires_grad
+        ]
+        (rows,) = torch.autograd.grad(
+            [out for out, _ in live], copies, [probe for _, probe in live]
+        )
+        blocks, of_defects, of_inequalities = np.split(
+            rows.numpy().swapaxes(0, 1), [width, width + nx], axis=1
         )
         of_defects[0, :, :nx] = 0.0  # x_0 is no unknown
         blocks = blocks + penalty * np.matmul(of_defects.swapaxes(1, 2), of_defects)
-        total = slope.detach().numpy()[:, nx:].copy()
-        total[:-1, -nx:] += slope.detach().numpy()[1:, :nx]
+        each = slope[0].detach().numpy()
+        total = each[:, nx:].copy()
+        total[:-1, -nx:] += each[1:, :nx]
         bands = _overlapped(blocks, nx, self.half_bandwidth)
-        return terms, total.reshape(-1), bands, of_defects, of_inequalities[:, :, nx:]
+        first = Terms(terms.costs[0], terms.defects[0], terms.inequalities[0])
+        return first, total.reshape(-1), bands, of_defects, of_inequalities[:, :, nx:]
 
     def _by_combs(
         self, z: np.ndarray, data: StageData, multipliers: Tensor, penalty: float, of_h: Tensor
@@ -215,27 +229,21 @@ class Derivatives:
 _Parts = tuple[Terms, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _rows(outputs: tuple[Tensor, ...], variables: Tensor) -> list[np.ndarray]:
-    """Jacobian of each output (N, columns) by the variables (N, m) of its own row.
-
-    One backward pass: a probe asks for one column of one output, of all rows at once.
+def _stage_probes(transcription: Transcription) -> tuple[Tensor, ...]:
+    """What each replica asks for: one column of the slope, the defects or the inequalities.
 
     Returns:
-        (N, columns, m) for each output.
+        Probes (replicas, N, columns) of the three, one where asked and zero elsewhere.
     """
-    counts = [output.shape[-1] for output in outputs]
-    ends = np.cumsum(counts)
-    probes, live = [], []
-    for output, count, end in zip(outputs, counts, ends, strict=True):
-        if count and output.requires_grad:
-            probe = output.new_zeros(int(ends[-1]), *output.shape)
-            probe[end - count : end] = torch.eye(count, dtype=output.dtype)[:, None, :]
-            probes.append(probe)
-            live.append(output)
-    (products,) = torch.autograd.grad(
-        live, variables, probes, retain_graph=True, is_grads_batched=True
+    problem = transcription.problem
+    counts = (
+        transcription.block + problem.nx,
+        problem.nx,
+        sum(problem.inequality_widths.values()),
     )
-    return np.split(products.numpy().swapaxes(0, 1), ends[:-1], axis=1)
+    unit = torch.eye(sum(counts), dtype=torch.float64)[:, None, :]
+    probes = unit.expand(sum(counts), problem.horizon, sum(counts)).split(counts, dim=-1)
+    return tuple(probe.contiguous() for probe in probes)
 
 
 def _overlapped(blocks: np.ndarray, overlap: int, half_bandwidth: int) -> np.ndarray:
