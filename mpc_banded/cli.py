@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpc_banded.comb import BandwidthError
-from mpc_banded.config import Config, ConfigError
+from mpc_banded.config import Config
 from mpc_banded.robots.robot import BUILT_IN
 
 
@@ -43,7 +42,7 @@ def _check(options: argparse.Namespace) -> int:
     try:
         config = Config.load(options.params)
         loop = ControlLoop(config)
-    except (ConfigError, BandwidthError) as error:
+    except (ValueError, ArithmeticError) as error:
         print(f"{options.params}: {error}", file=sys.stderr)
         return 2
     problem, transcription = loop.controller.problem, loop.controller.transcription

@@ -141,14 +141,14 @@ def entries_of(robot: Robot) -> dict[str, Entry]:
     """All parameters of a robot: the general ones and those named after its costs and states."""
     table = dict(GENERAL)
     for name in (*robot.stage_costs, *robot.terminal_costs):
-        weight = robot.weights.get(name, 1.0)
+        weight = float(robot.weights.get(name, 1.0))
         table[f"weights.{name}"] = Entry(weight, f"Weight of the cost {name!r}.", "", 0.0)
     for name in (*robot.states, *robot.inputs):
-        limits = list(robot.limits.get(name, (-math.inf, math.inf)))
+        limits = [float(bound) for bound in robot.limits.get(name, (-math.inf, math.inf))]
         text = f"Lower and upper limit of {name!r}."
         table[f"limits.{name}"] = Entry(limits, text, length=2)
     for name, value in robot.model.items():
-        table[f"model.{name}"] = Entry(value, f"Physical constant {name!r} of the model.")
+        table[f"model.{name}"] = Entry(float(value), f"Physical constant {name!r} of the model.")
     return table
 
 

@@ -178,7 +178,10 @@ class RecedingHorizonController:
         failed = solution is not None and status in _RESTART
         if status is Status.NON_FINITE:
             solution = None
-        if solution and (solution.iterations or status is Status.CONVERGED):
+        converged = status is Status.CONVERGED
+        # A solve that began cold again is no better than the plan until it has converged.
+        begun_cold = self._restart and start is not None
+        if solution and (converged or (solution.iterations and not begun_cold)):
             source, point = CommandSource.SOLUTION, solution.point
             self._age_s, self._restart = 0.0, False
         elif start is not None:

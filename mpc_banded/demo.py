@@ -250,6 +250,7 @@ class _Watch:
     def __init__(self, config: Config, recording: Recording) -> None:
         robot = config.robot
         self.run = report.Run()
+        self._moving = False
         self._robot = robot
         self._recording = recording
         self._state_topic = {"odometry": "odom"}.get(robot.state_message, robot.state_message)
@@ -266,8 +267,8 @@ class _Watch:
 
     @property
     def driving(self) -> bool:
-        """Whether a command of the controller has been heard."""
-        return bool(self.run.telemetry)
+        """Whether a command other than the stop has been heard."""
+        return self._moving
 
     def hear(self, topic: str, kind: str, now_ns: int, data: bytes, message: Any) -> None:
         """Take one message."""
@@ -278,9 +279,10 @@ class _Watch:
             self.run.states.append((now, messages.STATES[self._robot.state_message][1](message)))
         elif name == self._command_topic:
             self.run.commands.append((now, self._command(message)))
-        elif kind == "std_msgs/msg/Float64":
-            if not self.driving:
+            if not self._moving and any(self.run.commands[-1][1].values()):
+                self._moving = True
                 self.run.started_s = now
+        elif kind == "std_msgs/msg/Float64":
             self.run.telemetry.setdefault(Path(name).name, []).append((now, message.data))
 
     def line(self) -> str:

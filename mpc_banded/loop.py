@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The control loop between messages and commands, without ROS and without a clock of its own.
 
-The node and the replay drive the same loop: they hand in messages with the time at which they
-came, and ask at each tick what to send. Times are integer nanoseconds of one clock.
+The node drives it, and so does whoever has messages from elsewhere: they hand in each message
+with the time at which it came, and ask at each tick what to send. Times are integer nanoseconds of one clock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from mpc_banded import messages
 from mpc_banded.config import Config
-from mpc_banded.controller import ControlStep
+from mpc_banded.controller import CommandSource, ControlStep
 from mpc_banded.reference import (
     GoalReference,
     JointReference,
@@ -38,6 +38,7 @@ class Reason(Enum):
     STALE_STATE = "state too old"
     NO_REFERENCE = "no reference yet"
     PLANNING = "first plan not converged yet"
+    NO_PLAN = "no plan"
     PLAN_NOT_FINITE = "plan not finite"
 
 
@@ -223,6 +224,9 @@ class ControlLoop:
             reason = f"stopped: planning, KKT residual {step.kkt_residual:.1e} so far"
             return Tick(self.stop_command(), Reason.PLANNING, reason, step, age)
         self._stepped_ns = now_ns
+        if step.source is CommandSource.FALLBACK:
+            reason = f"stopped: no plan reaches this far; {step.status.value}"
+            return Tick(self.stop_command(), Reason.NO_PLAN, reason, step, age)
         values = self.robot.command_values(step.plan, self.config["command_lead"], self._model)
         if not np.isfinite(list(values.values())).all():
             reason = f"stopped: the plan is not finite; {step.status.value}"

@@ -244,7 +244,10 @@ def _check_shape(
     """Shape of what a function returns; the wanted one may leave its last size (None) open."""
     if not callable(function):
         raise TypeError(f"{what} is {function!r}; it must be a function")
-    value = function(*arguments)
+    try:
+        value = function(*arguments)
+    except Exception as error:
+        raise ValueError(f"{what} raised {type(error).__name__}: {error}") from error
     if not isinstance(value, Tensor):
         raise TypeError(f"{what} returned {type(value).__name__}; it must return a torch.Tensor")
     if value.dim() != len(shape) or any(

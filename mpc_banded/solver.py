@@ -3,10 +3,11 @@
 
 Each iteration takes all derivatives once, factors one positive definite band, and solves the
 exact KKT system of the dynamics with it: ``H + rho J'J`` is factored, and the multipliers are
-swept by the augmented Lagrangian until the linearised defects vanish. The step then descends on
-the augmented Lagrangian *at the new multipliers* by at least ``s'(H + rho J'J)s``, whatever the
-sweeps left over, and unit steps are accepted near a solution (Nocedal and Wright, Numerical
-Optimization, 2nd ed., sections 17.4 and 18.3; Schittkowski 1983 for the merit).
+swept by the augmented Lagrangian until the linearised defects vanish. On the augmented Lagrangian
+*at the new multipliers* the step s then has the slope ``-s'H s - rho |d|^2``, with a rho of the
+line search's own that is raised until the slope is negative; if no rho does, the matrix is
+shifted. Unit steps are accepted near a solution (Nocedal and Wright, Numerical Optimization, 2nd
+ed., sections 17.4 and 18.3; Schittkowski 1983 for the merit).
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class Status(Enum):
 
     CONVERGED = "converged: KKT residual and defects are below their tolerances"
     ITERATION_LIMIT = (
-        "stopped at max_iterations with the best iterate; allow more iterations, or expect this "
+        "stopped at max_iterations with the last iterate; allow more iterations, or expect this "
         "for a few cycles after a large change"
     )
     DEADLINE = (
-        "stopped at the deadline with the best iterate; shorten the horizon, lower "
+        "stopped at the deadline with the last iterate; shorten the horizon, lower "
         "controller_frequency, or accept it if kkt_residual stays small"
     )
     LINE_SEARCH_FAILED = (
@@ -139,7 +140,7 @@ class Solution:
     """Where a solve ended.
 
     Attributes:
-        point: The best iterate.
+        point: The last iterate.
         values: Its costs, defects and inequalities.
         violation: Violation of each softened row there (rows,).
         kkt_residual: Relative; see SolverOptions.
@@ -372,6 +373,8 @@ class NewtonSolver:
             rho = -2.0 * slope / bend
         slope += rho * bend
         merit = self._merit(e.values, iterate.slacks, lam, rho, iterate.point.mu)
+        if slope > noise:
+            return None
         if -slope <= noise:  # a decrease that cannot be seen: trust Newton's method
             noise = np.inf
         longest = self.barrier.longest(iterate.slacks, step.z)

@@ -310,3 +310,23 @@ def test_band_too_narrow_is_refused_and_a_wider_one_changes_nothing(loop):
     wide.on_reference("plan", AHEAD)
     for command, same in zip(drive(loop)[0], drive(wide)[0], strict=True):
         assert command == pytest.approx(same, abs=1e-6)
+
+
+def test_without_any_plan_a_moving_robot_is_stopped(loop):
+    loop.obstacles = np.full_like(loop.obstacles, math.nan)  # nothing can be solved
+    assert loop.on_state(odometry(v=1.0, w=0.3), 0) is None
+    tick = loop.tick(0)
+    assert (tick.code, tick.driving) == (Reason.NO_PLAN, False)
+    assert tick.command == loop.stop_command()
+
+
+def test_plan_starts_where_the_commands_under_way_lead():
+    loop = unicycle(actuation_delay=0.2)
+    loop.on_reference("plan", AHEAD)
+    loop.on_state(odometry(v=0.5), 0)
+    sent = loop.tick(0).command
+    loop.on_state(odometry(v=0.5), ns(0.1))
+    start = loop.tick(ns(0.1)).step.plan.states[0]
+    # The command of time 0 acts from 0.2 s until 0.3 s, when that of 0.1 s takes over; the
+    # velocity controllers close the gap by 1 - exp(-1) in their time constant of 0.1 s.
+    assert start[3] == pytest.approx(0.5 + (sent["v"] - 0.5) * (1.0 - math.exp(-1.0)), abs=1e-3)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work on recordings, without ROS."""
+"""Recordings and reports, without ROS."""

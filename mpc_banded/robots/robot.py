@@ -51,7 +51,8 @@ class Robot:
         command: ``(x, u, model) -> name -> value`` of what the command message carries, from
             the state one ``command_lead`` ahead and the current input. By default each input.
         actuate: ``(x, command, model) -> u``: what the machine makes of a command, for the
-            simulator. By default the command is the input.
+            simulator and for the delay compensation. By default the command is the input; a
+            robot with a ``command`` of its own must say.
         obstacles: Number of obstacle slots.
         radius: Of the robot's rim around its position, in m.
         cyclic: States that are angles, equal modulo a full turn.
@@ -91,6 +92,14 @@ class Robot:
         ):
             if kind not in table:
                 raise ValueError(f"{what} is {kind!r}; allowed are {sorted(table)}")
+        if (self.command is None) != (self.actuate is None):
+            raise ValueError("command and actuate belong together; give both or neither")
+        if self.command_message == "twist" and self.command is None:
+            unknown = sorted(set(self.inputs) - {"v", "vy", "w"})
+            if unknown:
+                raise ValueError(f"a twist carries v, vy and w; {unknown} need a command function")
+        if self.reference_message == "path" and not {"x", "y"} <= set(self.states):
+            raise ValueError(f"a path needs the states x and y; the states are {self.states}")
         named = (*self.states, *self.inputs)
         if len(set(named)) < len(named):
             raise ValueError(f"names of states and inputs must differ; got {named}")

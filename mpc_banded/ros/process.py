@@ -15,7 +15,6 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from mpc_banded.comb import BandwidthError
-from mpc_banded.config import ConfigError
 
 #: Exit codes: stopped by SIGINT or SIGTERM, refused to start.
 STOPPED, REFUSED = 0, 2
@@ -38,7 +37,7 @@ def run(name: str, configure: Callable[[Node], Task], arguments: list[str] | Non
 
     Args:
         name: Of the node.
-        configure: Gives the node its task; raises ConfigError or BandwidthError to refuse.
+        configure: Gives the node its task; raises ValueError or ArithmeticError to refuse.
         arguments: Command line; that of the process if None.
     """
     torch.set_num_threads(1)  # one core is enough here, and the others have work of their own
@@ -54,14 +53,14 @@ def run(name: str, configure: Callable[[Node], Task], arguments: list[str] | Non
     node = Node(name)
     try:
         task = configure(node)
-    except ConfigError as error:
-        node.get_logger().fatal(str(error))
-        return REFUSED
     except BandwidthError as error:
         node.get_logger().fatal(
             f"bandwidth is {error.configured}; allowed are 0, which derives it, and "
             f"{error.measured} or more: {error}"
         )
+        return REFUSED
+    except (ValueError, ArithmeticError) as error:
+        node.get_logger().fatal(str(error))
         return REFUSED
     else:
         _spin(node, task, signals)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures, plots and recordings of a run, and the command line that needs no ROS."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rosbags.highlevel import AnyReader
+from rosbags.typesys import Stores, get_typestore
+
+from mpc_banded.cli import main
+from mpc_banded.config import Config
+from mpc_banded.demo import SCENARIOS, figure_of_eight, lane_change, parameter_file
+from mpc_banded.offline.recording import Recording
+from mpc_banded.offline.report import Run, plot, summarise
+from mpc_banded.reference import PathReference
+
+CONFIG = Path(__file__).resolve().parents[1] / "config"
+
+
+def straight_run(offset, speed=0.8):
+    """A run along y = offset beside a path along y = 0."""
+    times = np.arange(0.0, 10.0, 0.05)
+    run = Run()
+    for t in times:
+        x = {"x": speed * t, "y": offset, "yaw": 0.0, "v": speed, "w": 0.0}
+        run.states.append((t, x))
+        run.commands.append((t, {"v": speed, "vy": 0.0, "w": 0.0}))
+    figures = {"solve_time_ms": 2.0, "iterations": 3.0, "missed_deadline": 0.0, "converged": 1.0}
+    run.telemetry = {name: [(t, value) for t in times] for name, value in figures.items()}
+    return run
+
+
+@pytest.fixture
+def config():
+    return Config.load(CONFIG / "unicycle.yaml", {"obstacles": [4.0, 1.0, 0.25]})
+
+
+@pytest.fixture
+def path():
+    return PathReference(np.array([[0.0, 0.0], [10.0, 0.0]]), 0.8)
+
+
+def test_summary_of_a_run_that_is_known(config, path):
+    summary = summarise(straight_run(0.02), config, path, config.robot.radius)
+    assert summary["rms_tracking_error_m"] == pytest.approx(0.02)
+    assert summary["min_obstacle_clearance_m"] == pytest.approx(0.98 - 0.25 - 0.25)
+    assert (summary["cycles"], summary["unconverged_cycles"]) == (200, 0)
+    assert (summary["solve_ms_median"], summary["solve_ms_p99"]) == (2.0, 2.0)
+    assert (summary["missed_deadlines"], summary["bound_violations"]) == (0, 0)
+
+
+def test_a_command_beyond_its_limit_or_not_a_number_is_counted(config, path):
+    run = straight_run(0.0)
+    run.commands[3] = (0.15, {"v": 1.3, "vy": 0.0, "w": float("nan")})
+    assert summarise(run, config, path, 0.25)["bound_violations"] == 2
+
+
+def test_the_plot_is_a_picture(config, path, tmp_path):
+    plot(straight_run(0.1), config, path, 0.25, "straight", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_recorded_is_read_back(tmp_path):
+    types = get_typestore(Stores.ROS2_KILTED)
+    float64 = types.types["std_msgs/msg/Float64"]
+    with Recording(tmp_path / "bag") as recording:
+        for k in range(3):
+            data = types.serialize_cdr(float64(data=0.5 * k), "std_msgs/msg/Float64")
+            recording.write("/figure", "std_msgs/msg/Float64", 1000 + k, data)
+    with AnyReader([tmp_path / "bag"]) as reader:
+        read = [
+            (stamp, reader.deserialize(raw, connection.msgtype).data)
+            for connection, stamp, raw in reader.messages()
+        ]
+    assert read == [(1000, 0.0), (1001, 0.5), (1002, 1.0)]
+
+
+@pytest.mark.parametrize("robot", SCENARIOS)
+def test_every_demo_has_its_parameter_file(robot):
+    assert Config.load(parameter_file(robot)).robot.name == robot
+
+
+@pytest.mark.parametrize("points", [figure_of_eight(), lane_change()])
+def test_paths_of_the_demo_are_smooth(points):
+    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    headings = np.unwrap(np.arctan2(*np.diff(points, axis=0).T[::-1]))
+    assert 0.0 < steps.min() <= steps.max() < 0.2
+    assert np.abs(np.diff(headings)).max() < 0.05
+
+
+def test_check_says_what_it_found(capsys):
+    assert main(["check", str(CONFIG / "bicycle.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert "300 unknowns, half bandwidth 9 derived" in said
+
+
+@pytest.mark.parametrize("content", ["robot: nobody", "horizont: 20", "bandwidth: 3"])
+def test_check_refuses_with_the_key_and_status_2(content, tmp_path, capsys):
+    file = tmp_path / "wrong.yaml"
+    file.write_text("/**:\n  ros__parameters:\n    " + content + "\n", encoding="utf-8")
+    assert main(["check", str(file)]) == 2
+    key = content.split(":")[0]
+    said = capsys.readouterr().err
+    assert key in said
+    assert "Traceback" not in said
