@@ -2,7 +2,8 @@
 """The control loop between messages and commands, without ROS and without a clock of its own.
 
 The node drives it, and so does whoever has messages from elsewhere: they hand in each message
-with the time at which it came, and ask at each tick what to send. Times are integer nanoseconds of one clock.
+with the time at which it came, and ask at each tick what to send. Times are integer nanoseconds
+of one clock.
 """
 
 from __future__ import annotations
