@@ -27,7 +27,7 @@ def unicycle(shared_unicycle):
     """The unicycle, driving a figure of eight."""
     robot = shared_unicycle
     robot.publish_plan(figure_of_eight())
-    robot.until(robot.is_driving, "driving")
+    robot.until(lambda: robot.is_driving() and robot.states, "driving")
     yield robot
     robot.assert_commands_allowed()
 
