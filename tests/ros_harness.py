@@ -30,6 +30,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
 #: Nothing below takes a tenth of this on an idle machine.
 PATIENCE_S = 60.0
+#: A machine that is busy with other things solves slowly; nothing here is about speed.
+UNHURRIED = {"controller_frequency": 10.0, "deadline": 1.0}
 
 
 def config_file(robot):
@@ -90,6 +92,7 @@ class Robot:
     """A node with its simulator in one namespace, and what an observer hears of them."""
 
     def __init__(self, name, folder, namespace="", **parameters):
+        parameters = UNHURRIED | parameters
         self.config = Config.load(config_file(name), parameters)
         self.namespace = namespace
         arguments = ["--params-file", config_file(name)]
