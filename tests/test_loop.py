@@ -15,6 +15,7 @@ from mpc_banded.config import Config
 from mpc_banded.loop import ControlLoop, Reason
 from mpc_banded.messages import fill_joint_state, fill_odometry, set_yaw
 from mpc_banded.problem import Trajectory
+from mpc_banded.simulation import Simulation
 
 SHORT = {"horizon": 8, "dt": 0.1, "max_state_age": 0.305, "solver.max_iterations": 20}
 
@@ -263,6 +264,23 @@ def test_plan_starts_at_the_measured_state(loop):
     loop.on_state(odometry(x=0.3, y=-0.2, yaw=0.4, v=0.1, w=-0.1), 0)
     expected = [0.3, -0.2, 0.4, 0.1, -0.1]
     assert loop.tick(0).step.plan.states[0] == pytest.approx(expected)
+
+
+def test_plan_starts_where_the_commands_under_way_will_take_the_robot():
+    """Commands take effect 150 ms after they were sent; the state is 50 ms old."""
+    loop = unicycle(actuation_delay=0.12)
+    loop.on_reference("plan", plan((0.0, 0.0), (2.0, 2.0)))
+    loop.on_state(odometry(v=0.3), 0)
+    sent = [loop.tick(ns(now), latency_s=0.03).command for now in (0.0, 0.05, 0.1, 0.15, 0.2)]
+    measured = {"x": 0.1, "y": 0.2, "yaw": 0.3, "v": 0.4, "w": 0.5}
+    loop.on_state(odometry(**measured), ns(0.2))
+    start = loop.tick(ns(0.25), latency_s=0.03).step.plan.states[0]
+    robot = Simulation(loop.config)
+    robot.state = np.array([*measured.values()])
+    for command in sent[1:]:  # the first has lost its effect by the time of the measurement
+        robot.advance(command, 0.05)
+    assert start == pytest.approx(robot.state, abs=1e-4)
+    assert np.linalg.norm(start[:2] - [0.1, 0.2]) > 0.05
 
 
 def test_path_that_is_sent_again_is_not_begun_again(loop):
