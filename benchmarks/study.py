@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the parts of the Hessian study share: timing, robots to study, tables and plots.
+
+A part measures first and writes afterwards: ``measure(quick)`` returns figures, ``write(figures,
+images)`` turns them into a chapter of the page. No figure of the text is typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+from mpc_banded.config import Config
+from mpc_banded.reference import JointReference, PathReference, stacked
+from mpc_banded.transcription import StageData, Transcription
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
+ROBOTS = ("unicycle", "bicycle", "cartpole")
+
+# Okabe and Ito's colours, told apart by everyone.
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#666666")
+MARKERS = "osD^vPX"
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "lines.markersize": 4,
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One idea, judged.
+
+    Attributes:
+        idea: As the text that started all put it, in a few words.
+        holds: Whether the figures bear it out.
+        reason: One sentence with the figure.
+    """
+
+    idea: str
+    holds: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"- **{self.idea}: {'right' if self.holds else 'wrong'}.** {self.reason}"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A part of the page in Markdown, and what it says about the ideas."""
+
+    title: str
+    text: str
+    verdicts: tuple[Verdict, ...]
+
+
+# Time
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 3
+) -> dict[str, float]:
+    """Median wall time of each candidate in seconds.
+
+    All candidates run once in each round, so that what disturbs the machine disturbs all; rounds
+    go on for ``seconds``. The first round warms up and does not count.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    began = time.perf_counter()
+    rounds = 0
+    while rounds <= at_least or time.perf_counter() - began < seconds:
+        for name, candidate in candidates.items():
+            start = time.perf_counter()
+            candidate()
+            samples[name].append(time.perf_counter() - start)
+        rounds += 1
+        if rounds > 400:
+            break
+    return {name: float(np.median(times[1:])) for name, times in samples.items()}
+
+
+def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """Slope of log y over log x, by least squares."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+# Robots
+
+
+@dataclass(frozen=True)
+class Task:
+    """A robot's problem at one moment, and where a cold solve begins.
+
+    Attributes:
+        name: Of the robot.
+        transcription: Its problem, discrete.
+        data: State, parameters and weights.
+        start: Trajectory (n,) that rests or rolls on without any input, but for a little noise.
+    """
+
+    name: str
+    transcription: Transcription
+    data: StageData
+    start: np.ndarray
+
+
+#: Where each robot stands and what it is to follow: the hard moments of the demonstrations.
+_STATES = {
+    "unicycle": [0.0, 0.5, 0.0, 0.0, 0.0],
+    "bicycle": [12.0, 0.5, 0.0, 5.0],
+    "cartpole": [0.0, np.pi, 0.0, 0.0],
+}
+
+
+def task(robot: str, horizon: int = 0, **changes: Any) -> Task:
+    """A robot in front of its obstacle, or with its pole hanging down.
+
+    Args:
+        robot: One of ROBOTS; the parameters are those of its file in config/.
+        horizon: Number of intervals; 0 takes the file's.
+        changes: Other parameters of the file.
+    """
+    overrides = {"horizon": horizon} if horizon else {}
+    config = Config.load(ROOT / "config" / f"{robot}.yaml", {**overrides, **changes})
+    problem = config.problem()
+    transcription = Transcription(
+        problem, config["transcription"] or config.robot.transcription, config["substeps"]
+    )
+    state = np.array(_STATES[robot])
+    times = np.arange(problem.horizon + 1) * problem.dt
+    if config.robot.reference_message == "path":
+        along = np.linspace(0.0, 10.0 + config["reference_speed"] * times[-1] + state[0], 500)
+        reference: Any = PathReference(
+            np.column_stack([along, np.zeros(500)]), config["reference_speed"]
+        )
+    else:
+        reference = JointReference(dict.fromkeys(config.robot.reference, 0.0))
+    columns = reference.columns(dict(zip(config.robot.states, state, strict=True)), times)
+    parameters: dict[str, Any] = dict(config.section("model"))
+    parameters["reference"] = stacked(columns, config.robot.reference, times)
+    if config.robot.obstacles:
+        parameters["obstacles"] = config.obstacles()
+    data = transcription.stage_data(state, parameters, problem.weights)
+
+    noise = np.random.default_rng(0).standard_normal((problem.horizon, problem.nu))
+    start = transcription.pack(transcription.rollout(1e-3 * noise, data))
+    return Task(robot, transcription, data, start)
+
+
+# Text and pictures
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A figure as one reads it: few digits, no needless exponent."""
+    if not np.isfinite(value):
+        return "–"
+    if value == 0.0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        decimals = max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))
+        text = f"{value:.{decimals}f}"
+        return f"{int(text):,}".replace(",", " ") if "." not in text else text
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(power)}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; the first column is left-aligned, numbers are formatted."""
+
+    def cell(value: object) -> str:
+        return number(float(value)) if isinstance(value, (float, np.floating)) else str(value)
+
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    lines += [[cell(value) for value in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def figure(name: str, caption: str) -> str:
+    """The Markdown of a plot that ``axes`` has saved."""
+    return f"![{caption}](images/{name}.png)"
+
+
+@contextmanager
+def axes(images: Path, name: str, count: int = 1, **options: Any) -> Iterator[list[Axes]]:
+    """Axes side by side, saved as ``name``.png when done."""
+    with matplotlib.rc_context(STYLE):
+        picture, grid = plt.subplots(
+            1,
+            count,
+            figsize=(4.4 * count + 0.4, 3.6),
+            layout="constrained",
+            squeeze=False,
+            **options,
+        )
+        yield list(grid[0])
+        images.mkdir(parents=True, exist_ok=True)
+        picture.savefig(images / f"{name}.png", dpi=130)
+        plt.close(picture)
+
+
+def line(at: Axes, index: int, x: Sequence[float], y: Sequence[float], label: str) -> None:
+    """One curve with markers."""
+    at.plot(x, y, MARKERS[index % 7] + "-", color=COLORS[index % 7], label=label, lw=1.5)
+
+
+def plain(axis: Axis) -> None:
+    """Logarithmic, with 1, 2, 5, 10, ... written out: for a range of a decade or two."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def run_alone(measure: Callable[[bool], Any], write: Callable[[Any, Path], Chapter]) -> None:
+    """The command line of a part by itself: print its chapter."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="small sizes, to try it out")
+    parser.add_argument("--images", type=Path, default=IMAGES, help="folder of the plots")
+    arguments = parser.parse_args()
+    settle()
+    chapter = write(measure(arguments.quick), arguments.images)
+    print(f"## {chapter.title}\n\n{chapter.text}\n")
+    print(*chapter.verdicts, sep="\n")
+
+
+def settle() -> None:
+    """One thread on one core: what is compared must not depend on how well it is spread."""
+    if not {os.environ.get("OMP_NUM_THREADS"), os.environ.get("OPENBLAS_NUM_THREADS")} <= {"1"}:
+        raise SystemExit("set OMP_NUM_THREADS=1 and OPENBLAS_NUM_THREADS=1, as make does")
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
