@@ -17,10 +17,10 @@ import numpy as np
 import scipy
 import torch
 
-from benchmarks import recoveries, study
+from benchmarks import optimizers, recoveries, routes, study
 from benchmarks.study import Chapter
 
-PARTS = (recoveries,)
+PARTS = (recoveries, routes, optimizers)
 PAGE = study.ROOT / "docs" / "banded_hessian.md"
 
 INTRODUCTION = """

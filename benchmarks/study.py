@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from mpc_banded.config import Config
+from mpc_banded.problem import Trajectory
 from mpc_banded.reference import JointReference, PathReference, stacked
 from mpc_banded.transcription import StageData, Transcription
 
@@ -104,7 +106,9 @@ def interleaved(
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """Slope of log y over log x, by least squares."""
+    """Slope of log y over log x, by least squares; NaN for a single point."""
+    if len(x) < 2:
+        return float("nan")
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
@@ -113,19 +117,33 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Task:
-    """A robot's problem at one moment, and where a cold solve begins.
+    """A robot's problem at one moment.
 
     Attributes:
         name: Of the robot.
         transcription: Its problem, discrete.
         data: State, parameters and weights.
-        start: Trajectory (n,) that rests or rolls on without any input, but for a little noise.
     """
 
     name: str
     transcription: Transcription
     data: StageData
-    start: np.ndarray
+
+    @cached_property
+    def start(self) -> np.ndarray:
+        """Where a cold solve begins, (n,): no input but a little noise, and where that leads."""
+        problem = self.transcription.problem
+        noise = np.random.default_rng(0).standard_normal((problem.horizon, problem.nu))
+        return self.transcription.pack(self.transcription.rollout(1e-3 * noise, self.data))
+
+    @property
+    def coasting(self) -> np.ndarray:
+        """The bicycle going straight on at its speed, (n,): at hand for any horizon."""
+        problem, state = self.transcription.problem, self.data.initial_state.numpy()
+        states = np.tile(state, (problem.horizon + 1, 1))
+        states[:, 0] += state[3] * problem.dt * np.arange(problem.horizon + 1)
+        inputs = np.zeros((problem.horizon, problem.nu))
+        return self.transcription.pack(Trajectory(states, inputs, problem.dt))
 
 
 #: Where each robot stands and what it is to follow: the hard moments of the demonstrations.
@@ -165,25 +183,23 @@ def task(robot: str, horizon: int = 0, **changes: Any) -> Task:
     if config.robot.obstacles:
         parameters["obstacles"] = config.obstacles()
     data = transcription.stage_data(state, parameters, problem.weights)
-
-    noise = np.random.default_rng(0).standard_normal((problem.horizon, problem.nu))
-    start = transcription.pack(transcription.rollout(1e-3 * noise, data))
-    return Task(robot, transcription, data, start)
+    return Task(robot, transcription, data)
 
 
 # Text and pictures
 
 
-def number(value: float, digits: int = 2) -> str:
+def number(value: float | int, digits: int = 2) -> str:
     """A figure as one reads it: few digits, no needless exponent."""
+    if isinstance(value, int | np.integer):
+        return f"{value:,}".replace(",", " ")
     if not np.isfinite(value):
         return "–"
     if value == 0.0:
         return "0"
     if 1e-3 <= abs(value) < 1e5:
         decimals = max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))
-        text = f"{value:.{decimals}f}"
-        return f"{int(text):,}".replace(",", " ") if "." not in text else text
+        return f"{value:,.{decimals}f}".replace(",", " ")
     mantissa, power = f"{value:.{digits - 1}e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(power)}"
 
@@ -192,7 +208,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; the first column is left-aligned, numbers are formatted."""
 
     def cell(value: object) -> str:
-        return number(float(value)) if isinstance(value, (float, np.floating)) else str(value)
+        return number(value) if isinstance(value, int | float | np.number) else str(value)
 
     lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
     lines += [[cell(value) for value in row] for row in rows]
@@ -205,18 +221,14 @@ def figure(name: str, caption: str) -> str:
 
 
 @contextmanager
-def axes(images: Path, name: str, count: int = 1, **options: Any) -> Iterator[list[Axes]]:
-    """Axes side by side, saved as ``name``.png when done."""
+def axes(images: Path, name: str, columns: int, rows: int = 1) -> Iterator[list[Axes]]:
+    """Axes in rows, saved as ``name``.png when done."""
     with matplotlib.rc_context(STYLE):
+        size = (4.4 * columns + 0.4, 3.4 * rows + 0.2)
         picture, grid = plt.subplots(
-            1,
-            count,
-            figsize=(4.4 * count + 0.4, 3.6),
-            layout="constrained",
-            squeeze=False,
-            **options,
+            rows, columns, figsize=size, layout="constrained", squeeze=False
         )
-        yield list(grid[0])
+        yield list(grid.flat)
         images.mkdir(parents=True, exist_ok=True)
         picture.savefig(images / f"{name}.png", dpi=130)
         plt.close(picture)

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other ways to the same Hessian, and other solvers of the same system.
+
+The Hessian is that of the bicycle's augmented Lagrangian, rk4 in the defects, with multipliers
+that let every curvature show.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from benchmarks import study
+from benchmarks.study import Chapter, Task, Verdict, number
+from mpc_banded import banded
+from mpc_banded.comb import Comb, hessian_vector_products
+from mpc_banded.derivatives import Derivatives
+from mpc_banded.transcription import merit
+
+PENALTY = 100.0
+#: rho of the solver's Newton matrix on this robot, in order of magnitude.
+SOLVER_PENALTY = 1e7
+#: Largest horizon and largest n at which dense matrices are tried.
+DENSE_HORIZON, DENSE_N = 100, 3000
+
+SEQUENTIAL = "combs, one backward pass after the other"
+FORWARD = "combs, vmap(jvp(grad))"
+DENSE = "torch.func.hessian, dense"
+BATCHED = "combs, one batched backward pass"
+HALF = "the same by substitution"
+REPLICAS = "combs, a replica of z for each probe"
+STAGEWISE = "stagewise, Jacobians included"
+
+BANDED = "banded Cholesky"
+SCIPY = "scipy solveh_banded"
+BANDED_LU = "scipy solve_banded (LU)"
+SPARSE = "scipy sparse LU"
+DENSE_CHOLESKY = "dense Cholesky"
+DENSE_LU = "dense LU"
+
+
+class Hessians:
+    """Every way to the bands of one task's merit function at one point.
+
+    Args:
+        task: The bicycle.
+        seed: Of point and multipliers.
+    """
+
+    def __init__(self, task: Task, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.task, self.transcription = task, task.transcription
+        problem = self.transcription.problem
+        noise = torch.randn(self.transcription.n, generator=generator, dtype=torch.float64)
+        self.z = torch.from_numpy(task.coasting) + 0.1 * noise
+        self.multipliers = torch.randn(
+            problem.horizon, problem.nx, generator=generator, dtype=torch.float64
+        )
+        self.none = torch.zeros(problem.horizon, sum(problem.inequality_widths.values())).double()
+        self.b = self.transcription.half_bandwidth
+        self.direct = Comb(self.transcription.n, self.b)
+        self.half = Comb(self.transcription.n, self.b, "substitution")
+        self.derivatives = Derivatives(self.transcription)
+        # The package takes the curvature of the penalty of a nonzero defect out of the Newton
+        # matrix; these multipliers put it in again, so that all ways have the same aim.
+        with torch.no_grad():
+            defects = self.transcription.terms(self.z, task.data).defects
+        self.shifted = (self.multipliers + PENALTY * defects).numpy()
+
+    def value(self, z: Tensor) -> Tensor:
+        """The merit function of z (..., n), summed over leading dimensions."""
+        terms = self.transcription.terms(z, self.task.data)
+        return merit(terms, self.multipliers, torch.tensor(PENALTY).double(), self.none)
+
+    def gradient(self) -> tuple[Tensor, Tensor]:
+        """Gradient with its graph, and the point that the graph starts from."""
+        point = self.z.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.value(point), point, create_graph=True)
+        return gradient, point
+
+    def sequential(self) -> np.ndarray:
+        """As the seed had it: the gradient times one probe, and backward again, probe by probe."""
+        gradient, point = self.gradient()
+        products = [
+            torch.autograd.grad(gradient @ probe, point, retain_graph=True)[0]
+            for probe in self.direct.probes
+        ]
+        return self.direct.decompress(torch.stack(products))
+
+    def forward(self) -> np.ndarray:
+        """Forward over reverse mode, vectorised over the probes."""
+        gradient = torch.func.grad(self.value)
+        product = torch.func.vmap(lambda v: torch.func.jvp(gradient, (self.z,), (v,))[1])
+        return self.direct.decompress(product(self.direct.probes))
+
+    def batched(self, comb: Comb) -> np.ndarray:
+        """Reverse over reverse mode, the second pass vectorised over the probes."""
+        gradient, point = self.gradient()
+        return comb.decompress(hessian_vector_products(gradient, point, comb.probes))
+
+    def replicas(self) -> np.ndarray:
+        """One copy of the whole problem for each probe, and two plain backward passes."""
+        probes = self.direct.probes
+        copies = self.z.expand(len(probes), -1).clone().requires_grad_()
+        (slopes,) = torch.autograd.grad(self.value(copies), copies, create_graph=True)
+        (products,) = torch.autograd.grad(slopes, copies, probes)
+        return self.direct.decompress(products)
+
+    def dense(self) -> np.ndarray:
+        """Every column."""
+        return banded.from_dense(torch.func.hessian(self.value)(self.z).numpy(), self.b)
+
+    def stagewise(self) -> np.ndarray:
+        """The package's own way, which brings values, gradient and Jacobians as well."""
+        evaluation = self.derivatives.evaluate(
+            self.z.numpy(), self.task.data, self.shifted, PENALTY, self.none.numpy()
+        )
+        return evaluation.bands
+
+    def ways(self) -> dict[str, Callable[[], np.ndarray]]:
+        """All that are feasible at this size."""
+        ways: dict[str, Callable[[], np.ndarray]] = {
+            SEQUENTIAL: self.sequential,
+            FORWARD: self.forward,
+            BATCHED: lambda: self.batched(self.direct),
+            HALF: lambda: self.batched(self.half),
+            REPLICAS: self.replicas,
+            STAGEWISE: self.stagewise,
+        }
+        if self.transcription.problem.horizon <= DENSE_HORIZON:
+            ways[DENSE] = self.dense
+        return ways
+
+
+def solvers(bands: np.ndarray, rhs: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
+    """Every solver of ``A x = rhs`` that is feasible at this size."""
+    b, n = len(bands) - 1, bands.shape[1]
+    full = np.zeros((2 * b + 1, n))  # LU takes both halves
+    for d in range(b + 1):
+        full[b + d, : n - d] = full[b - d, d:] = bands[d, : n - d]
+    sparse = scipy.sparse.dia_array((full, np.arange(b, -b - 1, -1)), shape=(n, n)).tocsc()
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        BANDED: lambda: banded.cholesky(bands).solve(rhs),
+        SCIPY: lambda: scipy.linalg.solveh_banded(bands, rhs, lower=True),
+        BANDED_LU: lambda: scipy.linalg.solve_banded((b, b), full, rhs),
+        SPARSE: lambda: scipy.sparse.linalg.splu(sparse).solve(rhs),
+    }
+    if n <= DENSE_N:
+        dense = banded.to_dense(bands)
+        ways[DENSE_CHOLESKY] = lambda: scipy.linalg.cho_solve(scipy.linalg.cho_factor(dense), rhs)
+        ways[DENSE_LU] = lambda: np.linalg.solve(dense, rhs)
+    return ways
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Medians in seconds, and largest deviations from the first candidate, by (way, size)."""
+
+    horizons: tuple[int, ...]
+    sizes: tuple[int, ...]
+    half_bandwidth: int
+    hessian_s: dict[tuple[str, int], float]
+    hessian_error: dict[tuple[str, int], float]
+    solve_s: dict[tuple[str, int], float]
+    solve_residual: dict[tuple[str, int], float]
+
+
+def measure(quick: bool) -> Figures:
+    """Time every way over the horizon, and look whether all say the same."""
+    horizons = (5, 10) if quick else (10, 20, 50, 100, 200)
+    long = horizons if quick else (*horizons, 500, 1_000, 10_000)
+    figures = Figures((), (), 0, {}, {}, {}, {})
+    with warnings.catch_warnings():  # torch's own, on the first use of forward mode
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for horizon in horizons:
+            ways = Hessians(study.task("bicycle", horizon)).ways()
+            reference = ways[SEQUENTIAL]()
+            size = np.abs(reference).max()
+            for name, way in ways.items():
+                figures.hessian_error[name, horizon] = float(
+                    np.abs(way() - reference).max() / size
+                )
+            times = study.interleaved(ways, 0.0 if quick else 3.0)
+            figures.hessian_s.update({(name, horizon): t for name, t in times.items()})
+    sizes = []
+    for horizon in long:
+        task = study.task("bicycle", horizon)
+        problem = task.transcription.problem
+        zero, none = np.zeros((horizon, problem.nx)), np.zeros((horizon, 4))
+        evaluation = Derivatives(task.transcription).evaluate(
+            task.coasting, task.data, zero, SOLVER_PENALTY, none
+        )
+        bands, rhs = evaluation.bands, -evaluation.gradient
+        ways = solvers(bands, rhs)
+        n = len(rhs)
+        sizes.append(n)
+        for name, way in ways.items():
+            residual = np.abs(banded.matvec(bands, way()) - rhs).max() / np.abs(rhs).max()
+            figures.solve_residual[name, n] = float(residual)
+        times = study.interleaved(ways, 0.0 if quick else 1.0)
+        figures.solve_s.update({(name, n): t for name, t in times.items()})
+    return Figures(
+        horizons,
+        tuple(sizes),
+        len(bands) - 1,
+        figures.hessian_s,
+        figures.hessian_error,
+        figures.solve_s,
+        figures.solve_residual,
+    )
+
+
+def write(figures: Figures, images: Path) -> Chapter:
+    """Tables and plots of what ``measure`` found."""
+    _plot(figures, images)
+    horizons, sizes = figures.horizons, figures.sizes
+    usual = 50 if 50 in horizons else horizons[-1]
+    n, largest = sizes[horizons.index(usual)], sizes[-1]
+    hessian = {name: t for (name, h), t in figures.hessian_s.items() if h == usual}
+    solve = {name: t for (name, m), t in figures.solve_s.items() if m == n}
+    dense_n = max(m for name, m in figures.solve_s if name == DENSE_CHOLESKY)
+    disagreement = max(figures.hessian_error.values())
+    dense_horizons = [h for h in horizons if h >= usual and (DENSE, h) in figures.hessian_s]
+    growth = study.exponent(dense_horizons, [figures.hessian_s[DENSE, h] for h in dense_horizons])
+    probes = 2 * figures.half_bandwidth + 1
+    ratio = figures.solve_s[DENSE_CHOLESKY, dense_n] / figures.solve_s[BANDED, dense_n]
+    text = f"""
+The bicycle with rk4 in its defects, half bandwidth {figures.half_bandwidth}, {probes} direct
+probes. All ways bring the same bands, to {number(disagreement)} of the largest entry. Times in
+ms against the horizon N:
+
+{
+        study.table(
+            ["way to the Hessian", *(f"N = {h}" for h in horizons), f"of the seed's, N = {usual}"],
+            [
+                [
+                    name,
+                    *(1e3 * figures.hessian_s.get((name, h), np.nan) for h in horizons),
+                    time / hessian[SEQUENTIAL],
+                ]
+                for name, time in hessian.items()
+            ],
+        )
+    }
+
+{study.figure("hessian_routes", "Time of the Hessian and of the solve against size")}
+
+The number of operations that torch dispatches, not their size, sets the time at short horizons:
+what sends all probes through one pass wins over what repeats or vectorises passes. Replicas of the
+problem, one for each probe, do without vectorisation; stagewise replicas need fewer of them
+and bring the Jacobians along.
+
+The Newton system of the same robot, factored and solved once, in ms; n = N (nx + nu):
+
+{
+        study.table(
+            ["solver", *(f"n = {number(m)}" for m in sizes)],
+            [
+                [name, *(1e3 * figures.solve_s.get((name, m), np.nan) for m in sizes)]
+                for name in solve
+            ],
+        )
+    }
+
+Band storage and sparse storage are at hand before the clock starts. The largest residual,
+relative to the right-hand side, is {number(max(figures.solve_residual.values()))}: the matrix
+carries the solver's penalty of {number(SOLVER_PENALTY)} on the defects. Between n = {number(n)}
+and n = {number(largest)} the time of the banded Cholesky grows with exponent
+{
+        number(
+            study.exponent(
+                sizes[sizes.index(n) :],
+                [figures.solve_s[BANDED, m] for m in sizes[sizes.index(n) :]],
+            ),
+            3,
+        )
+    }.
+"""
+    best = min(hessian, key=hessian.__getitem__)
+    verdicts = (
+        Verdict(
+            "One application of the Hessian at a time is what PyTorch can do",
+            hessian[SEQUENTIAL] <= min(hessian.values()),
+            f"All probes fit into one pass: {best} takes "
+            f"{number(hessian[SEQUENTIAL] / hessian[best])} times less than {probes} passes in "
+            f"sequence at N = {usual}, before anything is compiled.",
+        ),
+        Verdict(
+            "A banded Hessian needs far fewer samples than columns",
+            hessian[BATCHED] < hessian[DENSE],
+            f"{probes} probes in one pass take {number(hessian[BATCHED] / hessian[DENSE])} of the "
+            f"time of torch.func.hessian with its {n} columns at N = {usual}; from there to "
+            f"N = {dense_horizons[-1]} the latter grows with exponent {number(growth)}.",
+        ),
+        Verdict(
+            "Special purpose banded solvers are very fast",
+            solve[BANDED] < min(solve[DENSE_CHOLESKY], solve[SPARSE]),
+            f"At n = {number(n)} the banded Cholesky takes {number(1e6 * solve[BANDED])} µs, "
+            f"{number(solve[DENSE_CHOLESKY] / solve[BANDED])} times less than the dense one and "
+            f"{number(solve[SPARSE] / solve[BANDED])} times less than sparse LU; at "
+            f"n = {number(dense_n)} dense takes {number(ratio)} times as long. The Hessian costs "
+            f"{number(hessian[best] / solve[BANDED])} solves.",
+        ),
+    )
+    return Chapter("Other ways to the Hessian, other solvers", text.strip(), verdicts)
+
+
+def _plot(figures: Figures, images: Path) -> None:
+    with study.axes(images, "hessian_routes", 2) as (left, right):
+        panels = (
+            (left, figures.horizons, figures.hessian_s),
+            (right, figures.sizes, figures.solve_s),
+        )
+        for at, sizes, times in panels:
+            for k, name in enumerate(dict.fromkeys(name for name, _ in times)):
+                there = [m for m in sizes if (name, m) in times]
+                study.line(at, k, there, [1e3 * times[name, m] for m in there], name)
+            at.set(xscale="log", yscale="log", ylabel="ms")
+            at.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+        left.set(xlabel="horizon N", title="One Hessian")
+        right.set(xlabel="number of variables n", title="One solve")
+
+
+if __name__ == "__main__":
+    study.run_alone(measure, write)
