@@ -197,7 +197,7 @@ def newton(f: Penalised, z: np.ndarray, limit: int, exact: bool = True) -> Trace
 
 def gauss_newton(f: Penalised, z: np.ndarray, limit: int) -> Trace:
     """Newton's method without the curvature of dynamics and inequalities."""
-    return newton(f, z, limit_s, exact=False)
+    return newton(f, z, limit, exact=False)
 
 
 def gradient_descent(f: Penalised, z: np.ndarray, limit: int) -> Trace:
@@ -288,7 +288,7 @@ def measure(quick: bool) -> Figures:
         for penalty in penalties:
             f = Penalised(task, penalty)
             for method, run in _RUN.items():
-                traces[robot, penalty, method] = run(f, f.start, limit)
+                traces[robot, penalty, method] = run(f, f.start, limits[method in METHODS[2:]])
     return Figures(penalties, limits, traces, solved)
 
 
@@ -318,10 +318,10 @@ def write(figures: Figures, images: Path) -> Chapter:
 Every method minimises the costs plus `ρ/2` times the squares of all defects, bound violations and
 inequality violations, from the same cold start: no input but a little noise, and where that leads.
 ρ is relative to the mean curvature of the costs. A method has arrived when its largest gradient is
-{number(TOLERANCE)} of that at the start; it is given {number(figures.limit)} s. Newton's method
-shifts the diagonal where the band is indefinite and halves its steps to Armijo's condition;
-Gauss-Newton is the same without the curvature of dynamics and inequalities; L-BFGS is scipy's, with
-20 pairs; gradient descent halves to Armijo's condition. One run each: iterations and processor
+{number(TOLERANCE)} of that at the start; it is given {number(figures.limits[0])} iterations if it
+factors a matrix in each, {number(figures.limits[1])} if not. Newton's method shifts the diagonal where the band is indefinite and halves its steps to Armijo's condition;
+Gauss-Newton is the same without the curvature of dynamics and inequalities; L-BFGS is scipy's,
+with 20 pairs; gradient descent halves to Armijo's condition. One run each: iterations and processor
 seconds until arrival, or a dash and the relative gradient where it stopped or was stopped.
 
 {study.table(["robot", "ρ", *METHODS], rows)}
@@ -422,11 +422,13 @@ def _plot(figures: Figures, images: Path) -> None:
                 for m, method in enumerate(METHODS):
                     trace = figures.traces[robot, penalty, method]
                     x = np.array(trace.seconds) if seconds else 1 + np.arange(len(trace.seconds))
-                    at.plot(x, trace.residuals, color=study.COLORS[m], label=method, lw=1)
-                    at.plot(x[-1], trace.residuals[-1], study.MARKERS[m], color=study.COLORS[m])
+                    y = np.maximum(trace.residuals, 0.1 * TOLERANCE)
+                    at.plot(x, y, color=study.COLORS[m], label=method, lw=1)
+                    at.plot(x[-1], y[-1], study.MARKERS[m], color=study.COLORS[m])
                 at.axhline(TOLERANCE, color="k", lw=0.8, ls=":")
                 at.set(xscale="log", yscale="log", ylim=(TOLERANCE / 30, None))
                 at.set(xlabel="seconds" if seconds else "iterations + 1")
+                at.set_xlim(1e-3 if seconds else None, None)
             grid[k].set_title(f"{robot}, ρ = {number(penalty)}")
         for at in (grid[0], grid[3]):
             at.set_ylabel("relative gradient")
