@@ -17,10 +17,10 @@ import numpy as np
 import scipy
 import torch
 
-from benchmarks import optimizers, recoveries, routes, study
+from benchmarks import definite, growth, optimizers, recoveries, routes, study
 from benchmarks.study import Chapter
 
-PARTS = (recoveries, routes, optimizers)
+PARTS = (recoveries, routes, optimizers, definite, growth)
 PAGE = study.ROOT / "docs" / "banded_hessian.md"
 
 INTRODUCTION = """

@@ -319,9 +319,10 @@ Every method minimises the costs plus `ρ/2` times the squares of all defects, b
 inequality violations, from the same cold start: no input but a little noise, and where that leads.
 ρ is relative to the mean curvature of the costs. A method has arrived when its largest gradient is
 {number(TOLERANCE)} of that at the start; it is given {number(figures.limits[0])} iterations if it
-factors a matrix in each, {number(figures.limits[1])} if not. Newton's method shifts the diagonal where the band is indefinite and halves its steps to Armijo's condition;
-Gauss-Newton is the same without the curvature of dynamics and inequalities; L-BFGS is scipy's,
-with 20 pairs; gradient descent halves to Armijo's condition. One run each: iterations and processor
+factors a matrix in each, {number(figures.limits[1])} if not. Newton's method shifts the diagonal
+where the band is indefinite and halves its steps to Armijo's condition; Gauss-Newton is the same
+without the curvature of dynamics and inequalities; L-BFGS is scipy's, with 20 pairs; gradient
+descent halves to Armijo's condition. One run each: iterations and processor
 seconds until arrival, or a dash and the relative gradient where it stopped or was stopped.
 
 {study.table(["robot", "ρ", *METHODS], rows)}

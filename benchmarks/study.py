@@ -106,8 +106,8 @@ def interleaved(
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """Slope of log y over log x, by least squares; NaN for a single point."""
-    if len(x) < 2:
+    """Slope of log y over log x, by least squares; NaN for a single point, or with zeros."""
+    if len(x) < 2 or min(y) <= 0.0:
         return float("nan")
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
