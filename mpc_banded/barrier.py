@@ -2,8 +2,9 @@
 """Inequalities by a primal-dual barrier: strict input bounds, softened rows for all others.
 
 Inputs keep a positive distance to their bounds; each bounded entry adds ``-mu log(distance)``.
-Every other inequality is a row ``c(z) >= -v`` with violation ``v >= 0``. Its slacks are always at
-their optimum for the current ``c``, so the row adds one smooth convex function of ``c``::
+Every other inequality, finite state bounds included, is a row ``c >= -v`` with violation
+``v >= 0``. Its slacks are always at their optimum for the current ``c``, so the row adds one
+smooth convex function of ``c``::
 
     phi(c) = min over v > 0, t = c + v > 0 of   l v + q v^2 / 2 - mu log v - mu log t
 
@@ -12,20 +13,18 @@ comes from dual variables of their own, as in primal-dual interior point methods
 Biegler, Math. Program. 106, 2006, section 2; the slacks' reset: Curtis and Nocedal's and Conn's
 "magic step"): ``zeta / distance`` for a bound, and for a row the Schur complement
 ``1 / (t / nu + 1 / (q + kappa / v))``.
+
+All functions are torch functions of one stage with any leading batch dimensions: derivatives.py
+calls them on all stages at once, compiled.py turns them into machine code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
+import torch
+from torch import Tensor
 
-from mpc_banded import banded
-from mpc_banded.derivatives import Evaluation, inequalities_times, inequalities_transposed
 from mpc_banded.problem import STATE_BOUND_PENALTY, OptimalControlProblem
-
-Resampling = Callable[[np.ndarray], np.ndarray]
 
 #: Share of the way to the boundary that one step may go.
 TO_BOUNDARY = 0.995
@@ -33,215 +32,164 @@ TO_BOUNDARY = 0.995
 DUAL_RANGE = 1e8
 
 
-@dataclass(frozen=True)
-class Duals:
-    """Dual variables, all > 0.
-
-    Attributes:
-        lower, upper: zeta of the input bounds (N nu,), zero where a bound is infinite.
-        rows: nu of ``t`` (rows,).
-        slacks: kappa of ``v`` (rows,).
-    """
-
-    lower: np.ndarray
-    upper: np.ndarray
-    rows: np.ndarray
-    slacks: np.ndarray
-
-
-@dataclass(frozen=True)
-class Slacks:
-    """Distances of one iterate: inputs to their bounds (N nu,), rows t and v (rows,)."""
-
-    lower: np.ndarray
-    upper: np.ndarray
-    t: np.ndarray
-    v: np.ndarray
-
-
 class Barrier:
-    """The inequalities of a problem: input bounds, then rows h (N m) and finite state bounds.
+    """The inequalities of one stage: bounds of u_k; rows h_k and the finite bounds of x_{k+1}.
+
+    Distances and duals of a stage are one array each, (..., 2 nu + 2 r): of the lower bounds, of
+    the upper bounds, of the rows (t and its dual nu), of their violations (v and its dual kappa).
+    Entries of infinite bounds are infinite distances with dual zero.
 
     Args:
         problem: The optimal control problem.
+
+    Attributes:
+        rows: r, the number of rows.
+        width: 2 nu + 2 r.
     """
 
     def __init__(self, problem: OptimalControlProblem) -> None:
-        horizon, nu, widths = problem.horizon, problem.nu, problem.inequality_widths
-        block = nu + problem.nx
-        entries = np.arange(horizon * block).reshape(horizon, block)
-        self.inputs = entries[:, :nu].ravel()
-        self.lower = np.tile(problem.input_bounds[0], horizon)
-        self.upper = np.tile(problem.input_bounds[1], horizon)
-        states = entries[:, nu:]
-        lower, upper = (np.tile(bound, (horizon, 1)) for bound in problem.state_bounds)
-        self.at_lower, self._state_lower = states[np.isfinite(lower)], lower[np.isfinite(lower)]
-        self.at_upper, self._state_upper = states[np.isfinite(upper)], upper[np.isfinite(upper)]
-        self.shape = (horizon, sum(widths.values()))
-        weights = [problem.penalties[name] for name, m in widths.items() for _ in range(m)]
-        of_h = np.tile(np.array(weights, dtype=np.float64).reshape(-1, 2), (horizon, 1))
-        bounds = len(self.at_lower) + len(self.at_upper)
-        self.penalty = np.vstack([of_h, np.tile(STATE_BOUND_PENALTY, (bounds, 1))]).T.copy()
+        self._nu, self._nx = problem.nu, problem.nx
+        self._lower, self._upper = (torch.from_numpy(bound) for bound in problem.input_bounds)
+        low, high = problem.state_bounds
+        at_low, at_high = np.flatnonzero(np.isfinite(low)), np.flatnonzero(np.isfinite(high))
+        # Rows of state bounds are sign * x[at] + shift.
+        self._at = np.concatenate([at_low, at_high]).tolist()
+        sign = np.concatenate([np.ones(len(at_low)), -np.ones(len(at_high))])
+        shift = np.concatenate([-low[at_low], high[at_high]])
+        self._sign, self._shift = torch.from_numpy(sign), torch.from_numpy(shift)
+        unit = np.zeros((len(sign), problem.nu + problem.nx))
+        unit[np.arange(len(sign)), problem.nu + np.array(self._at, dtype=int)] = sign
+        self._bound_jacobian = torch.from_numpy(unit)
+        penalties = [
+            problem.penalties[name]
+            for name, m in problem.inequality_widths.items()
+            for _ in range(m)
+        ] + [STATE_BOUND_PENALTY] * len(sign)
+        of_rows = torch.tensor(penalties, dtype=torch.float64).reshape(-1, 2)
+        self._linear, self._quadratic = of_rows[:, 0].clone(), of_rows[:, 1].clone()
+        self._bounded_below = torch.isfinite(self._lower).nonzero()[:, 0].tolist()
+        self._bounded_above = torch.isfinite(self._upper).nonzero()[:, 0].tolist()
+        self._inequalities = len(penalties) - len(sign)
+        self.rows = len(penalties)
+        self.width = 2 * self._nu + 2 * self.rows
 
-    def split(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Views (N, m), (lower state bounds,), (upper state bounds,) of a vector of rows."""
-        first = self.shape[0] * self.shape[1]
-        second = first + len(self.at_lower)
-        return rows[:first].reshape(self.shape), rows[first:second], rows[second:]
+    def row_values(self, x_next: Tensor, inequalities: Tensor) -> Tensor:
+        """C (..., r) from x_{k+1} (..., nx) and the inequalities (..., m)."""
+        if not self._at:
+            return inequalities
+        bounds = self._sign * x_next[..., self._at] + self._shift
+        return torch.cat([inequalities, bounds], dim=-1)
 
-    def rows(self, z: np.ndarray, inequalities: np.ndarray) -> np.ndarray:
-        """C (rows,) at ``z`` with its inequalities (N, m)."""
-        return np.concatenate(
-            [
-                inequalities.ravel(),
-                z[self.at_lower] - self._state_lower,
-                self._state_upper - z[self.at_upper],
-            ]
+    def row_jacobian(self, of_inequalities: Tensor) -> Tensor:
+        """Derivative of the rows by (u_k, x_{k+1}), (..., r, nu + nx), from that of h."""
+        batch = of_inequalities.shape[:-2]
+        return torch.cat(
+            [of_inequalities, self._bound_jacobian.expand(*batch, *self._bound_jacobian.shape)],
+            dim=-2,
         )
 
-    def interior(self, z: np.ndarray, share: float = 1e-2) -> np.ndarray:
-        """A copy of ``z`` with its inputs a share of their range, or of 1, inside the bounds."""
-        width = np.minimum(self.upper - self.lower, 1.0)
-        moved = z.copy()
-        moved[self.inputs] = np.clip(
-            z[self.inputs], self.lower + share * width, self.upper - share * width
+    def of_inequalities(self, duals: Tensor) -> Tensor:
+        """The multipliers nu of the inequalities h, (..., m)."""
+        first = 2 * self._nu
+        return duals[..., first : first + self._inequalities]
+
+    def interior(self, u: np.ndarray, share: float = 1e-2) -> np.ndarray:
+        """Inputs (..., nu) moved a share of their range, or of 1, inside the bounds."""
+        lower, upper = self._lower.numpy(), self._upper.numpy()
+        margin = share * np.minimum(upper - lower, 1.0)
+        return np.clip(u, lower + margin, upper - margin)
+
+    def distances(self, u: Tensor, rows: Tensor, mu: Tensor) -> Tensor:
+        """All distances (..., 2 nu + 2 r); those of the rows at their optimum."""
+        v, t = optimal_slacks(rows, self._linear, self._quadratic, mu)
+        return torch.cat([u - self._lower, self._upper - u, t, v], dim=-1)
+
+    def safeguarded(self, duals: Tensor, distances: Tensor, mu: Tensor) -> Tensor:
+        """Duals brought within range of the central path ``mu / distance``."""
+        central = mu / distances
+        return torch.minimum(torch.maximum(duals, central / DUAL_RANGE), central * DUAL_RANGE)
+
+    def value(self, distances: Tensor, mu: Tensor) -> Tensor:
+        """The barrier terms (...); infinite outside the input bounds."""
+        lower, upper, t, v = self._parts(distances)
+        linear, quadratic = self._linear, self._quadratic
+        bounded = torch.cat(
+            [lower[..., self._bounded_below], upper[..., self._bounded_above], t, v], dim=-1
         )
-        return moved
+        logs = torch.where(bounded > 0.0, bounded.log(), -np.inf)
+        return (linear * v + 0.5 * quadratic * v * v).sum(dim=-1) - mu * logs.sum(dim=-1)
 
-    def slacks(self, z: np.ndarray, c: np.ndarray, mu: float) -> Slacks:
-        """All distances; those of the rows at their optimum for ``c``."""
-        v, t = optimal_slacks(c, self.penalty[0], self.penalty[1], mu)
-        u = z[self.inputs]
-        return Slacks(u - self.lower, self.upper - u, t, v)
+    def gradient(self, row_jacobian: Tensor, distances: Tensor, mu: Tensor) -> Tensor:
+        """Gradient of the barrier terms by (u_k, x_{k+1}), (..., nu + nx)."""
+        lower, upper, t, _ = self._parts(distances)
+        of_rows = torch.matmul((mu / t)[..., None, :], row_jacobian)[..., 0, :]
+        of_inputs = mu / upper - mu / lower
+        padded = torch.cat([of_inputs, torch.zeros_like(of_rows[..., self._nu :])], dim=-1)
+        return padded - of_rows
 
-    def duals(self, slacks: Slacks, mu: float) -> Duals:
-        """Duals on the central path: a cold start."""
-        return Duals(mu / slacks.lower, mu / slacks.upper, mu / slacks.t, mu / slacks.v)
+    def curvature(self, row_jacobian: Tensor, distances: Tensor, duals: Tensor) -> Tensor:
+        """Curvature of the barrier terms by (u_k, x_{k+1}), (..., nu + nx, nu + nx)."""
+        lower, upper, t, v = self._parts(distances)
+        of_lower, of_upper, of_t, of_v = self._parts(duals)
+        of_rows = 1.0 / (t / of_t + 1.0 / (self._quadratic + of_v / v))
+        blocks = torch.matmul(row_jacobian.transpose(-1, -2) * of_rows[..., None, :], row_jacobian)
+        of_inputs = of_lower / lower + of_upper / upper
+        diagonal = torch.cat([of_inputs, of_inputs.new_zeros(*blocks.shape[:-2], self._nx)], -1)
+        return blocks + diagonal[..., None, :] * torch.eye(self._nu + self._nx, dtype=blocks.dtype)
 
-    def value(self, slacks: Slacks, mu: float) -> float:
-        """The barrier terms; infinite outside the input bounds."""
-        distance = np.concatenate([slacks.lower, slacks.upper])
-        distance = distance[np.isfinite(distance)]
-        if (distance <= 0.0).any():
-            return np.inf
-        linear, quadratic = self.penalty
-        soft = linear * slacks.v + 0.5 * quadratic * slacks.v**2
-        logs = np.log(distance).sum() + np.log(slacks.v).sum() + np.log(slacks.t).sum()
-        return float(soft.sum() - mu * logs)
+    def advance(
+        self,
+        duals: Tensor,
+        distances: Tensor,
+        row_jacobian: Tensor,
+        step: Tensor,
+        mu: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """What a Newton step (..., nu + nx) of (u_k, x_{k+1}) means for the inequalities.
 
-    def gradient(self, e: Evaluation, slacks: Slacks, mu: float) -> np.ndarray:
-        """Gradient of the barrier terms, (n,)."""
-        of_h, of_lower, of_upper = self.split(mu / slacks.t)
-        result = -inequalities_transposed(e.inequality_jacobian, of_h)
-        result[self.at_lower] -= of_lower
-        result[self.at_upper] += of_upper
-        result[self.inputs] += mu / slacks.upper - mu / slacks.lower
-        return result
-
-    def add_curvature(
-        self, bands: np.ndarray, e: Evaluation, slacks: Slacks, duals: Duals
-    ) -> None:
-        """Add the curvature of the barrier terms to ``bands`` in place."""
-        of_t = duals.rows / slacks.t
-        of_v = self.penalty[1] + duals.slacks / slacks.v
-        of_h, of_lower, of_upper = self.split(of_t * of_v / (of_t + of_v))
-        if of_h.size:
-            jacobian = e.inequality_jacobian
-            banded.add_blocks(
-                bands, np.matmul(jacobian.swapaxes(1, 2) * of_h[:, None, :], jacobian)
-            )
-        bands[0, self.at_lower] += of_lower
-        bands[0, self.at_upper] += of_upper
-        bands[0, self.inputs] += duals.lower / slacks.lower + duals.upper / slacks.upper
-
-    def row_step(self, e: Evaluation, step: np.ndarray) -> np.ndarray:
-        """Change of ``c`` along a step, to first order; (rows,)."""
-        return np.concatenate(
-            [
-                inequalities_times(e.inequality_jacobian, step).ravel(),
-                step[self.at_lower],
-                -step[self.at_upper],
-            ]
-        )
-
-    def longest(self, slacks: Slacks, step: np.ndarray) -> float:
-        """Longest step length <= 1 that keeps the inputs inside their bounds."""
-        along = step[self.inputs]
-        return min(_to_boundary(slacks.lower, along), _to_boundary(slacks.upper, -along))
-
-    def stepped(
-        self, duals: Duals, e: Evaluation, slacks: Slacks, step: np.ndarray, mu: float
-    ) -> Duals:
-        """Duals after a full Newton step, each one shortened as far as it must stay positive.
-
-        One by one, since duals only shape the curvature: the merit function is primal.
+        Returns:
+            The longest length of the step, <= 1, that keeps the inputs inside their bounds, (...);
+            the duals after the full step, each one shortened as far as it must stay positive: one
+            by one, since duals only shape the curvature, the merit function is primal.
         """
-        along, change = step[self.inputs], self.row_step(e, step)
-        of_t, of_v = duals.rows / slacks.t, duals.slacks / slacks.v
-        v_step = -of_t * change / (self.penalty[1] + of_v + of_t)
-        targets = (
-            mu / slacks.lower - duals.lower / slacks.lower * along,
-            mu / slacks.upper + duals.upper / slacks.upper * along,
-            mu / slacks.t - of_t * (change + v_step),
-            mu / slacks.v - of_v * v_step,
+        lower, upper, _, _ = self._parts(distances)
+        of_lower, of_upper, of_t, of_v = self._parts(duals / distances)
+        along = step[..., : self._nu]
+        change = torch.matmul(row_jacobian, step[..., :, None])[..., 0]
+        v_step = -of_t * change / (self._quadratic + of_v + of_t)
+        moved = torch.cat(
+            [of_lower * along, -of_upper * along, of_t * (change + v_step), of_v * v_step], dim=-1
         )
-        now = (duals.lower, duals.upper, duals.rows, duals.slacks)
-        floor = 1.0 - TO_BOUNDARY
-        return Duals(*(np.maximum(b, floor * a) for a, b in zip(now, targets, strict=True)))
+        stepped = torch.maximum(mu / distances - moved, (1.0 - TO_BOUNDARY) * duals)
+        shrinking = torch.cat([-along / lower, along / upper], dim=-1)
+        longest = TO_BOUNDARY / torch.clamp(shrinking, min=TO_BOUNDARY)
+        return longest.amin(dim=-1), stepped
 
-    def resampled(self, duals: Duals, resample: Resampling) -> Duals:
-        """Duals with ``resample`` applied to each as an array of stages (N, ...)."""
-        of_inputs = [
-            resample(a.reshape(self.shape[0], -1)).ravel() for a in (duals.lower, duals.upper)
-        ]
-        return Duals(
-            *of_inputs, *(self._resampled_rows(a, resample) for a in (duals.rows, duals.slacks))
-        )
-
-    def _resampled_rows(self, rows: np.ndarray, resample: Resampling) -> np.ndarray:
-        parts = [a.reshape(self.shape[0], -1) for a in self.split(rows)]
-        return np.concatenate([resample(a).ravel() for a in parts])
-
-    def safeguarded(self, duals: Duals, slacks: Slacks, mu: float) -> Duals:
-        """Duals brought within range of the central path at new slacks."""
-        pairs = (
-            (duals.lower, slacks.lower),
-            (duals.upper, slacks.upper),
-            (duals.rows, slacks.t),
-            (duals.slacks, slacks.v),
-        )
-        return Duals(*(np.clip(d, mu / s / DUAL_RANGE, mu / s * DUAL_RANGE) for d, s in pairs))
+    def _parts(self, array: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Views of distances or duals: lower, upper, rows, violations."""
+        nu, r = self._nu, self.rows
+        lower, upper, rows, violations = array.split([nu, nu, r, r], dim=-1)
+        return lower, upper, rows, violations
 
 
 def optimal_slacks(
-    c: np.ndarray, linear: np.ndarray, quadratic: np.ndarray, mu: float
-) -> tuple[np.ndarray, np.ndarray]:
+    c: Tensor, linear: Tensor, quadratic: Tensor, mu: Tensor
+) -> tuple[Tensor, Tensor]:
     """The minimisers (v, t = c + v) of phi, elementwise.
 
-    For ``q = 0`` the smaller of both has a closed form free of cancellation; the slope of the
-    quadratic part joins ``l`` by a fixed point whose contraction is of order ``q mu / l^2``, and
-    Newton's method on ``log`` of the smaller slack finishes.
+    For ``q = 0`` the smaller of both has a closed form free of cancellation; from there Newton's
+    method on its logarithm (exp by its Pade approximant) takes four steps to rounding.
     """
-    slope = linear + quadratic * np.maximum(-c, 0.0)
-    slope = np.maximum(slope, np.sqrt(quadratic * mu))
-    size = np.abs(c)
-    for _ in range(2):
-        x = 0.5 * slope * size
-        small = (mu + mu * mu / (np.hypot(mu, x) + x)) / slope
-        slope = linear + quadratic * (small + np.maximum(-c, 0.0))
-    grows = np.maximum(-c, 0.0)
+    size, short = c.abs(), torch.clamp(-c, min=0.0)
+    slope = torch.maximum(linear + quadratic * short, (quadratic * mu).sqrt())
+    x = 0.5 * slope * size
+    small = (mu + mu * mu / ((mu * mu + x * x).sqrt() + x)) / slope
     for _ in range(4):
         large = small + size
-        residual = linear + quadratic * (small + grows) - mu / small - mu / large
-        derivative = quadratic + mu / small**2 + mu / large**2
-        small = small * np.exp(np.clip(-residual / (derivative * small), -3.0, 3.0))
+        per_small, per_large = 1.0 / small, 1.0 / large
+        residual = linear + quadratic * (small + short) - mu * (per_small + per_large)
+        derivative = quadratic + mu * (per_small * per_small + per_large * per_large)
+        half = (-0.5 * residual / (derivative * small)).clamp(-0.75, 0.75)
+        small = small * (1.0 + half) / (1.0 - half)
     large = small + size
-    return np.where(c >= 0.0, small, large), np.where(c >= 0.0, large, small)
-
-
-def _to_boundary(values: np.ndarray, changes: np.ndarray) -> float:
-    """Longest length <= 1 with values + length * changes >= (1 - TO_BOUNDARY) * values."""
-    shrinking = changes < 0.0
-    if not shrinking.any():
-        return 1.0
-    return min(1.0, float((-TO_BOUNDARY * values[shrinking] / changes[shrinking]).min()))
+    return torch.where(c >= 0.0, small, large), torch.where(c >= 0.0, large, small)

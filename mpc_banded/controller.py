@@ -14,9 +14,9 @@ from enum import Enum
 
 import numpy as np
 
-from mpc_banded.derivatives import Derivatives
+from mpc_banded.derivatives import Derivatives, Point
 from mpc_banded.problem import OptimalControlProblem, Trajectory
-from mpc_banded.solver import NewtonSolver, Point, Solution, SolverOptions, Status
+from mpc_banded.solver import NewtonSolver, Solution, SolverOptions, Status
 from mpc_banded.transcription import StageData, Transcription
 
 
@@ -246,21 +246,20 @@ class RecedingHorizonController:
         states = stages[:, nu:]
         beyond = 2.0 * states[-1] - (states[-2] if horizon > 1 else self._last_state)
         states = _advanced(np.vstack([states, beyond]), steps)[:horizon]
-        barrier = self._solver.barrier
-        duals = barrier.resampled(point.duals, lambda array: _advanced(array, steps))
         z = np.hstack([inputs, states]).ravel()
-        return Point(z, _advanced(point.multipliers, steps), duals, point.mu)
+        multipliers, duals = (_advanced(a, steps) for a in (point.multipliers, point.duals))
+        return Point(z, multipliers, duals, point.mu)
 
     def _cost_terms(self, solution: Solution) -> dict[str, float]:
-        return dict(zip(self.problem.cost_names, solution.values.costs.tolist(), strict=True))
+        return dict(zip(self.problem.cost_names, solution.costs.tolist(), strict=True))
 
     def _violations(self, solution: Solution) -> dict[str, float]:
-        of_h, *of_bounds = self._solver.barrier.split(solution.violation)
         result, column = {}, 0
         for name, width in self.problem.inequality_widths.items():
-            result[name] = float(of_h[:, column : column + width].max(initial=0.0))
+            rows = solution.violations[:, column : column + width]
+            result[name] = float(rows.max(initial=0.0))
             column += width
-        result["state_bounds"] = max(float(rows.max(initial=0.0)) for rows in of_bounds)
+        result["state_bounds"] = float(solution.violations[:, column:].max(initial=0.0))
         return result
 
 

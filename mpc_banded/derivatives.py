@@ -15,53 +15,88 @@ not thread-safe. There are two ways to the Hessian:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mpc_banded import comb
+from mpc_banded import banded, comb
+from mpc_banded.barrier import Barrier
 from mpc_banded.transcription import StageData, Terms, Transcription, merit
 
 
 @dataclass(frozen=True)
-class Values:
-    """Terms of one trajectory as arrays.
+class Point:
+    """Primal and dual iterate: what a warm start consists of.
 
     Attributes:
-        costs: Weighted named costs, (number of costs,).
-        defects: (N, nx).
-        inequalities: (N, m).
+        z: (n,).
+        multipliers: lambda of the dynamics (N, nx).
+        duals: Of the inequalities, (N, 2 nu + 2 r), see Barrier.
+        mu: Barrier parameter that they belong to.
     """
 
-    costs: np.ndarray
-    defects: np.ndarray
-    inequalities: np.ndarray
-
-    @property
-    def cost(self) -> float:
-        """Sum of all costs."""
-        return float(self.costs.sum())
+    z: np.ndarray
+    multipliers: np.ndarray
+    duals: np.ndarray
+    mu: float
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Values and derivatives at one trajectory.
+class NewtonSystem:
+    """All that a Newton step from one point needs.
 
     Attributes:
-        values: The terms.
-        gradient: Of the sum of costs, (n,).
-        bands: Hessian of the merit function, lower band storage (b + 1, n).
-        defect_jacobian: (N, nx, 2 nx + nu): of d_k by (x_k, u_k, x_{k+1}).
-        inequality_jacobian: (N, m, nu + nx): of h_k by (u_k, x_{k+1}).
+        costs: Weighted named costs, (number of costs,).
+        barrier: Value of the barrier terms.
+        defects: (N, nx).
+        rows: Values of the softened rows (N, r): the inequalities, then the state bounds.
+        distances: Of the inequalities (N, 2 nu + 2 r), see Barrier.
+        duals: The point's, within range of the central path there; same shape.
+        cost_gradient: Gradient of the sum of costs, (n,).
+        barrier_gradient: Gradient of the barrier terms, (n,).
+        dynamics_gradient: ``J' lambda``, (n,).
+        bands: ``H_L + rho J'J + B`` in lower band storage (b + 1, n): Hessian of the Lagrangian,
+            penalty of the linearised defects, primal-dual curvature of the barrier.
+        defect_jacobian: (N, nx, 2 nx + nu): of d_k by (x_k, u_k, x_{k+1}), zero by x_0.
+        row_jacobian: (N, r, nu + nx): of the rows by (u_k, x_{k+1}).
     """
 
-    values: Values
-    gradient: np.ndarray
+    costs: np.ndarray
+    barrier: float
+    defects: np.ndarray
+    rows: np.ndarray
+    distances: np.ndarray
+    duals: np.ndarray
+    cost_gradient: np.ndarray
+    barrier_gradient: np.ndarray
+    dynamics_gradient: np.ndarray
     bands: np.ndarray
     defect_jacobian: np.ndarray
-    inequality_jacobian: np.ndarray
+    row_jacobian: np.ndarray
+
+
+@dataclass(frozen=True)
+class Merit:
+    """The parts of the merit function at some trajectory.
+
+    Attributes:
+        cost: Sum of the weighted costs.
+        barrier: Value of the barrier terms; infinite outside the input bounds.
+        dynamics: ``sum_k lambda_k' d_k``.
+        defects: ``sum_k |d_k|^2 / 2``.
+    """
+
+    cost: float
+    barrier: float
+    dynamics: float
+    defects: float
+
+    def value(self, penalty: float) -> float:
+        """The merit function with a penalty on the defects."""
+        return self.cost + self.barrier + self.dynamics + penalty * self.defects
 
 
 #: Names of the ways to the Hessian.
@@ -86,50 +121,106 @@ class Derivatives:
         if recovery not in RECOVERIES:
             raise ValueError(f"recovery is {recovery!r}; allowed are {', '.join(RECOVERIES)}")
         self.transcription = transcription
+        self.barrier = Barrier(transcription.problem)
         self.half_bandwidth = half_bandwidth or transcription.half_bandwidth
+        self.recovery = recovery
         self._comb = None
         if recovery != "stagewise":
             self._comb = comb.Comb(transcription.n, self.half_bandwidth, recovery)
         self._defect_rows = _defect_rows(transcription)
         self._stage_probes = _stage_probes(transcription)
 
-    def values(self, candidates: np.ndarray, data: StageData) -> list[Values]:
-        """Terms of several trajectories (c, n) in one call."""
+    def system(self, point: Point, data: StageData, penalty: float) -> NewtonSystem:
+        """The Newton system at a point, with the penalty rho of its matrix."""
+        problem, block = self.transcription.problem, self.transcription.block
+        mu = _scalar(point.mu)
+        stages = torch.from_numpy(point.z).reshape(problem.horizon, block)
+        duals = torch.from_numpy(point.duals)
+        inside: list[Tensor] = []
+
+        def of_inequalities(h: Tensor) -> Tensor:
+            """Their multipliers, from duals made safe at this point."""
+            rows = self.barrier.row_values(stages[:, problem.nu :], h)
+            distances = self.barrier.distances(stages[:, : problem.nu], rows, mu)
+            safe = self.barrier.safeguarded(duals, distances, mu)
+            inside[:] = rows, distances, safe
+            return self.barrier.of_inequalities(safe)
+
+        parts = self._derive(point.z, data, point.multipliers, penalty, of_inequalities)
+        rows, distances, safe = inside
+        row_jacobian = self.barrier.row_jacobian(torch.from_numpy(parts.inequality_jacobian))
+        gradient = self.barrier.gradient(row_jacobian, distances, mu)
+        curvature = self.barrier.curvature(row_jacobian, distances, safe)
+        banded.add_blocks(parts.bands, curvature.numpy())
+        return NewtonSystem(
+            parts.terms.costs.detach().numpy(),
+            float(self.barrier.value(distances, mu).sum()),
+            parts.terms.defects.detach().numpy(),
+            rows.numpy(),
+            distances.numpy(),
+            safe.numpy(),
+            parts.gradient,
+            gradient.numpy().reshape(-1),
+            _defects_transposed(parts.defect_jacobian, point.multipliers),
+            parts.bands,
+            parts.defect_jacobian,
+            row_jacobian.numpy(),
+        )
+
+    def merit(self, z: np.ndarray, multipliers: np.ndarray, mu: float, data: StageData) -> Merit:
+        """The merit function at one trajectory (n,)."""
+        problem, block = self.transcription.problem, self.transcription.block
         with torch.no_grad():
-            terms = self.transcription.terms(torch.from_numpy(candidates), data)
-        arrays = (terms.costs.numpy(), terms.defects.numpy(), terms.inequalities.numpy())
-        return [Values(*row) for row in zip(*arrays, strict=True)]
+            point = torch.from_numpy(z)
+            terms = self.transcription.terms(point, data)
+            stages = point.reshape(problem.horizon, block)
+            rows = self.barrier.row_values(stages[:, problem.nu :], terms.inequalities)
+            distances = self.barrier.distances(stages[:, : problem.nu], rows, _scalar(mu))
+            barrier = self.barrier.value(distances, _scalar(mu)).sum()
+            d = terms.defects
+            dynamics = (torch.from_numpy(multipliers) * d).sum()
+        return Merit(*map(float, (terms.costs.sum(), barrier, dynamics, 0.5 * (d * d).sum())))
 
-    def evaluate(
-        self,
-        z: np.ndarray,
-        data: StageData,
-        multipliers: np.ndarray,
-        penalty: float,
-        inequality_multipliers: np.ndarray,
-    ) -> Evaluation:
-        """Values, gradient, Newton matrix and Jacobians at ``z`` (n,).
+    def advance(
+        self, system: NewtonSystem, step: np.ndarray, mu: float
+    ) -> tuple[float, np.ndarray]:
+        """Longest length of a step (n,) inside the input bounds, and the duals after it."""
+        arrays = (system.duals, system.distances, system.row_jacobian)
+        duals, distances, jacobian = map(torch.from_numpy, arrays)
+        stages = torch.from_numpy(step).reshape(len(duals), -1)
+        longest, stepped = self.barrier.advance(duals, distances, jacobian, stages, _scalar(mu))
+        return float(longest.min()), stepped.numpy()
 
-        The Newton matrix is ``H_L + rho J'J`` with the Hessian H_L of the Lagrangian at the
-        given multipliers (N, nx) and inequality multipliers (N, m).
-        """
-        way = self._by_stages if self._comb is None else self._by_combs
-        terms, slope, bands, of_defects, of_inequalities = way(
-            z,
-            data,
-            torch.from_numpy(multipliers),
-            penalty,
-            torch.from_numpy(inequality_multipliers),
-        )
-        gradient = (
-            slope
-            - defects_transposed(of_defects, multipliers)
-            + inequalities_transposed(of_inequalities, inequality_multipliers)
-        )
-        values = Values(
-            *(t.detach().numpy() for t in (terms.costs, terms.defects, terms.inequalities))
-        )
-        return Evaluation(values, gradient, bands, of_defects, of_inequalities)
+    def linearised_defects(self, system: NewtonSystem, step: np.ndarray) -> np.ndarray:
+        """Change of the defects (N, nx) along a step (n,): J s."""
+        jacobian = system.defect_jacobian
+        _, nx, width = jacobian.shape
+        padded = np.concatenate([np.zeros(nx), step])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, width)[:: width - nx]
+        change: np.ndarray = np.matmul(jacobian, windows[:, :, None])[:, :, 0]
+        return change
+
+    def pulled_back(self, system: NewtonSystem, multipliers: np.ndarray) -> np.ndarray:
+        """Gradient (n,) of the linearised defects' sum weighted by multipliers (N, nx): J' l."""
+        return _defects_transposed(system.defect_jacobian, multipliers)
+
+    def central_duals(self, z: np.ndarray, mu: float, data: StageData) -> np.ndarray:
+        """Duals ``mu / distance`` at a trajectory (n,): those of a cold start."""
+        problem, block = self.transcription.problem, self.transcription.block
+        with torch.no_grad():
+            point = torch.from_numpy(z)
+            stages = point.reshape(problem.horizon, block)
+            h = self.transcription.terms(point, data).inequalities
+            rows = self.barrier.row_values(stages[:, problem.nu :], h)
+            distances = self.barrier.distances(stages[:, : problem.nu], rows, _scalar(mu))
+        return mu / distances.numpy()
+
+    def mean_curvature(self, z: np.ndarray, data: StageData) -> float:
+        """Mean absolute diagonal of the costs' Hessian at ``z`` (n,)."""
+        problem = self.transcription.problem
+        nothing = np.zeros((problem.horizon, problem.nx))
+        parts = self._derive(z, data, nothing, 0.0, torch.zeros_like)
+        return float(np.abs(parts.bands[0]).mean())
 
     def check(self, z: np.ndarray, data: StageData, seed: int = 0) -> None:
         """Compares the bands with the merit function as a black box, along a random probe.
@@ -148,7 +239,7 @@ class Derivatives:
         nu = torch.rand(terms.inequalities.shape, dtype=torch.float64, generator=generator)
         scalar = merit(terms, lam - terms.defects.detach(), torch.ones_like(lam[0, 0]), nu)
         (slope,) = torch.autograd.grad(scalar, point, create_graph=True)
-        bands = self.evaluate(z, data, lam.numpy(), 1.0, nu.numpy()).bands
+        bands = self._derive(z, data, lam.numpy(), 1.0, lambda _: nu).bands
         try:
             comb.check_band(bands, slope, point, generator=generator)
         except FloatingPointError:
@@ -159,9 +250,36 @@ class Derivatives:
                 "'stagewise' cannot see that, 'direct' can"
             ) from None
 
-    def _by_stages(
-        self, z: np.ndarray, data: StageData, multipliers: Tensor, penalty: float, of_h: Tensor
+    def _derive(
+        self,
+        z: np.ndarray,
+        data: StageData,
+        multipliers: np.ndarray,
+        penalty: float,
+        of_inequalities: Callable[[Tensor], Tensor],
     ) -> _Parts:
+        """Gradient of the costs, ``H_L + rho J'J`` and Jacobians at ``z`` (n,).
+
+        H_L is the Hessian of the Lagrangian at multipliers (N, nx), and at those of the
+        inequalities, which are asked for once their values (N, m) are known.
+        """
+        way = self._by_stages if self._comb is None else self._by_combs
+        parts, of_h = way(z, data, torch.from_numpy(multipliers), penalty, of_inequalities)
+        gradient = (
+            parts.gradient
+            - _defects_transposed(parts.defect_jacobian, multipliers)
+            + inequalities_transposed(parts.inequality_jacobian, of_h.numpy())
+        )
+        return replace(parts, gradient=gradient)
+
+    def _by_stages(
+        self,
+        z: np.ndarray,
+        data: StageData,
+        multipliers: Tensor,
+        penalty: float,
+        of_inequalities: Callable[[Tensor], Tensor],
+    ) -> tuple[_Parts, Tensor]:
         problem, block = self.transcription.problem, self.transcription.block
         nx, width = problem.nx, block + problem.nx
         padded = np.concatenate([data.initial_state.numpy(), z])
@@ -173,6 +291,7 @@ class Derivatives:
         copies.requires_grad_()
         x, u, x_next = copies.split([nx, problem.nu, nx], dim=-1)
         terms = self.transcription.stage_terms(x, u, x_next, data)
+        of_h = of_inequalities(terms.inequalities[0].detach())
         scalar = merit(terms, multipliers, torch.zeros_like(multipliers[0, 0]), of_h)
         (slope,) = torch.autograd.grad(scalar, copies, create_graph=True)
         outputs = (slope, terms.defects, terms.inequalities)
@@ -182,7 +301,7 @@ class Derivatives:
         (rows,) = torch.autograd.grad(
             [out for out, _ in live], copies, [probe for _, probe in live]
         )
-        blocks, of_defects, of_inequalities = np.split(
+        blocks, of_defects, jacobian = np.split(
             rows.numpy().swapaxes(0, 1), [width, width + nx], axis=1
         )
         of_defects[0, :, :nx] = 0.0  # x_0 is no unknown
@@ -192,22 +311,29 @@ class Derivatives:
         total[:-1, -nx:] += each[1:, :nx]
         bands = _overlapped(blocks, nx, self.half_bandwidth)
         first = Terms(terms.costs[0], terms.defects[0], terms.inequalities[0])
-        return first, total.reshape(-1), bands, of_defects, of_inequalities[:, :, nx:]
+        return _Parts(first, total.reshape(-1), bands, of_defects, jacobian[:, :, nx:]), of_h
 
     def _by_combs(
-        self, z: np.ndarray, data: StageData, multipliers: Tensor, penalty: float, of_h: Tensor
-    ) -> _Parts:
+        self,
+        z: np.ndarray,
+        data: StageData,
+        multipliers: Tensor,
+        penalty: float,
+        of_inequalities: Callable[[Tensor], Tensor],
+    ) -> tuple[_Parts, Tensor]:
         assert self._comb is not None
         point = torch.tensor(z, dtype=torch.float64, requires_grad=True)
         terms = self.transcription.terms(point, data)
-        rho = torch.tensor(penalty, dtype=torch.float64)
+        rho = _scalar(penalty)
+        of_h = of_inequalities(terms.inequalities.detach())
         # Shifting the multipliers takes the curvature that the penalty of a nonzero defect adds
         # out again.
         scalar = merit(terms, multipliers - rho * terms.defects.detach(), rho, of_h)
         (slope,) = torch.autograd.grad(scalar, point, create_graph=True)
         products = comb.hessian_vector_products(slope, point, self._comb.probes)
         bands = self._comb.decompress(products)
-        return terms, slope.detach().numpy(), bands, *self._jacobians(terms, point)
+        gradient = slope.detach().numpy()
+        return _Parts(terms, gradient, bands, *self._jacobians(terms, point)), of_h
 
     def _jacobians(self, terms: Terms, point: Tensor) -> tuple[np.ndarray, np.ndarray]:
         problem, block = self.transcription.problem, self.transcription.block
@@ -226,7 +352,19 @@ class Derivatives:
         return windows[stages % 2, :, stages], of_h
 
 
-_Parts = tuple[Terms, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+@dataclass(frozen=True)
+class _Parts:
+    """Terms and derivatives of the costs and dynamics: of the Lagrangian's gradient at first."""
+
+    terms: Terms
+    gradient: np.ndarray
+    bands: np.ndarray
+    defect_jacobian: np.ndarray
+    inequality_jacobian: np.ndarray
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _stage_probes(transcription: Transcription) -> tuple[Tensor, ...]:
@@ -263,27 +401,13 @@ def _overlapped(blocks: np.ndarray, overlap: int, half_bandwidth: int) -> np.nda
     return bands.reshape(-1, half_bandwidth + 1).T
 
 
-def defects_times(jacobian: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """J z of the defect Jacobian (N, nx, 2 nx + nu) and a vector (n,); (N, nx)."""
-    _, nx, width = jacobian.shape
-    padded = np.concatenate([np.zeros(nx), z])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, width)[:: width - nx]
-    return np.matmul(jacobian, windows[:, :, None])[:, :, 0]
-
-
-def defects_transposed(jacobian: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
+def _defects_transposed(jacobian: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
     """J' lambda of the defect Jacobian and multipliers (N, nx); (n,)."""
     nx = jacobian.shape[1]
     parts = np.matmul(multipliers[:, None, :], jacobian)[:, 0, :]
     result = parts[:, nx:].copy()
     result[:-1, -nx:] += parts[1:, :nx]
     return result.reshape(-1)
-
-
-def inequalities_times(jacobian: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """J z of the inequality Jacobian (N, m, nu + nx) and a vector (n,); (N, m)."""
-    horizon, _, block = jacobian.shape
-    return np.matmul(jacobian, z.reshape(horizon, block, 1))[:, :, 0]
 
 
 def inequalities_transposed(jacobian: np.ndarray, multipliers: np.ndarray) -> np.ndarray:

@@ -20,18 +20,13 @@ from typing import Any
 import numpy as np
 
 from mpc_banded import banded
-from mpc_banded.barrier import Barrier, Duals, Slacks
-from mpc_banded.derivatives import (
-    Derivatives,
-    Evaluation,
-    Values,
-    defects_times,
-    defects_transposed,
-)
+from mpc_banded.derivatives import Derivatives, Merit, NewtonSystem, Point
 from mpc_banded.transcription import StageData
 
 #: Multiplier sweeps with one factor.
 MAX_SWEEPS = 6
+#: Step lengths that the line search tries after the first.
+MAX_HALVINGS = 12
 #: Relative rounding error of the merit function.
 ROUNDING = 1e-13
 
@@ -119,38 +114,21 @@ class Iteration:
 
 
 @dataclass(frozen=True)
-class Point:
-    """Primal and dual iterate: what a warm start consists of.
-
-    Attributes:
-        z: (n,).
-        multipliers: lambda of the dynamics (N, nx).
-        duals: Of the inequalities.
-        mu: Barrier parameter that they belong to.
-    """
-
-    z: np.ndarray
-    multipliers: np.ndarray
-    duals: Duals
-    mu: float
-
-
-@dataclass(frozen=True)
 class Solution:
     """Where a solve ended.
 
     Attributes:
         point: The last iterate.
-        values: Its costs, defects and inequalities.
-        violation: Violation of each softened row there (rows,).
+        costs: Its weighted named costs, (number of costs,).
+        violations: Violation of each softened row there, (N, r).
         kkt_residual: Relative; see SolverOptions.
         defect_norm: Largest defect.
     """
 
     point: Point
     status: Status
-    values: Values
-    violation: np.ndarray
+    costs: np.ndarray
+    violations: np.ndarray
     kkt_residual: float
     defect_norm: float
     iterations: tuple[Iteration, ...]
@@ -158,11 +136,11 @@ class Solution:
 
 @dataclass(frozen=True)
 class _Iterate:
-    """A point with all that is known of it: derivatives, slacks, residuals."""
+    """A point with all that is known of it: derivatives, gradient of costs and barrier, residuals."""
 
     point: Point
-    evaluation: Evaluation
-    slacks: Slacks
+    system: NewtonSystem
+    gradient: np.ndarray
     kkt_residual: float
     defect_norm: float
 
@@ -187,7 +165,6 @@ class NewtonSolver:
     def __init__(self, derivatives: Derivatives, options: SolverOptions) -> None:
         self.derivatives = derivatives
         self.options = options
-        self.barrier = Barrier(derivatives.transcription.problem)
         self.reset()
 
     def reset(self) -> None:
@@ -217,7 +194,7 @@ class NewtonSolver:
         options = self.options
         if isinstance(start, Point):
             self._scale = self._scale or self._mean_curvature(start.z, data)
-            point = self._warm(start, data)
+            point = self._warm(start)
         else:
             self._scale = self._mean_curvature(start, data)
             point = self._cold(start, data)
@@ -228,7 +205,7 @@ class NewtonSolver:
             while self._barrier_solved(iterate):
                 mu = iterate.point.mu
                 mu = max(options.barrier * self._scale, min(0.1 * mu, mu**1.5))
-                iterate = self._assess(replace(iterate.point, mu=mu), iterate.evaluation)
+                iterate = self._evaluate(replace(iterate.point, mu=mu), data)
             status = self._terminate(iterate, len(history), deadline)
             outcome = status or self._advance(iterate, data)
             if isinstance(outcome, Status):
@@ -238,45 +215,36 @@ class NewtonSolver:
             self._iteration_s = max(time.perf_counter() - began, 0.8 * self._iteration_s)
 
     def _mean_curvature(self, z: np.ndarray, data: StageData) -> float:
-        """Mean diagonal of the costs' Hessian: the unit of penalties, shifts and barriers."""
-        problem = self.derivatives.transcription.problem
-        zero, none = np.zeros((problem.horizon, problem.nx)), np.zeros(self.barrier.shape)
-        diagonal = self.derivatives.evaluate(z, data, zero, 0.0, none).bands[0]
-        mean = float(np.abs(diagonal).mean())
+        """Mean curvature of the costs: the unit of penalties, shifts and barriers."""
+        mean = self.derivatives.mean_curvature(z, data)
         return mean if np.isfinite(mean) and mean > 0.0 else 1.0
 
     def _cold(self, start: np.ndarray, data: StageData) -> Point:
         problem = self.derivatives.transcription.problem
         mu = self.options.barrier_initial * self._scale
-        z = self.barrier.interior(start, 1e-2)
-        duals = self.barrier.duals(self._slacks(z, data, mu), mu)
+        z = self._interior(start, 1e-2)
+        duals = self.derivatives.central_duals(z, mu, data)
         return Point(z, np.zeros((problem.horizon, problem.nx)), duals, mu)
 
-    def _warm(self, start: Point, data: StageData) -> Point:
+    def _warm(self, start: Point) -> Point:
         mu = max(start.mu, self.options.barrier * self._scale)
-        z = self.barrier.interior(start.z, 1e-8)
-        duals = self.barrier.safeguarded(start.duals, self._slacks(z, data, mu), mu)
-        return Point(z, start.multipliers, duals, mu)
+        return replace(start, z=self._interior(start.z, 1e-8), mu=mu)
 
-    def _slacks(self, z: np.ndarray, data: StageData, mu: float) -> Slacks:
-        (values,) = self.derivatives.values(z[None], data)
-        return self.barrier.slacks(z, self.barrier.rows(z, values.inequalities), mu)
+    def _interior(self, z: np.ndarray, share: float) -> np.ndarray:
+        problem = self.derivatives.transcription.problem
+        stages = z.reshape(problem.horizon, -1).copy()
+        inputs = stages[:, : problem.nu]
+        inputs[:] = self.derivatives.barrier.interior(inputs, share)
+        return stages.reshape(-1)
 
     def _evaluate(self, point: Point, data: StageData) -> _Iterate:
-        of_h = self.barrier.split(point.duals.rows)[0]
-        rho = self.options.penalty * self._scale
-        evaluation = self.derivatives.evaluate(point.z, data, point.multipliers, rho, of_h)
-        return self._assess(point, evaluation)
-
-    def _assess(self, point: Point, e: Evaluation) -> _Iterate:
-        mu = point.mu
-        c = self.barrier.rows(point.z, e.values.inequalities)
-        slacks = self.barrier.slacks(point.z, c, mu)
-        of_barrier = self.barrier.gradient(e, slacks, mu)
-        of_dynamics = defects_transposed(e.defect_jacobian, point.multipliers)
-        size = max(np.abs(e.gradient).max(), np.abs(of_barrier).max())
-        kkt = float(np.abs(e.gradient + of_dynamics + of_barrier).max() / (1.0 + size))
-        return _Iterate(point, e, slacks, kkt, float(np.abs(e.values.defects).max()))
+        s = self.derivatives.system(point, data, self.options.penalty * self._scale)
+        gradient = s.cost_gradient + s.barrier_gradient
+        residual = gradient + s.dynamics_gradient
+        size = max(np.abs(s.cost_gradient).max(), np.abs(s.barrier_gradient).max())
+        kkt = float(np.abs(residual).max() / (1.0 + size))
+        point = replace(point, duals=s.duals)
+        return _Iterate(point, s, gradient, kkt, float(np.abs(s.defects).max()))
 
     def _barrier_solved(self, iterate: _Iterate) -> bool:
         mu = iterate.point.mu / self._scale
@@ -286,7 +254,7 @@ class NewtonSolver:
     def _terminate(self, iterate: _Iterate, iterations: int, deadline: float) -> Status | None:
         options = self.options
         finite = np.isfinite(iterate.kkt_residual + iterate.defect_norm)
-        if not (finite and np.isfinite(iterate.evaluation.bands).all()):
+        if not (finite and np.isfinite(iterate.system.bands).all()):
             return Status.NON_FINITE
         if (
             iterate.kkt_residual <= options.kkt_tolerance
@@ -319,7 +287,7 @@ class NewtonSolver:
             if found is not None:
                 length, point = found
                 record = Iteration(
-                    iterate.evaluation.values.cost,
+                    float(iterate.system.costs.sum()),
                     iterate.point.mu,
                     iterate.kkt_residual,
                     iterate.defect_norm,
@@ -335,88 +303,61 @@ class NewtonSolver:
         return failure
 
     def _factor(self, iterate: _Iterate, shift: float) -> banded.BandedCholesky:
-        matrix = iterate.evaluation.bands.copy(order="K")
+        matrix = iterate.system.bands.copy(order="K")
         matrix[0] += shift
-        self.barrier.add_curvature(matrix, iterate.evaluation, iterate.slacks, iterate.point.duals)
         return banded.cholesky(matrix)
 
     def _step(self, iterate: _Iterate, factor: banded.BandedCholesky) -> _Step:
         """Solution of the KKT system: sweeps of the multipliers with one factor."""
-        e, rho = iterate.evaluation, self.options.penalty * self._scale
+        s, rho = iterate.system, self.options.penalty * self._scale
         accuracy = max(0.1 * self.options.defect_tolerance, 0.01 * iterate.defect_norm)
-        gradient = e.gradient + self.barrier.gradient(e, iterate.slacks, iterate.point.mu)
-        shifted = iterate.point.multipliers + rho * e.values.defects
+        shifted = iterate.point.multipliers + rho * s.defects
         for _ in range(MAX_SWEEPS):
-            step = factor.solve(-gradient - defects_transposed(e.defect_jacobian, shifted))
-            change = defects_times(e.defect_jacobian, step)
+            step = factor.solve(-iterate.gradient - self.derivatives.pulled_back(s, shifted))
+            change = self.derivatives.linearised_defects(s, step)
             reached = shifted + rho * change
-            if np.abs(e.values.defects + change).max() <= accuracy:
+            if np.abs(s.defects + change).max() <= accuracy:
                 break
-            shifted = reached + rho * e.values.defects
+            shifted = reached + rho * s.defects
         return _Step(step, reached, change)
 
     def _line_search(
         self, iterate: _Iterate, step: _Step, data: StageData
     ) -> tuple[float, Point] | None:
         """Longest of a halving sequence of lengths that satisfies Armijo's condition."""
-        e, lam = iterate.evaluation, step.multipliers
-        gradient = e.gradient + self.barrier.gradient(e, iterate.slacks, iterate.point.mu)
-        slope = gradient @ step.z + (lam * step.defect_change).sum()
-        bend = (e.values.defects * step.defect_change).sum()
+        s, point, lam = iterate.system, iterate.point, step.multipliers
+        d = s.defects
+        slope = float(iterate.gradient @ step.z + (lam * step.defect_change).sum())
+        bend = float((d * step.defect_change).sum())
         rho = self.options.merit_penalty * self._scale
-        of_barrier = self.barrier.value(iterate.slacks, iterate.point.mu)
-        noise = ROUNDING * (abs(e.values.cost) + abs(of_barrier))
+        here = Merit(float(s.costs.sum()), s.barrier, float((lam * d).sum()), float((d * d).sum()) / 2)
+        noise = ROUNDING * (abs(here.cost) + abs(here.barrier))
         if slope + 0.5 * rho * bend > noise:
             largest = self.options.penalty * self._scale
             if not 2.0 * slope < -bend * largest:
                 return None
             rho = -2.0 * slope / bend
         slope += rho * bend
-        merit = self._merit(e.values, iterate.slacks, lam, rho, iterate.point.mu)
         if slope > noise:
             return None
         if -slope <= noise:  # a decrease that cannot be seen: trust Newton's method
             noise = np.inf
-        longest = self.barrier.longest(iterate.slacks, step.z)
-        for exponents in ((0,), (1, 2, 3, 4), (5, 6, 7, 8), (9, 10, 11, 12)):
-            lengths = longest * 0.5 ** np.array(exponents, dtype=float)
-            candidates = iterate.point.z + lengths[:, None] * step.z
-            values = self.derivatives.values(candidates, data)
-            for length, z, at in zip(lengths, candidates, values, strict=True):
-                slacks = self.barrier.slacks(
-                    z, self.barrier.rows(z, at.inequalities), iterate.point.mu
-                )
-                reached = self._merit(at, slacks, lam, rho, iterate.point.mu)
-                if reached <= merit + self.options.armijo_slope * length * slope + noise:
-                    return length, self._moved(iterate, step, float(length), z, slacks)
+        length, duals = self.derivatives.advance(s, step.z, point.mu)
+        for _ in range(MAX_HALVINGS + 1):
+            z = point.z + length * step.z
+            reached = self.derivatives.merit(z, lam, point.mu, data).value(rho)
+            if reached <= here.value(rho) + self.options.armijo_slope * length * slope + noise:
+                multipliers = point.multipliers + length * (lam - point.multipliers)
+                return length, Point(z, multipliers, duals, point.mu)
+            length *= 0.5
         return None
 
-    def _moved(
-        self, iterate: _Iterate, step: _Step, length: float, z: np.ndarray, slacks: Slacks
-    ) -> Point:
-        old = iterate.point
-        duals = self.barrier.stepped(old.duals, iterate.evaluation, iterate.slacks, step.z, old.mu)
-        return Point(
-            z,
-            old.multipliers + length * (step.multipliers - old.multipliers),
-            self.barrier.safeguarded(duals, slacks, old.mu),
-            old.mu,
-        )
-
-    def _merit(
-        self, values: Values, slacks: Slacks, lam: np.ndarray, rho: float, mu: float
-    ) -> float:
-        d = values.defects
-        of_dynamics = (lam * d).sum() + 0.5 * rho * (d * d).sum()
-        return values.cost + float(of_dynamics) + self.barrier.value(slacks, mu)
-
     def _finish(self, iterate: _Iterate, status: Status, history: list[Iteration]) -> Solution:
-        c = self.barrier.rows(iterate.point.z, iterate.evaluation.values.inequalities)
         return Solution(
             iterate.point,
             status,
-            iterate.evaluation.values,
-            np.maximum(-c, 0.0),
+            iterate.system.costs,
+            np.maximum(-iterate.system.rows, 0.0),
             iterate.kkt_residual,
             iterate.defect_norm,
             tuple(history),

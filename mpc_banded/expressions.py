@@ -1,0 +1,638 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A torch function as a graph of scalar operations.
+
+Functions of one stage work on tensors of a few entries, and most of what differentiating them
+twice does is to move zeros around: one-hot vectors, slices written into zeros, products with
+them. So the function is run once on tensors whose entries are *node numbers* instead of numbers;
+derivatives that torch takes inside it are part of that run. Operations on the shape of a tensor
+then cost nothing, each remaining operation is one scalar node, and equal nodes are one
+(hash-consing). What is not reachable from the results is never emitted.
+
+Sums with zero, products with zero and one, and constants are folded as they arise. A product with
+a zero of the structure is zero even if the other factor is infinite, where torch says NaN.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
+from torch.utils._pytree import tree_map
+
+#: Scalar operations of a graph, by number of operands. The names are those of C's math.h where
+#: it has them.
+UNARY = (
+    "neg sqrt exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh "
+    "acosh atanh erf erfc floor ceil trunc rint fabs sign not"
+).split()
+BINARY = (
+    "add sub mul div pow atan2 hypot fmod maximum minimum copysign lt le gt ge eq ne and or xor"
+).split()
+_COMMUTATIVE = frozenset("add mul maximum minimum eq ne and or xor hypot".split())
+
+
+class UnsupportedOperation(NotImplementedError):
+    """A function uses an operation that has no scalar form; the message names it."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One scalar.
+
+    Attributes:
+        operation: "input", "constant", "where", or one of UNARY and BINARY.
+        operands: Numbers of nodes; for an input (its position, the entry); for a constant the
+            value.
+    """
+
+    operation: str
+    operands: tuple[Any, ...]
+
+
+class Graph:
+    """Scalar nodes in an order in which each follows its operands."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._numbers: dict[tuple[Any, ...], int] = {}
+        self.zero, self.one = self.constant(0.0), self.constant(1.0)
+
+    def input(self, position: int, entry: int) -> int:
+        """Number of an entry of an input."""
+        return self._node("input", (position, entry))
+
+    def constant(self, value: float) -> int:
+        """Number of a constant."""
+        # repr tells -0.0 from 0.0 and finds NaN again.
+        key = ("constant", repr(float(value)))
+        if key not in self._numbers:
+            self._numbers[key] = len(self.nodes)
+            self.nodes.append(Node("constant", (float(value),)))
+        return self._numbers[key]
+
+    def value(self, number: int) -> float | None:
+        """Value of a constant, None for other nodes."""
+        node = self.nodes[number]
+        return node.operands[0] if node.operation == "constant" else None
+
+    def apply(self, operation: str, *operands: int) -> int:
+        """Number of an operation on nodes; folds constants, zeros and ones."""
+        values = [self.value(number) for number in operands]
+        if None not in values:
+            return self.constant(_evaluated(operation, values))
+        if operation == "where" and values[0] is not None:
+            return operands[1] if values[0] else operands[2]
+        if operation == "where" and operands[1] == operands[2]:
+            return operands[1]
+        simple = self._simplified(operation, operands, values)
+        if simple is not None:
+            return simple
+        if operation in _COMMUTATIVE and operands[0] > operands[1]:
+            operands = operands[::-1]
+        return self._node(operation, operands)
+
+    def _node(self, operation: str, operands: tuple[int, ...]) -> int:
+        key = (operation, *operands)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.nodes)
+            self.nodes.append(Node(operation, operands))
+        return self._numbers[key]
+
+    def _simplified(
+        self, operation: str, operands: tuple[int, ...], values: Sequence[float | None]
+    ) -> int | None:
+        first = operands[0]
+        if operation == "neg":
+            node = self.nodes[first]
+            return node.operands[0] if node.operation == "neg" else None
+        if len(operands) != 2:
+            return None
+        (a, b), second = values, operands[1]
+        if operation == "add":
+            return second if a == 0.0 else first if b == 0.0 else None
+        if operation == "sub":
+            return first if b == 0.0 else self.apply("neg", second) if a == 0.0 else None
+        if operation == "mul":
+            if a == 0.0 or b == 0.0:
+                return self.zero
+            if a in (1.0, -1.0):
+                return second if a == 1.0 else self.apply("neg", second)
+            if b in (1.0, -1.0):
+                return first if b == 1.0 else self.apply("neg", first)
+        if operation == "div":
+            return self.zero if a == 0.0 else first if b == 1.0 else None
+        if operation == "pow":
+            return self._power(first, b)
+        return None
+
+    def _power(self, base: int, exponent: float | None) -> int | None:
+        if exponent is None or exponent not in (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, -1.0, -2.0):
+            return None
+        if exponent == 0.5:
+            return self.apply("sqrt", base)
+        result = self.one
+        for _ in range(int(abs(exponent))):
+            result = self.apply("mul", result, base)
+        return self.apply("div", self.one, result) if exponent < 0.0 else result
+
+    def reachable(self, numbers: Sequence[int]) -> list[int]:
+        """What the given nodes depend on, themselves included, in order."""
+        needed = set()
+        stack = [int(number) for number in numbers]
+        while stack:
+            number = stack.pop()
+            if number in needed:
+                continue
+            needed.add(number)
+            if self.nodes[number].operation not in ("input", "constant"):
+                stack.extend(self.nodes[number].operands)
+        return sorted(needed)
+
+
+def trace(
+    function: Callable[..., Sequence[Tensor]], shapes: Sequence[tuple[int, ...]], graph: Graph
+) -> list[np.ndarray]:
+    """Node numbers of what a function returns, each an array of the result's shape.
+
+    Args:
+        function: Pure; of float64 tensors, returns a sequence of tensors. Tensors that it closes
+            over become constants.
+        shapes: One for each argument.
+        graph: Receives the nodes; argument i, flattened, is its input i.
+
+    Raises:
+        UnsupportedOperation: The function does what has no scalar form, or depends on values
+            in its control flow.
+    """
+    with _Scalars(graph) as scalars:
+        arguments = []
+        for i, shape in enumerate(shapes):
+            numbers = [graph.input(i, entry) for entry in range(math.prod(shape))]
+            arguments.append(_NodeTensor(np.array(numbers, dtype=np.int64).reshape(shape)))
+        results = function(*arguments)
+        return [scalars.unwrapped(result) for result in results]
+
+
+class _NodeTensor(torch.Tensor):
+    """A tensor without data: its entries are nodes. Autograd works on it as on any other."""
+
+    numbers: np.ndarray
+
+    @staticmethod
+    def __new__(cls, numbers: np.ndarray, dtype: torch.dtype = torch.float64) -> _NodeTensor:
+        made: _NodeTensor = torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=dtype)
+        made.numbers = numbers
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise UnsupportedOperation(f"{operation} on a traced tensor after the end of its trace")
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Any]:
+    """How torch takes other operations apart; a slow import, and most functions need none."""
+    from torch._decomp import core_aten_decompositions
+
+    return dict(core_aten_decompositions())
+
+
+class _Scalars(TorchDispatchMode):
+    """Carries out operations on node numbers. Views are views, so writes are seen."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.scalars = graph
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or the first operation imports all of torch.compile
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = operation.overloadpacket.__name__
+        if name not in _RULES:
+            return self._taken_apart(operation, args, kwargs)
+        writes = name.endswith("_") and not name.startswith("_")
+        if writes and not isinstance(args[0], _NodeTensor):
+            raise UnsupportedOperation(f"{operation} into a tensor from outside the function")
+        plain_args, plain_kwargs = tree_map(self.unwrapped, (args, kwargs))
+        result = _RULES[name](self, *plain_args, **plain_kwargs)
+        if name in _RESHAPES_IN_PLACE:
+            with no_dispatch():
+                operation(*args, **kwargs)
+            args[0].numbers = result
+        if writes:
+            return args[0]
+        dtype = torch.bool if name in _BOOLEAN else torch.float64
+        first = args[0][0] if args and isinstance(args[0], (list, tuple)) and args[0] else args[:1]
+        first = first[0] if isinstance(first, tuple) and first else first
+        if name in _SHAPES and isinstance(first, Tensor) and first.dtype == torch.bool:
+            dtype = torch.bool
+        return tree_map(lambda numbers: _NodeTensor(numbers, dtype), result)
+
+    def _taken_apart(self, operation: Any, args: Any, kwargs: Any) -> Any:
+        with self:
+            if operation in _decompositions():
+                return _decompositions()[operation](*args, **kwargs)
+            result = operation.decompose(*args, **kwargs)
+        if result is NotImplemented:
+            raise UnsupportedOperation(f"{operation} has no scalar form")
+        return result
+
+    def unwrapped(self, value: Any) -> Any:
+        """Node numbers of a tensor, a plain one's as constants; other values as they are."""
+        if isinstance(value, _NodeTensor):
+            return value.numbers
+        if isinstance(value, Tensor):
+            _check_dtype(value.dtype)
+            with disable_current_modes():
+                return self.constants(value.detach().numpy())
+        if isinstance(value, torch.dtype):
+            _check_dtype(value)
+        return value
+
+    def constants(self, values: np.ndarray) -> np.ndarray:
+        """Node numbers of an array of numbers."""
+        flat = [self.scalars.constant(value) for value in values.astype(np.float64).ravel()]
+        return np.array(flat, dtype=np.int64).reshape(values.shape)
+
+    def array(self, value: Any) -> np.ndarray:
+        """Node numbers of an operand: an array already, or a Python number."""
+        return value if isinstance(value, np.ndarray) else self.constants(np.asarray(value))
+
+    def elementwise(self, operation: str, *operands: Any) -> np.ndarray:
+        """One operation on all entries."""
+        arrays = np.broadcast_arrays(*(self.array(operand) for operand in operands))
+        flat = [
+            self.scalars.apply(operation, *map(int, numbers))
+            for numbers in zip(*(a.ravel() for a in arrays), strict=True)
+        ]
+        return np.array(flat, dtype=np.int64).reshape(arrays[0].shape)
+
+    def reduced(
+        self, operation: str, a: np.ndarray, dims: Any, keepdim: bool, empty: float | None = None
+    ) -> np.ndarray:
+        """Entries along some dimensions joined by a binary operation, pair by pair."""
+        axes = range(a.ndim) if dims is None or dims == [] else _dims(dims)
+        axes = sorted({axis % max(a.ndim, 1) for axis in axes} if a.ndim else set())
+        kept = [axis for axis in range(a.ndim) if axis not in axes]
+        rows = a.transpose(*kept, *axes).reshape(*(a.shape[axis] for axis in kept), -1)
+        if rows.shape[-1] == 0:
+            assert empty is not None
+            result = np.full(rows.shape[:-1], self.scalars.constant(empty))
+        else:
+            result = rows[..., 0]
+            for i in range(1, rows.shape[-1]):
+                result = self.elementwise(operation, result, rows[..., i])
+        return np.expand_dims(result, tuple(axes)) if keepdim else result
+
+    def product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Matrix product of (..., i, j) and (..., j, k)."""
+        terms = self.elementwise("mul", a[..., :, :, None], b[..., None, :, :])
+        return self.reduced("add", terms, [-2], False, 0.0)
+
+    def filled(self, shape: Any, value: Any) -> np.ndarray:
+        """A new array of one value."""
+        return np.full(tuple(shape), int(self.array(value)), dtype=np.int64)
+
+    def write(self, a: np.ndarray, b: Any) -> np.ndarray:
+        """Entries of ``a`` replaced in place."""
+        a[...] = self.array(b)
+        return a
+
+
+_Rule = Callable[..., Any]
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype.is_complex or (dtype.is_floating_point and dtype != torch.float64):
+        raise UnsupportedOperation(f"a tensor of {dtype}; allowed is torch.float64")
+
+
+def _dims(dims: Any) -> list[int]:
+    return [dims] if isinstance(dims, int) else list(dims)
+
+
+def _evaluated(operation: str, values: Sequence[Any]) -> float:
+    """One operation on constants, with the rules of IEEE 754 instead of exceptions."""
+    if operation == "where":
+        return float(values[1] if values[0] else values[2])
+    with np.errstate(all="ignore"):
+        return float(_ON_NUMBERS[operation](*(np.float64(value) for value in values)))
+
+
+_ON_NUMBERS: dict[str, Callable[..., Any]] = {
+    "neg": operator.neg,
+    "not": lambda a: a == 0.0,
+    "erf": math.erf,
+    "erfc": math.erfc,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
+    "atan2": np.arctan2,
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": np.divide,
+    "pow": np.power,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "and": np.logical_and,
+    "or": np.logical_or,
+    "xor": np.logical_xor,
+}
+for _name in (*UNARY, *BINARY):
+    if _name not in _ON_NUMBERS:
+        _ON_NUMBERS[_name] = getattr(np, _name)
+
+
+# --- how each ATen operation acts on node numbers -------------------------------------------
+
+
+def _elementwise(operation: str) -> _Rule:
+    return lambda s, *operands, **_: s.elementwise(operation, *operands)
+
+
+def _in_place(rule: _Rule) -> _Rule:
+    return lambda s, a, *rest, **options: s.write(a, rule(s, a, *rest, **options))
+
+
+def _add(s: _Scalars, a: Any, b: Any, alpha: Any = 1) -> np.ndarray:
+    return s.elementwise("add", a, s.elementwise("mul", b, alpha))
+
+
+def _sub(s: _Scalars, a: Any, b: Any, alpha: Any = 1) -> np.ndarray:
+    return s.elementwise("sub", a, s.elementwise("mul", b, alpha))
+
+
+def _div(s: _Scalars, a: Any, b: Any, rounding_mode: str | None = None) -> np.ndarray:
+    quotient = s.elementwise("div", a, b)
+    return s.elementwise(rounding_mode, quotient) if rounding_mode else quotient
+
+
+def _clamp(s: _Scalars, a: Any, low: Any = None, high: Any = None) -> np.ndarray:
+    result = a if low is None else s.elementwise("maximum", a, low)
+    return result if high is None else s.elementwise("minimum", result, high)
+
+
+def _remainder(s: _Scalars, a: Any, b: Any) -> np.ndarray:
+    whole = s.elementwise("floor", s.elementwise("div", a, b))
+    return s.elementwise("sub", a, s.elementwise("mul", whole, b))
+
+
+def _sigmoid(s: _Scalars, a: Any) -> np.ndarray:
+    grown = s.elementwise("exp", s.elementwise("neg", a))
+    return s.elementwise("div", 1.0, s.elementwise("add", 1.0, grown))
+
+
+def _norm(s: _Scalars, a: Any, order: float = 2, dims: Any = None, keepdim: bool = False) -> Any:
+    if order != 2:
+        raise UnsupportedOperation(f"a norm of order {order} has no scalar form")
+    squares = s.elementwise("mul", a, a)
+    return s.elementwise("sqrt", s.reduced("add", squares, dims, keepdim, 0.0))
+
+
+def _mean(s: _Scalars, a: Any, dims: Any = None, keepdim: bool = False, **_: Any) -> np.ndarray:
+    total = s.reduced("add", a, dims, keepdim, 0.0)
+    return s.elementwise("mul", total, total.size / a.size)
+
+
+def _cumsum(s: _Scalars, a: np.ndarray, dim: int, **_: Any) -> np.ndarray:
+    result = np.moveaxis(a, dim, 0).copy()
+    for i in range(1, len(result)):
+        result[i] = s.elementwise("add", result[i - 1], result[i])
+    return np.moveaxis(result, 0, dim)
+
+
+def _select(s: _Scalars, a: np.ndarray, dim: int, index: int) -> np.ndarray:  # noqa: ARG001
+    return np.moveaxis(a, dim, 0)[index, ...]
+
+
+def _slice(
+    s: _Scalars,  # noqa: ARG001
+    a: np.ndarray,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> np.ndarray:
+    return np.moveaxis(np.moveaxis(a, dim, 0)[slice(start, end, step)], 0, dim)
+
+
+def _scattered(s: _Scalars, a: np.ndarray, part: np.ndarray, view: _Rule, *at: Any) -> np.ndarray:
+    result = a.copy()
+    s.write(view(s, result, *at), part)
+    return result
+
+
+def _expand(s: _Scalars, a: np.ndarray, shape: Sequence[int], **_: Any) -> np.ndarray:  # noqa: ARG001
+    padded = (1,) * (len(shape) - a.ndim) + a.shape
+    wanted = [old if new == -1 else new for old, new in zip(padded, shape, strict=True)]
+    return np.broadcast_to(a, wanted)
+
+
+def _squeeze(s: _Scalars, a: np.ndarray, dims: Any = None) -> np.ndarray:  # noqa: ARG001
+    axes = range(a.ndim) if dims is None else _dims(dims)
+    return np.squeeze(a, tuple(axis for axis in axes if a.ndim and a.shape[axis] == 1))
+
+
+def _split(s: _Scalars, a: np.ndarray, sizes: Any, dim: int = 0) -> list[np.ndarray]:  # noqa: ARG001
+    if isinstance(sizes, int):
+        return np.split(a, range(sizes, a.shape[dim], sizes), axis=dim)
+    return np.split(a, np.cumsum(sizes)[:-1], axis=dim)
+
+
+def _index(s: _Scalars, a: np.ndarray, indices: Sequence[Any]) -> np.ndarray:
+    found = []
+    for index in indices:
+        if index is None:
+            found.append(slice(None))
+            continue
+        values = [s.scalars.value(int(number)) for number in index.ravel()]
+        if None in values:
+            raise UnsupportedOperation("an index that depends on the inputs has no scalar form")
+        found.append(np.array(values, dtype=np.int64).reshape(index.shape))
+    return a[tuple(found)]
+
+
+def _index_put(
+    s: _Scalars, a: np.ndarray, indices: Sequence[Any], part: Any, accumulate: bool = False
+) -> np.ndarray:
+    at = _index(s, np.arange(a.size).reshape(a.shape), indices)
+    result = a.copy()
+    flat = result.reshape(-1)
+    for i, number in zip(at.ravel(), np.broadcast_to(s.array(part), at.shape).ravel(), strict=True):
+        flat[i] = s.scalars.apply("add", int(flat[i]), int(number)) if accumulate else number
+    return result
+
+
+def _masked(s: _Scalars, a: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    return np.where(kept, a, s.scalars.zero)
+
+
+def _addmm(s: _Scalars, c: Any, a: Any, b: Any, beta: Any = 1, alpha: Any = 1) -> np.ndarray:
+    return _add(s, s.elementwise("mul", c, beta), s.product(a, b), alpha)
+
+
+def _pad(s: _Scalars, a: np.ndarray, pad: Sequence[int], value: float = 0.0) -> np.ndarray:
+    widths = [(0, 0)] * (a.ndim - len(pad) // 2)
+    widths += [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
+    if min(pad) < 0:
+        raise UnsupportedOperation("negative padding has no scalar form")
+    return np.pad(a, widths, constant_values=s.scalars.constant(value))
+
+
+def _to_copy(s: _Scalars, a: np.ndarray, dtype: torch.dtype | None = None, **_: Any) -> np.ndarray:
+    if dtype is torch.bool:
+        return s.elementwise("ne", a, 0.0)
+    if dtype is None or dtype is torch.float64:
+        return a.copy()
+    return s.elementwise("trunc", a)
+
+
+def _arange(s: _Scalars, *bounds: float, **_: Any) -> np.ndarray:
+    return s.constants(np.arange(*bounds))
+
+
+_RULES: dict[str, _Rule] = {
+    **{name: _elementwise(name) for name in (*UNARY, *BINARY)},
+    "abs": _elementwise("fabs"),
+    "sgn": _elementwise("sign"),
+    "round": _elementwise("rint"),
+    "logical_and": _elementwise("and"),
+    "logical_or": _elementwise("or"),
+    "logical_xor": _elementwise("xor"),
+    "logical_not": _elementwise("not"),
+    "bitwise_and": _elementwise("and"),
+    "bitwise_or": _elementwise("or"),
+    "bitwise_xor": _elementwise("xor"),
+    "bitwise_not": _elementwise("not"),
+    "where": _elementwise("where"),
+    "add": _add,
+    "sub": _sub,
+    "rsub": lambda s, a, b, alpha=1: _sub(s, b, a, alpha),
+    "div": _div,
+    "reciprocal": lambda s, a: s.elementwise("div", 1.0, a),
+    "rsqrt": lambda s, a: s.elementwise("div", 1.0, s.elementwise("sqrt", a)),
+    "square": lambda s, a: s.elementwise("mul", a, a),
+    "relu": lambda s, a: s.elementwise("maximum", a, 0.0),
+    "sigmoid": _sigmoid,
+    "clamp": _clamp,
+    "clamp_min": _clamp,
+    "clamp_max": lambda s, a, high: _clamp(s, a, None, high),
+    "remainder": _remainder,
+    "masked_fill": lambda s, a, mask, value: s.elementwise("where", mask, value, a),
+    "sum": lambda s, a, dims=None, keepdim=False, **_: s.reduced("add", a, dims, keepdim, 0.0),
+    "prod": lambda s, a, dims=None, keepdim=False, **_: s.reduced("mul", a, dims, keepdim, 1.0),
+    "amax": lambda s, a, dims=None, keepdim=False: s.reduced("maximum", a, dims, keepdim),
+    "amin": lambda s, a, dims=None, keepdim=False: s.reduced("minimum", a, dims, keepdim),
+    "any": lambda s, a, dims=None, keepdim=False: s.reduced("or", a, dims, keepdim, 0.0),
+    "all": lambda s, a, dims=None, keepdim=False: s.reduced("and", a, dims, keepdim, 1.0),
+    "mean": _mean,
+    "cumsum": _cumsum,
+    "linalg_vector_norm": _norm,
+    "mm": lambda s, a, b: s.product(a, b),
+    "bmm": lambda s, a, b: s.product(a, b),
+    "mv": lambda s, a, b: s.product(a, b[:, None])[:, 0],
+    "dot": lambda s, a, b: s.product(a[None, :], b[:, None])[0, 0],
+    "addmm": _addmm,
+    "baddbmm": _addmm,
+    "view": lambda s, a, shape: a.reshape(shape),
+    "reshape": lambda s, a, shape: a.reshape(shape),
+    "_unsafe_view": lambda s, a, shape: a.reshape(shape),
+    "expand": _expand,
+    "permute": lambda s, a, dims: a.transpose(dims),
+    "transpose": lambda s, a, i, j: a.swapaxes(i, j),
+    "t": lambda s, a: a.T,
+    "unsqueeze": lambda s, a, dim: np.expand_dims(a, dim),
+    "squeeze": _squeeze,
+    "select": _select,
+    "slice": _slice,
+    "select_scatter": lambda s, a, part, dim, i: _scattered(s, a, part, _select, dim, i),
+    "slice_scatter": lambda s, a, part, *at: _scattered(s, a, part, _slice, *at),
+    "select_backward": lambda s, part, shape, dim, i: _scattered(
+        s, s.filled(shape, 0.0), part, _select, dim, i
+    ),
+    "slice_backward": lambda s, part, shape, *at: _scattered(
+        s, s.filled(shape, 0.0), part, _slice, *at
+    ),
+    "cat": lambda s, parts, dim=0: np.concatenate(parts, axis=dim),
+    "stack": lambda s, parts, dim=0: np.stack(parts, axis=dim),
+    "unbind": lambda s, a, dim=0: list(np.moveaxis(a, dim, 0)),
+    "split": _split,
+    "split_with_sizes": _split,
+    "flip": lambda s, a, dims: np.flip(a, dims),
+    "roll": lambda s, a, shifts, dims=None: np.roll(a, shifts, dims or None),
+    "repeat": lambda s, a, counts: np.tile(a, counts),
+    "diagonal": lambda s, a, offset=0, i=0, j=1: np.diagonal(a, offset, i, j),
+    "tril": lambda s, a, k=0: _masked(s, a, np.tri(*a.shape[-2:], k, dtype=bool)),
+    "triu": lambda s, a, k=0: _masked(s, a, ~np.tri(*a.shape[-2:], k - 1, dtype=bool)),
+    "index": _index,
+    "index_select": lambda s, a, dim, index: np.moveaxis(
+        _index(s, np.moveaxis(a, dim, 0), [index]), 0, dim
+    ),
+    "index_put": _index_put,
+    "constant_pad_nd": _pad,
+    "alias": lambda s, a: a,
+    "detach": lambda s, a: a,
+    "lift_fresh": lambda s, a: a,
+    "clone": lambda s, a, **_: a.copy(),
+    "_to_copy": _to_copy,
+    "copy": lambda s, a, b, *_: np.broadcast_to(s.array(b), a.shape).copy(),
+    "fill": lambda s, a, value: s.filled(a.shape, value),
+    "zero": lambda s, a: s.filled(a.shape, 0.0),
+    "zeros": lambda s, shape, **_: s.filled(shape, 0.0),
+    "ones": lambda s, shape, **_: s.filled(shape, 1.0),
+    "empty": lambda s, shape, **_: s.filled(shape, 0.0),
+    "full": lambda s, shape, value, **_: s.filled(shape, value),
+    "zeros_like": lambda s, a, **_: s.filled(a.shape, 0.0),
+    "ones_like": lambda s, a, **_: s.filled(a.shape, 1.0),
+    "empty_like": lambda s, a, **_: s.filled(a.shape, 0.0),
+    "full_like": lambda s, a, value, **_: s.filled(a.shape, value),
+    "new_zeros": lambda s, a, shape, **_: s.filled(shape, 0.0),
+    "new_ones": lambda s, a, shape, **_: s.filled(shape, 1.0),
+    "new_full": lambda s, a, shape, value, **_: s.filled(shape, value),
+    "scalar_tensor": lambda s, value, **_: s.array(value),
+    "eye": lambda s, *shape, **_: s.constants(np.eye(*shape)),
+    "arange": _arange,
+}
+for _name in ("add sub mul div neg fill zero copy masked_fill index_put clamp pow").split():
+    _RULES[f"{_name}_"] = _in_place(_RULES[_name])
+
+_RESHAPES_IN_PLACE = ("squeeze_", "unsqueeze_", "transpose_", "t_")
+for _name in _RESHAPES_IN_PLACE:
+    _RULES[_name] = _RULES[_name[:-1]]
+_BOOLEAN = frozenset(
+    "lt le gt ge eq ne logical_and logical_or logical_xor logical_not bitwise_and bitwise_or "
+    "bitwise_xor bitwise_not any all".split()
+)
+#: Operations that keep the type of their first tensor.
+_SHAPES = frozenset(
+    "view reshape _unsafe_view expand permute transpose t unsqueeze squeeze select slice cat stack "
+    "unbind split split_with_sizes flip roll repeat diagonal index index_select alias detach "
+    "lift_fresh clone".split()
+)
