@@ -8,22 +8,16 @@ the multipliers, as the package does, or LU of the interleaved KKT matrix.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import scipy.linalg
 
 from benchmarks import optimizers, study
-from benchmarks.study import Chapter, Task, Verdict, number
+from benchmarks.stagewise import Evaluation, Stagewise, without_inequalities
+from benchmarks.study import Chapter, Verdict, number
 from mpc_banded import banded
-from mpc_banded.derivatives import (
-    Derivatives,
-    Evaluation,
-    Values,
-    defects_times,
-    defects_transposed,
-)
 from mpc_banded.transcription import Transcription
 
 TOLERANCE = 1e-6
@@ -33,19 +27,6 @@ SWEEPS = (1, 2, 3, 6)
 MERIT_PENALTY = 10.0
 #: Ways of the loop to its Newton step.
 DEFINITE, KKT, GUARDED = "definite form", "KKT", "KKT, guarded by the definite form"
-
-
-def without_inequalities(task: Task) -> Task:
-    """The same robot and costs with dynamics alone to obey."""
-    problem = replace(
-        task.transcription.problem,
-        inequalities={},
-        penalties={},
-        input_bounds=(-np.inf, np.inf),
-        state_bounds=(-np.inf, np.inf),
-    )
-    transcription = Transcription(problem, task.transcription.scheme)
-    return Task(task.name, transcription, task.data)
 
 
 class KktSystem:
@@ -124,8 +105,8 @@ class KktSystem:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Step (n,) and new multipliers (N, nx), by banded LU."""
         w = self.half_bandwidth
-        matrix = self.bands(hessian, e.defect_jacobian, shift)
-        rhs = self.right_hand_side(e.gradient, e.values.defects)
+        matrix = self.bands(hessian, e.jacobian, shift)
+        rhs = self.right_hand_side(e.gradient, e.defects)
         solution = scipy.linalg.solve_banded((w, w), matrix, rhs, check_finite=False)
         return solution[self.of_z], solution[self.of_multipliers]
 
@@ -145,9 +126,9 @@ def definite_step(
     """
     factor = banded.cholesky(bands)
     for _ in range(sweeps):
-        target = multipliers + rho * e.values.defects
-        step = factor.solve(-e.gradient - defects_transposed(e.defect_jacobian, target))
-        change = e.values.defects + defects_times(e.defect_jacobian, step)
+        target = multipliers + rho * e.defects
+        step = factor.solve(-e.gradient - e.defects_transposed(target))
+        change = e.defects + e.defects_times(step)
         multipliers = multipliers + rho * change
         if np.abs(change).max() <= accuracy:
             break
@@ -176,16 +157,11 @@ class Subject:
     def __init__(self, robot: str, horizon: int = 0) -> None:
         self.task = without_inequalities(study.task(robot, horizon))
         self.transcription = self.task.transcription
-        self.derivatives = Derivatives(self.transcription)
+        self.stages = Stagewise(self.task)
+        self.evaluate = self.stages.evaluate
         self.kkt = KktSystem(self.transcription, self.transcription.scheme in ("euler", "rk4"))
         self.zero = np.zeros((self.transcription.problem.horizon, self.transcription.problem.nx))
-        self.none = np.zeros((len(self.zero), 0))
-        costs = self.evaluate(self.task.start, self.zero, 0.0)
-        self.scale = float(np.abs(costs.bands[0]).mean())
-
-    def evaluate(self, z: np.ndarray, multipliers: np.ndarray, rho: float) -> Evaluation:
-        """All derivatives at z (n,)."""
-        return self.derivatives.evaluate(z, self.task.data, multipliers, rho, self.none)
+        self.scale = self.stages.mean_curvature(self.task.start)
 
     def direction(
         self, by: str, z: np.ndarray, e: Evaluation, multipliers: np.ndarray, shift: float
@@ -202,7 +178,7 @@ class Subject:
             banded.cholesky(matrix)
             e = self.evaluate(z, multipliers, 0.0)
             return self.kkt.solve(e.bands, e, shift)
-        accuracy = max(0.1 * TOLERANCE, 0.01 * np.abs(e.values.defects).max())
+        accuracy = max(0.1 * TOLERANCE, 0.01 * np.abs(e.defects).max())
         return definite_step(matrix, e, multipliers, PENALTY * self.scale, SWEEPS[-1], accuracy)
 
     def solve(
@@ -219,9 +195,9 @@ class Subject:
         rho, shift = 0.0 if by == KKT else PENALTY * self.scale, 0.0
         for k in range(limit + 1):
             e = self.evaluate(z, multipliers, rho)
-            of_dynamics = defects_transposed(e.defect_jacobian, multipliers)
+            of_dynamics = e.defects_transposed(multipliers)
             kkt = np.abs(e.gradient + of_dynamics).max() / (1.0 + np.abs(e.gradient).max())
-            converged = bool(max(kkt, np.abs(e.values.defects).max()) <= tolerance)
+            converged = bool(max(kkt, np.abs(e.defects).max()) <= tolerance)
             found = None
             while not converged and k < limit and shift <= 1e10 * self.scale:
                 found = self._advance(by, z, e, multipliers, shift)
@@ -232,7 +208,7 @@ class Subject:
                 break
             z, multipliers = found
             shift = shift / 8.0 if shift > 8e-6 * self.scale else 0.0
-        return Run(k, converged, e.values.cost, z, multipliers)
+        return Run(k, converged, e.cost, z, multipliers)
 
     def _advance(
         self, by: str, z: np.ndarray, e: Evaluation, multipliers: np.ndarray, shift: float
@@ -242,10 +218,10 @@ class Subject:
             step, reached = self.direction(by, z, e, multipliers, shift)
         except (banded.NotPositiveDefinite, np.linalg.LinAlgError):
             return None
-        change = defects_times(e.defect_jacobian, step)
+        change = e.defects_times(step)
         slope = e.gradient @ step + (reached * change).sum()
-        bend, rho = (e.values.defects * change).sum(), MERIT_PENALTY * self.scale
-        noise = 1e-13 * abs(e.values.cost)
+        bend, rho = (e.defects * change).sum(), MERIT_PENALTY * self.scale
+        noise = 1e-13 * abs(e.cost)
         if slope + 0.5 * rho * bend > noise:
             if not 2.0 * slope < -bend * PENALTY * self.scale:
                 return None
@@ -254,15 +230,13 @@ class Subject:
         if slope > noise:
             return None
 
-        def merit(values: Values) -> float:
-            d = values.defects
-            return values.cost + float((reached * d).sum() + 0.5 * rho * (d * d).sum())
+        def merit(cost: float, d: np.ndarray) -> float:
+            return cost + float((reached * d).sum() + 0.5 * rho * (d * d).sum())
 
-        value = merit(e.values)
+        value = merit(e.cost, e.defects)
         for length in 0.5 ** np.arange(13):
             candidate = z + length * step
-            (values,) = self.derivatives.values(candidate[None], self.task.data)
-            if merit(values) <= value + 1e-4 * length * slope + (
+            if merit(*self.stages.values(candidate)) <= value + 1e-4 * length * slope + (
                 np.inf if -slope <= noise else noise
             ):
                 return candidate, multipliers + length * (reached - multipliers)
@@ -346,8 +320,7 @@ def _penalty(subject: Subject, powers: list[float], limit: int) -> dict[float, P
         cold = optimizers.newton(f, subject.task.start, limit)
         iterations[rho] = cold.iterations if cold.converged else None
         z = optimizers.newton(f, z, 3 * limit).end
-        (values,) = subject.derivatives.values(z[None], subject.task.data)
-        minima[rho] = z, values.defects, f.rho
+        minima[rho] = z, subject.stages.values(z)[1], f.rho
     # There may be several minima: the exact one is that which the penalty's lead to.
     z, defects, rho = minima[powers[-1]]
     exact = subject.solve(GUARDED, limit, z, rho * defects, 1e-3 * TOLERANCE)
@@ -369,9 +342,9 @@ def _linear(subject: Subject, solution: Run, rhos: np.ndarray, seconds: float) -
     z, multipliers = solution.z + 1e-3 * noise, solution.multipliers
     plain = subject.evaluate(z, multipliers, 0.0)
     w = subject.kkt.half_bandwidth
-    matrix = subject.kkt.bands(plain.bands, plain.defect_jacobian, 0.0)
+    matrix = subject.kkt.bands(plain.bands, plain.jacobian, 0.0)
     dense = subject.kkt.dense(matrix)
-    rhs = subject.kkt.right_hand_side(plain.gradient, plain.values.defects)
+    rhs = subject.kkt.right_hand_side(plain.gradient, plain.defects)
     exact = _refined(dense, rhs)[subject.kkt.of_z]
 
     def error(step: np.ndarray) -> float:
@@ -457,10 +430,11 @@ def write(figures: Figures, images: Path) -> Chapter:
     text = f"""
 The robots' problems from the cold start, with their dynamics to obey and nothing else. The
 definite form factors `H + ρJ'J` by Cholesky's method and sweeps the multipliers,
-`λ ← λ + ρ(d + Js)`, until the linearised defects vanish. The KKT form solves `[[H, J'], [J, 0]]` with unknowns interleaved
-as `(u_k, λ_k, x_{{k+1}})` by banded LU. Both find the same step `s`. Half bandwidth, number of
-unknowns, time of a step in µs, condition number and error of the step, definite form with
-ρ = {number(PENALTY)} and at most {SWEEPS[-1]} sweeps against KKT:
+`λ ← λ + ρ(d + Js)`, until the linearised defects vanish. The KKT form solves
+`[[H, J'], [J, 0]]` with unknowns interleaved as `(u_k, λ_k, x_{{k+1}})` by banded LU. Both find
+the same step `s`. Half bandwidth, number of unknowns, time of a step in µs, condition number and
+error of the step, definite form with ρ = {number(PENALTY)} and at most {SWEEPS[-1]} sweeps against
+KKT:
 
 {
         study.table(

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,16 @@ BACKEND = "eager"
 FITTED_FROM, BAR = 100, 1.05
 ITERATIONS = 3
 PARTS = ("evaluate", "factor", "step", "line search", "rest")
+#: What part of an iteration each method of the derivatives serves.
+SERVES = {
+    "evaluate": "evaluate",
+    "system": "evaluate",
+    "pulled_back": "step",
+    "linearised_defects": "step",
+    "advance": "line search",
+    "merit": "line search",
+    "values": "line search",
+}
 
 
 @contextmanager
@@ -53,13 +63,17 @@ def stopwatch(derivatives: Any) -> Iterator[dict[str, list[float]]]:
 
         return call
 
-    solve = banded.BandedCholesky.solve
-    with (
-        mock.patch.object(derivatives, "evaluate", timed("evaluate", derivatives.evaluate)),
-        mock.patch.object(derivatives, "values", timed("line search", derivatives.values)),
-        mock.patch.object(banded, "cholesky", timed("factor", banded.cholesky)),
-        mock.patch.object(banded.BandedCholesky, "solve", timed("step", solve)),
-    ):
+    with ExitStack() as patches:
+        for method, part in SERVES.items():
+            if hasattr(derivatives, method):
+                call = timed(part, getattr(derivatives, method))
+                patches.enter_context(mock.patch.object(derivatives, method, call))
+        for owner, name, part in (
+            (banded, "cholesky", "factor"),
+            (banded.BandedCholesky, "solve", "step"),
+        ):
+            call = timed(part, getattr(owner, name))
+            patches.enter_context(mock.patch.object(owner, name, call))
         yield calls
 
 
@@ -168,6 +182,8 @@ def write(figures: Figures, images: Path) -> Chapter:
     first, last = figures.fitted()[0], horizons[-1]
     share = figures.seconds["evaluate", last] / figures.total(last)
     steepest = study.exponent(horizons[-2:], [figures.total(h) for h in horizons[-2:]])
+    memory = figures.memory_mib
+    of_memory = study.exponent(list(memory), list(memory.values()))
     rows = [
         [part, *(1e3 * figures.seconds[part, h] for h in horizons), number(exponents[part], 3)]
         for part in PARTS
@@ -203,7 +219,8 @@ It is the peak of the resident set of a process that solves this one problem aft
         f"From N = {number(first)} to {number(last)} one Newton iteration grows with exponent "
         f"{number(exponents['all'], 3)} (at most {BAR} is wanted), to "
         f"{number(1e3 * figures.total(last))} ms, of which the derivatives take "
-        f"{number(100 * share)} %; memory grows to {number(figures.memory_mib[last])} MiB.",
+        f"{number(100 * share)} %; memory grows to {number(figures.memory_mib[last])} MiB"
+        f"{f', with exponent {number(of_memory, 3)}' if np.isfinite(of_memory) else ''}.",
     )
     return Chapter("Growth with the horizon", text.strip(), (verdict,))
 

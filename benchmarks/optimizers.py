@@ -18,16 +18,11 @@ import scipy.optimize
 import torch
 
 from benchmarks import study
+from benchmarks.stagewise import Stagewise, without_inequalities
 from benchmarks.study import Chapter, Task, Verdict, number
 from mpc_banded import banded
-from mpc_banded.derivatives import (
-    Derivatives,
-    Values,
-    defects_transposed,
-    inequalities_transposed,
-)
+from mpc_banded.derivatives import Derivatives
 from mpc_banded.solver import NewtonSolver, SolverOptions, Status
-from mpc_banded.transcription import Terms
 
 #: Largest gradient, relative to that at the start, at which a method has arrived.
 TOLERANCE = 1e-6
@@ -35,12 +30,13 @@ ARMIJO = 1e-4
 METHODS = ("Newton", "Gauss-Newton", "L-BFGS", "gradient descent")
 #: Iterations after which a method is stopped: by the second-order ones, by the others.
 LIMITS = (1000, 3000)
+QUICK_HORIZON = 8
 #: Penalties, relative to the mean curvature of the costs; the plots show the middle one.
 PENALTIES = (1e1, 1e3, 1e5)
 
 
 class Penalised:
-    """Costs plus ``rho/2`` times the squares of all defects and violations.
+    """Costs plus ``rho/2`` times the squares of all defects, and of all violations.
 
     Args:
         task: Whose problem.
@@ -48,78 +44,34 @@ class Penalised:
     """
 
     def __init__(self, task: Task, penalty: float) -> None:
-        self.task, self.start = task, task.start
-        self.transcription = task.transcription
-        self.derivatives = Derivatives(self.transcription)
-        problem = self.transcription.problem
-        zero = np.zeros((problem.horizon, problem.nx))
-        none = np.zeros((problem.horizon, sum(problem.inequality_widths.values())))
-        costs = self.derivatives.evaluate(self.start, task.data, zero, 0.0, none)
-        self.scale = float(np.abs(costs.bands[0]).mean())
+        self.start = task.start
+        self.scale = Stagewise(without_inequalities(task)).mean_curvature(self.start)
         self.rho = penalty * self.scale
-        lower, upper = (np.tile(bound, (problem.horizon, 1)) for bound in problem.state_bounds)
-        of_inputs = problem.input_bounds
-        self.lower, self.upper = (
-            np.hstack([np.tile(u, (problem.horizon, 1)), x]).ravel()
-            for u, x in zip(of_inputs, (lower, upper), strict=True)
-        )
+        self.stages = Stagewise(without_inequalities(task, self.rho))
+        self._none = np.zeros((task.transcription.problem.horizon, task.transcription.problem.nx))
 
-    def outside(self, z: np.ndarray) -> np.ndarray:
-        """How far each entry of z (n,) is beyond its bounds, with the sign of the way back."""
-        return np.maximum(self.lower - z, 0.0) - np.maximum(z - self.upper, 0.0)
-
-    def value(self, z: np.ndarray, values: Values | None = None) -> float:
-        """The function at z (n,)."""
-        if values is None:
-            (values,) = self.derivatives.values(z[None], self.task.data)
-        violation = np.maximum(-values.inequalities, 0.0)
-        squares = (values.defects**2).sum() + (violation**2).sum() + (self.outside(z) ** 2).sum()
-        return values.cost + 0.5 * self.rho * float(squares)
+    def value(self, z: np.ndarray) -> tuple[float, np.ndarray]:
+        """The function at z (n,), and the multipliers that its slope amounts to, (N, nx)."""
+        cost, defects = self.stages.values(z)
+        return cost + 0.5 * self.rho * float((defects**2).sum()), self.rho * defects
 
     def value_and_gradient(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         """Both, by one backward pass: what the first-order methods pay for."""
         point = torch.tensor(z, requires_grad=True)
-        terms: Terms = self.transcription.terms(point, self.task.data)
-        violation = torch.relu(-terms.inequalities)
-        squares = (terms.defects**2).sum() + (violation**2).sum()
-        value = terms.costs.sum() + 0.5 * self.rho * squares
+        terms = self.stages.transcription.terms(point, self.stages.task.data)
+        value = terms.costs.sum() + 0.5 * self.rho * (terms.defects**2).sum()
         (gradient,) = torch.autograd.grad(value, point)
-        outside = self.outside(z)
-        total = value.item() + 0.5 * self.rho * float((outside**2).sum())
-        return total, gradient.numpy() - self.rho * outside
+        return value.item(), gradient.numpy()
 
     def newton_system(
-        self, z: np.ndarray, values: Values, exact: bool
+        self, z: np.ndarray, multipliers: np.ndarray, exact: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Gradient (n,) and bands (b + 1, n) at z.
+        """Gradient (n,) and bands (b + 1, n) at z (n,), where ``value`` said the multipliers.
 
-        Args:
-            z: Where.
-            values: There.
-            exact: False drops the curvature of dynamics and inequalities (Gauss-Newton).
+        Without ``exact`` the curvature of the dynamics is left out, as Gauss and Newton have it.
         """
-        of_defects = self.rho * values.defects
-        of_h = self.rho * np.maximum(-values.inequalities, 0.0)
-        e = self.derivatives.evaluate(
-            z,
-            self.task.data,
-            of_defects if exact else np.zeros_like(of_defects),
-            self.rho,
-            of_h if exact else np.zeros_like(of_h),
-        )
-        outside = self.outside(z)
-        gradient = (
-            e.gradient
-            + defects_transposed(e.defect_jacobian, of_defects)
-            - inequalities_transposed(e.inequality_jacobian, of_h)
-            - self.rho * outside
-        )
-        bands = e.bands.copy(order="K")
-        bands[0] += self.rho * (outside != 0.0)
-        if of_h.size:
-            jacobian = e.inequality_jacobian * (of_h > 0.0)[:, :, None]
-            banded.add_blocks(bands, self.rho * np.matmul(jacobian.swapaxes(1, 2), jacobian))
-        return gradient, bands
+        e = self.stages.evaluate(z, multipliers if exact else self._none, self.rho)
+        return e.gradient + e.defects_transposed(multipliers), e.bands
 
 
 @dataclass(frozen=True)
@@ -168,10 +120,9 @@ def newton(f: Penalised, z: np.ndarray, limit: int, exact: bool = True) -> Trace
     With ``exact=False`` it is Gauss-Newton's.
     """
     recorder = _Recorder(f.value_and_gradient(z)[1], limit)
-    (values,) = f.derivatives.values(z[None], f.task.data)
-    value, shift, least = f.value(z, values), 0.0, 1e-6 * f.scale
+    (value, multipliers), shift, least = f.value(z), 0.0, 1e-6 * f.scale
     while True:
-        gradient, bands = f.newton_system(z, values, exact)
+        gradient, bands = f.newton_system(z, multipliers, exact)
         if recorder.done(value, gradient):
             return recorder.trace(z)
         while True:
@@ -186,17 +137,16 @@ def newton(f: Penalised, z: np.ndarray, limit: int, exact: bool = True) -> Trace
         slope, noise = gradient @ step, 1e-13 * abs(value)
         for length in 0.5 ** np.arange(40):
             candidate = z + length * step
-            (values,) = f.derivatives.values(candidate[None], f.task.data)
-            reached = f.value(candidate, values)
+            reached, of_candidate = f.value(candidate)
             if reached <= value + ARMIJO * length * slope + noise:
                 break
         else:
             return recorder.trace(z)
-        z, value = candidate, reached
+        z, value, multipliers = candidate, reached, of_candidate
 
 
 def gauss_newton(f: Penalised, z: np.ndarray, limit: int) -> Trace:
-    """Newton's method without the curvature of dynamics and inequalities."""
+    """Newton's method without the curvature of the dynamics."""
     return newton(f, z, limit, exact=False)
 
 
@@ -274,7 +224,7 @@ def measure(quick: bool) -> Figures:
     limits = (100, 100) if quick else LIMITS
     traces, solved = {}, {}
     for robot in study.ROBOTS:
-        task = study.task(robot, 8 if quick else 0)
+        task = study.task(robot, QUICK_HORIZON if quick else 0)
         solver = NewtonSolver(Derivatives(task.transcription), SolverOptions())
         solver.solve(task.start, task.data, deadline=0.0)  # warms up
         began = time.perf_counter()
@@ -321,7 +271,7 @@ inequality violations, from the same cold start: no input but a little noise, an
 {number(TOLERANCE)} of that at the start; it is given {number(figures.limits[0])} iterations if it
 factors a matrix in each, {number(figures.limits[1])} if not. Newton's method shifts the diagonal
 where the band is indefinite and halves its steps to Armijo's condition; Gauss-Newton is the same
-without the curvature of dynamics and inequalities; L-BFGS is scipy's, with 20 pairs; gradient
+without the curvature of the dynamics; L-BFGS is scipy's, with 20 pairs; gradient
 descent halves to Armijo's condition. One run each: iterations and processor
 seconds until arrival, or a dash and the relative gradient where it stopped or was stopped.
 
@@ -385,7 +335,7 @@ def _verdicts(figures: Figures) -> list[Verdict]:
     for method, idea in (
         ("gradient descent", "A Newton method performs better than straight gradient descent"),
         ("L-BFGS", "... and better than L-BFGS, which needs gradients only"),
-        ("Gauss-Newton", "... and better than Gauss-Newton, which needs first derivatives only"),
+        ("Gauss-Newton", "... and better than Gauss-Newton, without the dynamics' curvature"),
     ):
         other = _arrived(figures, method)
         ratios = [

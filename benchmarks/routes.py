@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import study
+from benchmarks.stagewise import Stagewise, without_inequalities
 from benchmarks.study import Chapter, Task, Verdict, number
 from mpc_banded import banded
 from mpc_banded.comb import Comb, hessian_vector_products
-from mpc_banded.derivatives import Derivatives
 from mpc_banded.transcription import merit
 
 PENALTY = 100.0
@@ -64,13 +64,13 @@ class Hessians:
         self.multipliers = torch.randn(
             problem.horizon, problem.nx, generator=generator, dtype=torch.float64
         )
-        self.none = torch.zeros(problem.horizon, sum(problem.inequality_widths.values())).double()
+        self.none = torch.zeros(problem.horizon, 0).double()
         self.b = self.transcription.half_bandwidth
         self.direct = Comb(self.transcription.n, self.b)
         self.half = Comb(self.transcription.n, self.b, "substitution")
-        self.derivatives = Derivatives(self.transcription)
-        # The package takes the curvature of the penalty of a nonzero defect out of the Newton
-        # matrix; these multipliers put it in again, so that all ways have the same aim.
+        self.by_stages = Stagewise(task)
+        # A Newton matrix leaves out the curvature of the penalty of a nonzero defect; these
+        # multipliers put it in again, so that all ways have the same aim.
         with torch.no_grad():
             defects = self.transcription.terms(self.z, task.data).defects
         self.shifted = (self.multipliers + PENALTY * defects).numpy()
@@ -119,11 +119,8 @@ class Hessians:
         return banded.from_dense(torch.func.hessian(self.value)(self.z).numpy(), self.b)
 
     def stagewise(self) -> np.ndarray:
-        """The package's own way, which brings values, gradient and Jacobians as well."""
-        evaluation = self.derivatives.evaluate(
-            self.z.numpy(), self.task.data, self.shifted, PENALTY, self.none.numpy()
-        )
-        return evaluation.bands
+        """As the package does it, which brings values, gradient and Jacobians as well."""
+        return self.by_stages.evaluate(self.z.numpy(), self.shifted, PENALTY).bands
 
     def ways(self) -> dict[str, Callable[[], np.ndarray]]:
         """All that are feasible at this size."""
@@ -181,7 +178,7 @@ def measure(quick: bool) -> Figures:
     with warnings.catch_warnings():  # torch's own, on the first use of forward mode
         warnings.simplefilter("ignore", DeprecationWarning)
         for horizon in horizons:
-            ways = Hessians(study.task("bicycle", horizon)).ways()
+            ways = Hessians(without_inequalities(study.task("bicycle", horizon))).ways()
             reference = ways[SEQUENTIAL]()
             size = np.abs(reference).max()
             for name, way in ways.items():
@@ -192,12 +189,9 @@ def measure(quick: bool) -> Figures:
             figures.hessian_s.update({(name, horizon): t for name, t in times.items()})
     sizes = []
     for horizon in long:
-        task = study.task("bicycle", horizon)
-        problem = task.transcription.problem
-        zero, none = np.zeros((horizon, problem.nx)), np.zeros((horizon, 4))
-        evaluation = Derivatives(task.transcription).evaluate(
-            task.coasting, task.data, zero, SOLVER_PENALTY, none
-        )
+        task = without_inequalities(study.task("bicycle", horizon))
+        nothing = np.zeros((horizon, task.transcription.problem.nx))
+        evaluation = Stagewise(task).evaluate(task.coasting, nothing, SOLVER_PENALTY)
         bands, rhs = evaluation.bands, -evaluation.gradient
         ways = solvers(bands, rhs)
         n = len(rhs)
