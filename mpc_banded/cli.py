@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``mpc_banded demo | check``."""
+"""The command line: ``mpc_banded demo | check | compile``."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     check = commands.add_parser("check", help="check a parameter file, its robot and bandwidth")
     check.add_argument("params", type=Path, help="parameter file")
+    compile_ = commands.add_parser(
+        "compile", help="fill the cache of compiled derivatives; prints the path of the library"
+    )
+    compile_.add_argument("--params", type=Path, required=True, help="parameter file")
     options = parser.parse_args(arguments)
-    return _demo(options) if options.command == "demo" else _check(options)
+    run = {"demo": _demo, "check": _check, "compile": _compile}[options.command]
+    return run(options)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -52,4 +57,15 @@ def _check(options: argparse.Namespace) -> int:
     print(f"  weights {dict(problem.weights)}")
     bounds = np.column_stack(problem.input_bounds).tolist()
     print(f"  input bounds {dict(zip(config.robot.inputs, bounds, strict=True))}")
+    return 0
+
+
+def _compile(options: argparse.Namespace) -> int:
+    try:
+        controller = Config.load(options.params).controller()
+        controller.compile()
+    except (ValueError, NotImplementedError, RuntimeError, OSError) as error:
+        print(f"not compiled: {error}", file=sys.stderr)
+        return 2
+    print(controller.library)
     return 0

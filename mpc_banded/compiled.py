@@ -10,7 +10,7 @@ entries. A loop over the stages adds the blocks into the band where they overlap
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 
 import numpy as np
@@ -18,9 +18,15 @@ import torch
 from torch import Tensor
 
 from mpc_banded import native
+from mpc_banded.cache import LibraryCache
 from mpc_banded.derivatives import Derivatives, Merit, NewtonSystem, Point
 from mpc_banded.native import Argument, Result, Section
 from mpc_banded.transcription import SCHEMES, StageData, Transcription
+
+#: Parts of the merit function, see Merit.
+MERIT_SIZE = 4
+#: Largest relative difference between compiled and eager derivatives.
+COMPARED = 1e-9
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class StageFunctions:
         t = derivatives.transcription
         problem, self._barrier = t.problem, derivatives.barrier
         self._t, self._problem = t, problem
-        N, nx, nu, block = problem.horizon, problem.nx, problem.nu, t.block
+        N, nx, block = problem.horizon, problem.nx, t.block
         width, r, band = block + nx, self._barrier.rows, derivatives.half_bandwidth + 1
         self._width, self._band = width, band
         self.parameter_names = tuple(problem.parameters)
@@ -98,7 +104,7 @@ class StageFunctions:
                     "merit",
                     ("w", "multipliers", "scalars", *self.live),
                     (self._merit_section(), self._terminal_merit_section()),
-                    4,
+                    MERIT_SIZE,
                 ),
                 native.c_function(
                     "advance",
@@ -264,7 +270,7 @@ class StageFunctions:
                 *self._parameters(0),
                 *self._parameters(1),
             ),
-            tuple(Result(i) for i in range(4)),
+            tuple(Result(i) for i in range(MERIT_SIZE)),
             p.horizon,
         )
 
@@ -358,6 +364,9 @@ class CompiledDerivatives(Derivatives):
     Args:
         derivatives: The eager ones; what happens once a solve is left to them.
         library: Built from the source of their StageFunctions.
+
+    Raises:
+        ValueError: The library is of another problem.
     """
 
     def __init__(self, derivatives: Derivatives, library: native.Library) -> None:
@@ -365,16 +374,18 @@ class CompiledDerivatives(Derivatives):
         super().__init__(t, derivatives.half_bandwidth, derivatives.recovery)
         self._functions = f = StageFunctions(derivatives)
         live = len(f.live)
-        self._system = library.function("system", 5 + live)
-        self._merit = library.function("merit", 4 + live)
-        self._advance = library.function("advance", 6)
-        self._linearised_defects = library.function("linearised_defects", 3)
-        self._pulled_back = library.function("pulled_back", 3)
+        self.library = library
+        self._system = library.function("system", 5 + live, f.system_size)
+        self._merit = library.function("merit", 4 + live, MERIT_SIZE)
+        self._advance = library.function("advance", 6, f.advanced.size)
+        self._linearised_defects = library.function("linearised_defects", 3, prod(f.defects.shape))
+        self._pulled_back = library.function("pulled_back", 3, t.problem.nx + t.n)
         self._data: StageData | None = None
         self._live: list[int] = []
         self._kept: list[Tensor] = []
 
     def system(self, point: Point, data: StageData, penalty: float) -> NewtonSystem:
+        """See Derivatives.system."""
         f = self._functions
         out = np.empty(f.system_size)
         scalars = np.array([point.mu, penalty])
@@ -406,7 +417,8 @@ class CompiledDerivatives(Derivatives):
         )
 
     def merit(self, z: np.ndarray, multipliers: np.ndarray, mu: float, data: StageData) -> Merit:
-        out, scalars = np.empty(4), np.array([mu])
+        """See Derivatives.merit."""
+        out, scalars = np.empty(MERIT_SIZE), np.array([mu])
         w = np.concatenate([data.initial_state.numpy(), z])
         self._merit(
             _address(w),
@@ -420,6 +432,7 @@ class CompiledDerivatives(Derivatives):
     def advance(
         self, system: NewtonSystem, step: np.ndarray, mu: float
     ) -> tuple[float, np.ndarray]:
+        """See Derivatives.advance."""
         f = self._functions
         out, scalars = np.empty(f.advanced.size), np.array([mu])
         self._advance(
@@ -433,6 +446,7 @@ class CompiledDerivatives(Derivatives):
         return float(f.longest.of(out).min()), f.stepped.of(out)
 
     def linearised_defects(self, system: NewtonSystem, step: np.ndarray) -> np.ndarray:
+        """See Derivatives.linearised_defects."""
         nx = self.transcription.problem.nx
         out = np.empty(system.defects.shape)
         w = np.concatenate([np.zeros(nx), step])
@@ -440,6 +454,7 @@ class CompiledDerivatives(Derivatives):
         return out
 
     def pulled_back(self, system: NewtonSystem, multipliers: np.ndarray) -> np.ndarray:
+        """See Derivatives.pulled_back."""
         nx = self.transcription.problem.nx
         out = np.empty(nx + self.transcription.n)
         self._pulled_back(
@@ -467,3 +482,52 @@ def _contiguous(array: np.ndarray) -> np.ndarray:
 def _address(array: np.ndarray) -> int:
     address: int = array.ctypes.data
     return address
+
+
+def compiled(derivatives: Derivatives, cache: LibraryCache) -> CompiledDerivatives:
+    """Compiled derivatives for eager ones, from the cache or built, and compared with them.
+
+    Raises:
+        UnsupportedOperation: A function cannot be compiled.
+        NoCompiler: There is no C compiler, and the cache does not have the library.
+        ValueError: The recovery is not stagewise, or compiled and eager differ.
+    """
+    if derivatives.recovery != "stagewise":
+        raise ValueError(
+            f"recovery {derivatives.recovery!r} sees the costs as a black box; only 'stagewise' "
+            "can be compiled"
+        )
+    result = CompiledDerivatives(derivatives, cache.library(StageFunctions(derivatives).source()))
+    _compare(derivatives, result)
+    return result
+
+
+def _compare(eager: Derivatives, machine: CompiledDerivatives) -> None:
+    """Raises ValueError if both differ at a random point, wherever the eager one is finite."""
+    t, random = eager.transcription, np.random.default_rng(0)
+    problem = t.problem
+    data = t.stage_data(
+        random.standard_normal(problem.nx),
+        {
+            name: random.uniform(0.5, 1.5, (problem.horizon + 1, *shape))
+            for name, shape in problem.parameters.items()
+        },
+        dict.fromkeys(problem.cost_names, 1.0),
+    )
+    stages = random.standard_normal((problem.horizon, t.block))
+    stages[:, : problem.nu] = eager.barrier.interior(stages[:, : problem.nu])
+    point = Point(
+        stages.reshape(-1),
+        random.standard_normal((problem.horizon, problem.nx)),
+        random.uniform(0.5, 1.5, (problem.horizon, eager.barrier.width)),
+        0.1,
+    )
+    wanted, got = eager.system(point, data, 1.0), machine.system(point, data, 1.0)
+    for field in fields(NewtonSystem):
+        a, b = (np.asarray(getattr(system, field.name)) for system in (wanted, got))
+        a, b = a[np.isfinite(a)], b[np.isfinite(a)]
+        if a.size and not np.abs(a - b).max() <= COMPARED * np.abs(a).max():
+            raise ValueError(
+                f"compiled and eager {field.name} differ by {np.abs(a - b).max():.1e}: a cost or "
+                "inequality couples stages that it does not belong to, or the compiler is faulty"
+            )

@@ -11,9 +11,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 import numpy as np
 
+from mpc_banded.cache import LibraryCache
+from mpc_banded.compiled import CompiledDerivatives, compiled
 from mpc_banded.derivatives import Derivatives, Point
 from mpc_banded.problem import OptimalControlProblem, Trajectory
 from mpc_banded.solver import NewtonSolver, Solution, SolverOptions, Status
@@ -132,6 +135,44 @@ class RecedingHorizonController:
         generator = np.random.default_rng(0)
         z = self._cold(data)
         self._solver.derivatives.check(z + 1e-2 * generator.standard_normal(len(z)), data)
+
+    def compile(self, cache: LibraryCache | None = None) -> None:
+        """Use machine code from the next step on; the plan and the warm start are kept.
+
+        That takes about a second, less if the cache has it. A loop that must not wait lets
+        another process do it (background.py) and calls ``load``.
+
+        Args:
+            cache: Where compiled libraries are kept; the user's if not given.
+
+        Raises:
+            UnsupportedOperation: A function of the problem cannot be compiled.
+            NoCompiler: There is no C compiler, and the cache does not have the library.
+            UnsafeCache: Others may write to the folder of the cache.
+            ValueError: The recovery is not stagewise, or compiled and eager results differ.
+        """
+        eager = self._solver.derivatives
+        self._solver.derivatives = compiled(eager, cache or LibraryCache())
+
+    def load(self, library: Path, cache: LibraryCache | None = None) -> None:
+        """Use machine code that another process has compiled for the same problem.
+
+        Args:
+            library: Its path in the cache.
+            cache: As for ``compile``.
+
+        Raises:
+            UnsafeCache: Others may write to the folder of the cache.
+            ValueError: The library is damaged, not in the cache, or of another problem.
+        """
+        stored = (cache or LibraryCache()).stored(library)
+        self._solver.derivatives = CompiledDerivatives(self._solver.derivatives, stored)
+
+    @property
+    def library(self) -> Path | None:
+        """The compiled library in use, None where the derivatives are eager."""
+        derivatives = self._solver.derivatives
+        return derivatives.library.path if isinstance(derivatives, CompiledDerivatives) else None
 
     def step(
         self,

@@ -27,18 +27,24 @@ from torch import Tensor
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 #: Scalar operations of a graph, by number of operands. The names are those of C's math.h where
 #: it has them.
 UNARY = (
-    "neg sqrt exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh "
-    "acosh atanh erf erfc floor ceil trunc rint fabs sign not"
-).split()
+    *("neg", "fabs", "sign", "not", "sqrt", "floor", "ceil", "trunc", "rint"),
+    *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "erf", "erfc"),
+    *("sin", "cos", "tan", "asin", "acos", "atan"),
+    *("sinh", "cosh", "tanh", "asinh", "acosh", "atanh"),
+)
 BINARY = (
-    "add sub mul div pow atan2 hypot fmod maximum minimum copysign lt le gt ge eq ne and or xor"
-).split()
-_COMMUTATIVE = frozenset("add mul maximum minimum eq ne and or xor hypot".split())
+    *("add", "sub", "mul", "div", "pow", "atan2", "hypot", "fmod"),
+    *("maximum", "minimum", "copysign"),
+    *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor"),
+)
+_COMMUTATIVE = frozenset(
+    ("add", "mul", "maximum", "minimum", "eq", "ne", "and", "or", "xor", "hypot")
+)
 
 
 class UnsupportedOperation(NotImplementedError):
@@ -197,7 +203,7 @@ class _NodeTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         raise UnsupportedOperation(f"{operation} on a traced tensor after the end of its trace")
@@ -216,7 +222,7 @@ class _Scalars(TorchDispatchMode):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.scalars = graph
+        self.graph = graph
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -227,25 +233,27 @@ class _Scalars(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = operation.overloadpacket.__name__
-        if name not in _RULES:
+        if not (name in _RULES or name in _BOOLEAN or name in _SHAPES):
             return self._taken_apart(operation, args, kwargs)
-        writes = name.endswith("_") and not name.startswith("_")
+        writes = name.endswith("_")
         if writes and not isinstance(args[0], _NodeTensor):
             raise UnsupportedOperation(f"{operation} into a tensor from outside the function")
-        plain_args, plain_kwargs = tree_map(self.unwrapped, (args, kwargs))
-        result = _RULES[name](self, *plain_args, **plain_kwargs)
-        if name in _RESHAPES_IN_PLACE:
+        numbers, options = tree_map(self.unwrapped, (args, kwargs))
+        if name in _SHAPES:
+            result = _SHAPES[name](*numbers, **options)
+            (first, *_), _ = tree_flatten(args)
+            dtype = first.dtype
+        elif name in _BOOLEAN:
+            result, dtype = _BOOLEAN[name](self, *numbers, **options), torch.bool
+        else:
+            result, dtype = _RULES[name](self, *numbers, **options), torch.float64
+        if writes and name in _SHAPES:  # torch has to know the new shape, too
             with no_dispatch():
                 operation(*args, **kwargs)
             args[0].numbers = result
         if writes:
             return args[0]
-        dtype = torch.bool if name in _BOOLEAN else torch.float64
-        first = args[0][0] if args and isinstance(args[0], (list, tuple)) and args[0] else args[:1]
-        first = first[0] if isinstance(first, tuple) and first else first
-        if name in _SHAPES and isinstance(first, Tensor) and first.dtype == torch.bool:
-            dtype = torch.bool
-        return tree_map(lambda numbers: _NodeTensor(numbers, dtype), result)
+        return tree_map(lambda array: _NodeTensor(array, dtype), result)
 
     def _taken_apart(self, operation: Any, args: Any, kwargs: Any) -> Any:
         with self:
@@ -270,7 +278,7 @@ class _Scalars(TorchDispatchMode):
 
     def constants(self, values: np.ndarray) -> np.ndarray:
         """Node numbers of an array of numbers."""
-        flat = [self.scalars.constant(value) for value in values.astype(np.float64).ravel()]
+        flat = [self.graph.constant(value) for value in values.astype(np.float64).ravel()]
         return np.array(flat, dtype=np.int64).reshape(values.shape)
 
     def array(self, value: Any) -> np.ndarray:
@@ -281,7 +289,7 @@ class _Scalars(TorchDispatchMode):
         """One operation on all entries."""
         arrays = np.broadcast_arrays(*(self.array(operand) for operand in operands))
         flat = [
-            self.scalars.apply(operation, *map(int, numbers))
+            self.graph.apply(operation, *map(int, numbers))
             for numbers in zip(*(a.ravel() for a in arrays), strict=True)
         ]
         return np.array(flat, dtype=np.int64).reshape(arrays[0].shape)
@@ -296,7 +304,7 @@ class _Scalars(TorchDispatchMode):
         rows = a.transpose(*kept, *axes).reshape(*(a.shape[axis] for axis in kept), -1)
         if rows.shape[-1] == 0:
             assert empty is not None
-            result = np.full(rows.shape[:-1], self.scalars.constant(empty))
+            result = np.full(rows.shape[:-1], self.graph.constant(empty))
         else:
             result = rows[..., 0]
             for i in range(1, rows.shape[-1]):
@@ -428,12 +436,11 @@ def _cumsum(s: _Scalars, a: np.ndarray, dim: int, **_: Any) -> np.ndarray:
     return np.moveaxis(result, 0, dim)
 
 
-def _select(s: _Scalars, a: np.ndarray, dim: int, index: int) -> np.ndarray:  # noqa: ARG001
+def _select(a: np.ndarray, dim: int, index: int) -> np.ndarray:
     return np.moveaxis(a, dim, 0)[index, ...]
 
 
 def _slice(
-    s: _Scalars,  # noqa: ARG001
     a: np.ndarray,
     dim: int = 0,
     start: int | None = None,
@@ -444,35 +451,34 @@ def _slice(
 
 
 def _scattered(s: _Scalars, a: np.ndarray, part: np.ndarray, view: _Rule, *at: Any) -> np.ndarray:
-    result = a.copy()
-    s.write(view(s, result, *at), part)
-    return result
+    s.write(view(a, *at), part)
+    return a
 
 
-def _expand(s: _Scalars, a: np.ndarray, shape: Sequence[int], **_: Any) -> np.ndarray:  # noqa: ARG001
+def _expand(a: np.ndarray, shape: Sequence[int], **_: Any) -> np.ndarray:
     padded = (1,) * (len(shape) - a.ndim) + a.shape
     wanted = [old if new == -1 else new for old, new in zip(padded, shape, strict=True)]
     return np.broadcast_to(a, wanted)
 
 
-def _squeeze(s: _Scalars, a: np.ndarray, dims: Any = None) -> np.ndarray:  # noqa: ARG001
+def _squeeze(a: np.ndarray, dims: Any = None) -> np.ndarray:
     axes = range(a.ndim) if dims is None else _dims(dims)
     return np.squeeze(a, tuple(axis for axis in axes if a.ndim and a.shape[axis] == 1))
 
 
-def _split(s: _Scalars, a: np.ndarray, sizes: Any, dim: int = 0) -> list[np.ndarray]:  # noqa: ARG001
+def _split(a: np.ndarray, sizes: Any, dim: int = 0) -> list[np.ndarray]:
     if isinstance(sizes, int):
         return np.split(a, range(sizes, a.shape[dim], sizes), axis=dim)
     return np.split(a, np.cumsum(sizes)[:-1], axis=dim)
 
 
 def _index(s: _Scalars, a: np.ndarray, indices: Sequence[Any]) -> np.ndarray:
-    found = []
+    found: list[Any] = []
     for index in indices:
         if index is None:
             found.append(slice(None))
             continue
-        values = [s.scalars.value(int(number)) for number in index.ravel()]
+        values = [s.graph.value(int(number)) for number in index.ravel()]
         if None in values:
             raise UnsupportedOperation("an index that depends on the inputs has no scalar form")
         found.append(np.array(values, dtype=np.int64).reshape(index.shape))
@@ -485,13 +491,18 @@ def _index_put(
     at = _index(s, np.arange(a.size).reshape(a.shape), indices)
     result = a.copy()
     flat = result.reshape(-1)
-    for i, number in zip(at.ravel(), np.broadcast_to(s.array(part), at.shape).ravel(), strict=True):
-        flat[i] = s.scalars.apply("add", int(flat[i]), int(number)) if accumulate else number
+    for i, number in zip(
+        at.ravel(), np.broadcast_to(s.array(part), at.shape).ravel(), strict=True
+    ):
+        flat[i] = s.graph.apply("add", int(flat[i]), int(number)) if accumulate else number
     return result
 
 
-def _masked(s: _Scalars, a: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    return np.where(kept, a, s.scalars.zero)
+def _below(a: np.ndarray, k: int) -> np.ndarray:
+    """Whether an entry is on or below the k-th diagonal."""
+    row, column = np.ogrid[: a.shape[-2], : a.shape[-1]]
+    below: np.ndarray = column - row <= k
+    return below
 
 
 def _addmm(s: _Scalars, c: Any, a: Any, b: Any, beta: Any = 1, alpha: Any = 1) -> np.ndarray:
@@ -503,7 +514,7 @@ def _pad(s: _Scalars, a: np.ndarray, pad: Sequence[int], value: float = 0.0) -> 
     widths += [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
     if min(pad) < 0:
         raise UnsupportedOperation("negative padding has no scalar form")
-    return np.pad(a, widths, constant_values=s.scalars.constant(value))
+    return np.pad(a, widths, constant_values=s.graph.constant(value))
 
 
 def _to_copy(s: _Scalars, a: np.ndarray, dtype: torch.dtype | None = None, **_: Any) -> np.ndarray:
@@ -514,23 +525,49 @@ def _to_copy(s: _Scalars, a: np.ndarray, dtype: torch.dtype | None = None, **_: 
     return s.elementwise("trunc", a)
 
 
-def _arange(s: _Scalars, *bounds: float, **_: Any) -> np.ndarray:
-    return s.constants(np.arange(*bounds))
+#: Of the shape alone: functions of arrays, whatever the entries are.
+_SHAPES: dict[str, _Rule] = {
+    "view": lambda a, shape: a.reshape(shape),
+    "reshape": lambda a, shape: a.reshape(shape),
+    "_unsafe_view": lambda a, shape: a.reshape(shape),
+    "expand": _expand,
+    "permute": lambda a, dims: a.transpose(dims),
+    "transpose": lambda a, i, j: a.swapaxes(i, j),
+    "t": lambda a: a.T,
+    "unsqueeze": lambda a, dim: np.expand_dims(a, dim),
+    "squeeze": _squeeze,
+    "select": _select,
+    "slice": _slice,
+    "cat": lambda parts, dim=0: np.concatenate(parts, axis=dim),
+    "stack": lambda parts, dim=0: np.stack(parts, axis=dim),
+    "unbind": lambda a, dim=0: list(np.moveaxis(a, dim, 0)),
+    "split": _split,
+    "split_with_sizes": _split,
+    "flip": lambda a, dims: np.flip(a, dims),
+    "roll": lambda a, shifts, dims=None: np.roll(a, shifts, dims or None),
+    "repeat": lambda a, counts: np.tile(a, counts),
+    "diagonal": lambda a, offset=0, i=0, j=1: np.diagonal(a, offset, i, j),
+    "alias": lambda a: a,
+    "detach": lambda a: a,
+    "lift_fresh": lambda a: a,
+    "clone": lambda a, **_: a.copy(),
+}
+for _name in ("squeeze", "unsqueeze", "transpose", "t"):
+    _SHAPES[f"{_name}_"] = _SHAPES[_name]
 
+_BOOLEAN: dict[str, _Rule] = {
+    **{name: _elementwise(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
+    **{f"logical_{name}": _elementwise(name) for name in ("and", "or", "xor", "not")},
+    **{f"bitwise_{name}": _elementwise(name) for name in ("and", "or", "xor", "not")},
+    "any": lambda s, a, dims=None, keepdim=False: s.reduced("or", a, dims, keepdim, 0.0),
+    "all": lambda s, a, dims=None, keepdim=False: s.reduced("and", a, dims, keepdim, 1.0),
+}
 
 _RULES: dict[str, _Rule] = {
-    **{name: _elementwise(name) for name in (*UNARY, *BINARY)},
+    **{name: _elementwise(name) for name in (*UNARY, *BINARY) if name not in _BOOLEAN},
     "abs": _elementwise("fabs"),
     "sgn": _elementwise("sign"),
     "round": _elementwise("rint"),
-    "logical_and": _elementwise("and"),
-    "logical_or": _elementwise("or"),
-    "logical_xor": _elementwise("xor"),
-    "logical_not": _elementwise("not"),
-    "bitwise_and": _elementwise("and"),
-    "bitwise_or": _elementwise("or"),
-    "bitwise_xor": _elementwise("xor"),
-    "bitwise_not": _elementwise("not"),
     "where": _elementwise("where"),
     "add": _add,
     "sub": _sub,
@@ -550,8 +587,6 @@ _RULES: dict[str, _Rule] = {
     "prod": lambda s, a, dims=None, keepdim=False, **_: s.reduced("mul", a, dims, keepdim, 1.0),
     "amax": lambda s, a, dims=None, keepdim=False: s.reduced("maximum", a, dims, keepdim),
     "amin": lambda s, a, dims=None, keepdim=False: s.reduced("minimum", a, dims, keepdim),
-    "any": lambda s, a, dims=None, keepdim=False: s.reduced("or", a, dims, keepdim, 0.0),
-    "all": lambda s, a, dims=None, keepdim=False: s.reduced("and", a, dims, keepdim, 1.0),
     "mean": _mean,
     "cumsum": _cumsum,
     "linalg_vector_norm": _norm,
@@ -561,46 +596,22 @@ _RULES: dict[str, _Rule] = {
     "dot": lambda s, a, b: s.product(a[None, :], b[:, None])[0, 0],
     "addmm": _addmm,
     "baddbmm": _addmm,
-    "view": lambda s, a, shape: a.reshape(shape),
-    "reshape": lambda s, a, shape: a.reshape(shape),
-    "_unsafe_view": lambda s, a, shape: a.reshape(shape),
-    "expand": _expand,
-    "permute": lambda s, a, dims: a.transpose(dims),
-    "transpose": lambda s, a, i, j: a.swapaxes(i, j),
-    "t": lambda s, a: a.T,
-    "unsqueeze": lambda s, a, dim: np.expand_dims(a, dim),
-    "squeeze": _squeeze,
-    "select": _select,
-    "slice": _slice,
-    "select_scatter": lambda s, a, part, dim, i: _scattered(s, a, part, _select, dim, i),
-    "slice_scatter": lambda s, a, part, *at: _scattered(s, a, part, _slice, *at),
-    "select_backward": lambda s, part, shape, dim, i: _scattered(
-        s, s.filled(shape, 0.0), part, _select, dim, i
+    "select_scatter": lambda s, a, part, *at: _scattered(s, a.copy(), part, _select, *at),
+    "slice_scatter": lambda s, a, part, *at: _scattered(s, a.copy(), part, _slice, *at),
+    "select_backward": lambda s, part, shape, *at: _scattered(
+        s, s.filled(shape, 0.0), part, _select, *at
     ),
     "slice_backward": lambda s, part, shape, *at: _scattered(
         s, s.filled(shape, 0.0), part, _slice, *at
     ),
-    "cat": lambda s, parts, dim=0: np.concatenate(parts, axis=dim),
-    "stack": lambda s, parts, dim=0: np.stack(parts, axis=dim),
-    "unbind": lambda s, a, dim=0: list(np.moveaxis(a, dim, 0)),
-    "split": _split,
-    "split_with_sizes": _split,
-    "flip": lambda s, a, dims: np.flip(a, dims),
-    "roll": lambda s, a, shifts, dims=None: np.roll(a, shifts, dims or None),
-    "repeat": lambda s, a, counts: np.tile(a, counts),
-    "diagonal": lambda s, a, offset=0, i=0, j=1: np.diagonal(a, offset, i, j),
-    "tril": lambda s, a, k=0: _masked(s, a, np.tri(*a.shape[-2:], k, dtype=bool)),
-    "triu": lambda s, a, k=0: _masked(s, a, ~np.tri(*a.shape[-2:], k - 1, dtype=bool)),
+    "tril": lambda s, a, k=0: np.where(_below(a, k), a, s.graph.zero),
+    "triu": lambda s, a, k=0: np.where(_below(a, k - 1), s.graph.zero, a),
     "index": _index,
     "index_select": lambda s, a, dim, index: np.moveaxis(
         _index(s, np.moveaxis(a, dim, 0), [index]), 0, dim
     ),
     "index_put": _index_put,
     "constant_pad_nd": _pad,
-    "alias": lambda s, a: a,
-    "detach": lambda s, a: a,
-    "lift_fresh": lambda s, a: a,
-    "clone": lambda s, a, **_: a.copy(),
     "_to_copy": _to_copy,
     "copy": lambda s, a, b, *_: np.broadcast_to(s.array(b), a.shape).copy(),
     "fill": lambda s, a, value: s.filled(a.shape, value),
@@ -613,26 +624,15 @@ _RULES: dict[str, _Rule] = {
     "ones_like": lambda s, a, **_: s.filled(a.shape, 1.0),
     "empty_like": lambda s, a, **_: s.filled(a.shape, 0.0),
     "full_like": lambda s, a, value, **_: s.filled(a.shape, value),
-    "new_zeros": lambda s, a, shape, **_: s.filled(shape, 0.0),
-    "new_ones": lambda s, a, shape, **_: s.filled(shape, 1.0),
-    "new_full": lambda s, a, shape, value, **_: s.filled(shape, value),
+    "new_zeros": lambda s, _, shape, **__: s.filled(shape, 0.0),
+    "new_ones": lambda s, _, shape, **__: s.filled(shape, 1.0),
+    "new_full": lambda s, _, shape, value, **__: s.filled(shape, value),
     "scalar_tensor": lambda s, value, **_: s.array(value),
     "eye": lambda s, *shape, **_: s.constants(np.eye(*shape)),
-    "arange": _arange,
+    "arange": lambda s, *bounds, **_: s.constants(np.arange(*bounds)),
 }
-for _name in ("add sub mul div neg fill zero copy masked_fill index_put clamp pow").split():
+for _name in (
+    *("add", "sub", "mul", "div", "neg", "pow", "clamp"),
+    *("fill", "zero", "copy", "masked_fill", "index_put"),
+):
     _RULES[f"{_name}_"] = _in_place(_RULES[_name])
-
-_RESHAPES_IN_PLACE = ("squeeze_", "unsqueeze_", "transpose_", "t_")
-for _name in _RESHAPES_IN_PLACE:
-    _RULES[_name] = _RULES[_name[:-1]]
-_BOOLEAN = frozenset(
-    "lt le gt ge eq ne logical_and logical_or logical_xor logical_not bitwise_and bitwise_or "
-    "bitwise_xor bitwise_not any all".split()
-)
-#: Operations that keep the type of their first tensor.
-_SHAPES = frozenset(
-    "view reshape _unsafe_view expand permute transpose t unsqueeze squeeze select slice cat stack "
-    "unbind split split_with_sizes flip roll repeat diagonal index index_select alias detach "
-    "lift_fresh clone".split()
-)

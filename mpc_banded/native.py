@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Machine code for functions of stages: C from scalar graphs, built once, kept in a cache.
+"""Machine code for functions of stages: C from scalar graphs, built and loaded.
 
 A kernel runs over the stages of a trajectory and calls, at each, the scalar code of one traced
 function; what it returns is added into one output array. One C function does all of it, so a call
@@ -8,35 +8,25 @@ from Python costs a few microseconds, allocates one array and holds no lock.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import hashlib
-import json
-import logging
 import math
 import os
-import platform
 import shutil
-import stat
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mpc_banded.expressions import Graph, Node, trace
-
-_log = logging.getLogger(__name__)
 
 #: No -ffast-math: NaN and infinity must reach the checks of the solver.
 FLAGS = ("-O2", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
 
 class NoCompiler(RuntimeError):
-    """There is no C compiler on this machine."""
+    """There is no C compiler on this machine, or none that works."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +79,11 @@ class Section:
 
 
 def c_function(name: str, arrays: Sequence[str], sections: Sequence[Section], size: int) -> str:
-    """C source of ``void name(const double *array .., double *out)`` with ``out`` of that size."""
-    lines = [f"void {name}("]
+    """C source of ``void name(const double *array .., double *out)`` with ``out`` of that size.
+
+    Beside it stands ``name_size``, by which a caller can tell that both mean the same function.
+    """
+    lines = [f"const long {name}_size = {size};", f"void {name}("]
     lines += [f"    const double *restrict {array}," for array in arrays]
     lines += ["    double *restrict out)", "{", f"    memset(out, 0, {size} * sizeof *out);"]
     for section in sections:
@@ -173,9 +166,44 @@ class Library:
         self.path = path
         self._library = ctypes.CDLL(str(path))
 
-    def function(self, name: str, pointers: int) -> Callable[..., None]:
-        """A kernel by name, to be called with that many addresses."""
+    def function(self, name: str, pointers: int, size: int) -> Callable[..., None]:
+        """A kernel by name, to be called with that many addresses, the last one of its output.
+
+        Raises:
+            ValueError: The library has no such kernel with an output of that size.
+        """
+        try:
+            found = ctypes.c_long.in_dll(self._library, f"{name}_size").value
+        except ValueError:
+            found = -1
+        if found != size:
+            raise ValueError(f"{self.path} is not of this problem: {name} has size {found}")
         kernel = self._library[name]
         kernel.restype = None
         kernel.argtypes = [ctypes.c_void_p] * pointers
-        return kernel  # type: ignore[no-any-return]
+        return kernel
+
+
+def c_compiler() -> str:
+    """The C compiler: ``$CC``, or the first of cc, gcc and clang.
+
+    Raises:
+        NoCompiler: None is installed.
+    """
+    for name in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
+        found = shutil.which(name)
+        if found:
+            return found
+    raise NoCompiler("no C compiler: CC, cc, gcc and clang were looked for in PATH")
+
+
+def build(source: str, path: Path) -> None:
+    """Compile C source to a shared library.
+
+    Raises:
+        NoCompiler: There is none, or it fails; the message holds what it said.
+    """
+    command = [c_compiler(), *FLAGS, "-x", "c", "-", "-o", str(path), "-lm"]
+    done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NoCompiler(f"{' '.join(command)} failed: {done.stderr.strip()[:500]}")

@@ -136,7 +136,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class _Iterate:
-    """A point with all that is known of it: derivatives, gradient of costs and barrier, residuals."""
+    """A point with its Newton system, the gradient of costs and barrier, and residuals."""
 
     point: Point
     system: NewtonSystem
@@ -330,7 +330,9 @@ class NewtonSolver:
         slope = float(iterate.gradient @ step.z + (lam * step.defect_change).sum())
         bend = float((d * step.defect_change).sum())
         rho = self.options.merit_penalty * self._scale
-        here = Merit(float(s.costs.sum()), s.barrier, float((lam * d).sum()), float((d * d).sum()) / 2)
+        here = Merit(
+            float(s.costs.sum()), s.barrier, float((lam * d).sum()), float((d * d).sum()) / 2
+        )
         noise = ROUNDING * (abs(here.cost) + abs(here.barrier))
         if slope + 0.5 * rho * bend > noise:
             largest = self.options.penalty * self._scale

@@ -16,6 +16,7 @@ from rclpy.timer import Timer
 from std_srvs.srv import SetBool, Trigger
 
 from mpc_banded import messages
+from mpc_banded.background import BackgroundCompilation, CompilationFailed
 from mpc_banded.config import Config
 from mpc_banded.loop import ControlLoop
 from mpc_banded.problem import Trajectory
@@ -64,6 +65,7 @@ class MpcTask:
         node.create_service(SetBool, "~/enable", self._enable)
         parameters.keep_weights_live(node, config, self._loop.controller)
         node.get_logger().info(_summary(config, self._loop))
+        self._compilation = BackgroundCompilation(config) if config["compile"] else None
 
     def activate(self) -> None:
         """Begin to command."""
@@ -74,6 +76,7 @@ class MpcTask:
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
             self._timer = None
+        self._end_compilation()
         self._send(self._loop.stop_command())
         self._commands.wait_for_all_acked(Duration(seconds=FAREWELL_S))
 
@@ -120,6 +123,27 @@ class MpcTask:
             self._publish_path(tick.step.plan)
         self._telemetry.publish(tick, missed)
         self._diagnostics.count(tick, missed)
+        self._use_compiled()
+
+    def _use_compiled(self) -> None:
+        """Go over to compiled derivatives, between two cycles, once another process has them."""
+        if self._compilation is None:
+            return
+        log = self._node.get_logger()
+        try:
+            library = self._compilation.poll()
+            if library is None:
+                return
+            self._loop.controller.load(library)
+            log.info(f"derivatives compiled after {self._compilation.elapsed_s:.1f} s")
+        except (CompilationFailed, OSError, ValueError) as error:
+            log.warning(f"derivatives stay eager, which is slower: {error}")
+        self._end_compilation()
+
+    def _end_compilation(self) -> None:
+        if self._compilation is not None:
+            self._compilation.close()
+            self._compilation = None
 
     def _send(self, values: messages.Values) -> None:
         stamp = self._node.get_clock().now().to_msg()
