@@ -162,7 +162,7 @@ class Barrier:
         )
         stepped = torch.maximum(mu / distances - moved, (1.0 - TO_BOUNDARY) * duals)
         shrinking = torch.cat([-along / lower, along / upper], dim=-1)
-        longest = TO_BOUNDARY / torch.clamp(shrinking, min=TO_BOUNDARY)
+        longest = torch.clamp(shrinking / TO_BOUNDARY, min=1.0).reciprocal()
         return longest.amin(dim=-1), stepped
 
     def _parts(self, array: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -200,7 +200,7 @@ class _NodeTensor(torch.Tensor):
         made.numbers = numbers
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
