@@ -10,11 +10,12 @@ import numpy as np
 import scipy.optimize
 import torch
 
+from mpc_banded.barrier import Barrier
 from mpc_banded.controller import ControlStep, RecedingHorizonController
-from mpc_banded.derivatives import Derivatives
-from mpc_banded.problem import OptimalControlProblem
+from mpc_banded.derivatives import Derivatives, Point
+from mpc_banded.problem import STATE_BOUND_PENALTY, OptimalControlProblem
 from mpc_banded.solver import NewtonSolver, Solution, SolverOptions
-from mpc_banded.transcription import SCHEMES, Transcription
+from mpc_banded.transcription import SCHEMES, StageData, Transcription
 
 A = torch.tensor([[0.0, 1.0], [0.0, -0.2]], dtype=torch.float64)
 B = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
@@ -228,6 +229,53 @@ def random_point(transcription: Transcription, case: Case, seed: int = 0) -> np.
     stages = 0.3 * random.standard_normal((problem.horizon, problem.nu + problem.nx))
     stages[:, problem.nu :] += case.state
     return stages.reshape(transcription.n)
+
+
+def inputs_of(problem: OptimalControlProblem, vector: np.ndarray) -> np.ndarray:
+    """The entries of a vector (n,) that belong to inputs, (N, nu); a view."""
+    return vector.reshape(problem.horizon, -1)[:, : problem.nu]
+
+
+def interior(case: Case, z: np.ndarray, share: float = 1e-2) -> np.ndarray:
+    """A copy of ``z`` with its inputs that share inside of their bounds."""
+    moved = z.copy()
+    inputs = inputs_of(case.problem, moved)
+    inputs[:] = Barrier(case.problem).interior(inputs, share)
+    return moved
+
+
+def row_values(transcription: Transcription, z: torch.Tensor, data: StageData) -> torch.Tensor:
+    """All softened rows (N, r): inequalities, then lower, then upper bounds of the states."""
+    problem = transcription.problem
+    states = z.reshape(problem.horizon, -1)[:, problem.nu :]
+    (at_low, low), (at_high, high) = (
+        (np.isfinite(bound), torch.as_tensor(bound[np.isfinite(bound)]))
+        for bound in problem.state_bounds
+    )
+    of_h = transcription.terms(z, data).inequalities
+    return torch.cat([of_h, states[:, at_low] - low, high - states[:, at_high]], dim=-1)
+
+
+def row_penalties(problem: OptimalControlProblem) -> np.ndarray:
+    """Linear and quadratic weight (2, r) of each row of one stage."""
+    widths = problem.inequality_widths.items()
+    weights = [problem.penalties[name] for name, width in widths for _ in range(width)]
+    bounds = sum(np.isfinite(bound).sum() for bound in problem.state_bounds)
+    return np.array(weights + [STATE_BOUND_PENALTY] * bounds, dtype=float).reshape(-1, 2).T
+
+
+def random_iterate(derivatives: Derivatives, case: Case, seed: int = 0, mu: float = 0.1) -> Point:
+    """Random z inside the input bounds, random multipliers, duals around the central path."""
+    transcription, problem = derivatives.transcription, case.problem
+    random = np.random.default_rng(seed + 1)
+    z = interior(case, random_point(transcription, case, seed), 0.05)
+    central = derivatives.central_duals(z, mu, case.data(transcription))
+    return Point(
+        z,
+        random.standard_normal((problem.horizon, problem.nx)),
+        central * random.uniform(0.1, 10.0, central.shape),
+        mu,
+    )
 
 
 def dense_hessian(function: Callable, point: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,8 @@ import warnings
 import numpy as np
 import scipy.optimize
 import torch
-from problems import Case
+from problems import Case, inputs_of, row_penalties, row_values
 
-from mpc_banded.barrier import Barrier
 from mpc_banded.transcription import Transcription
 
 
@@ -16,19 +15,22 @@ def sequential_quadratic_programming(
     case: Case, scheme: str, start: np.ndarray, soft: bool
 ) -> tuple[float, np.ndarray]:
     """Scipy's SLSQP on the same transcription; slack variables follow z where rows are soft."""
-    transcription = Transcription(case.problem, scheme)
-    data, barrier, n = case.data(transcription), Barrier(case.problem), transcription.n
-    linear, quadratic = barrier.penalty if soft else np.zeros((2, 0))
-    slacks, rows, unit = len(linear), barrier.penalty.shape[1], np.eye(n)
-
-    def terms(name):
-        return lambda z: getattr(transcription.terms(z, data), name).reshape(-1)
+    transcription, problem = Transcription(case.problem, scheme), case.problem
+    data, n = case.data(transcription), transcription.n
+    penalties = np.tile(row_penalties(problem), problem.horizon)
+    linear, quadratic = penalties if soft else np.zeros((2, 0))
+    slacks, rows = len(linear), penalties.shape[1]
+    functions = {
+        "costs": lambda z: transcription.terms(z, data).costs,
+        "defects": lambda z: transcription.terms(z, data).defects.reshape(-1),
+        "rows": lambda z: row_values(transcription, z, data).reshape(-1),
+    }
 
     def value(name, w):
-        return terms(name)(torch.as_tensor(w[:n])).numpy()
+        return functions[name](torch.as_tensor(w[:n])).numpy()
 
     def jacobian(name, w):
-        return torch.func.jacrev(terms(name))(torch.as_tensor(w[:n])).numpy()
+        return torch.func.jacrev(functions[name])(torch.as_tensor(w[:n])).numpy()
 
     def cost(w):
         s = w[n:]
@@ -37,13 +39,11 @@ def sequential_quadratic_programming(
     def slope(w):
         return np.concatenate([jacobian("costs", w).sum(axis=0), linear + quadratic * w[n:]])
 
-    def row_values(w):
-        values = barrier.rows(w[:n], value("inequalities", w))
-        return values + w[n:] if soft else values
+    def soft_rows(w):
+        return value("rows", w) + w[n:] if soft else value("rows", w)
 
     def row_jacobian(w):
-        bounds = unit[barrier.at_lower], -unit[barrier.at_upper]
-        of_z = np.vstack([jacobian("inequalities", w), *bounds])
+        of_z = jacobian("rows", w)
         return np.hstack([of_z, np.eye(rows)]) if soft else of_z
 
     def defect_jacobian(w):
@@ -51,9 +51,11 @@ def sequential_quadratic_programming(
 
     constraints = [{"type": "eq", "fun": lambda w: value("defects", w), "jac": defect_jacobian}]
     if rows:
-        constraints.append({"type": "ineq", "fun": row_values, "jac": row_jacobian})
+        constraints.append({"type": "ineq", "fun": soft_rows, "jac": row_jacobian})
     lower, upper = np.full(n + slacks, -np.inf), np.full(n + slacks, np.inf)
-    lower[barrier.inputs], upper[barrier.inputs], lower[n:] = barrier.lower, barrier.upper, 0.0
+    for bounds, bound in zip((lower, upper), problem.input_bounds, strict=True):
+        inputs_of(problem, bounds[:n])[:] = bound
+    lower[n:] = 0.0
     with warnings.catch_warnings():  # it tries points slightly outside of the bounds
         warnings.simplefilter("ignore", RuntimeWarning)
         w = scipy.optimize.minimize(

@@ -3,7 +3,7 @@
 """Slacks are minimisers, derivatives are slopes, and nothing leaves its bounds."""
 
 import math
-from dataclasses import fields
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -12,12 +12,20 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from problems import bicycle, random_point, tangled, unicycle, van_der_pol
+from problems import (
+    bicycle,
+    inputs_of,
+    interior,
+    random_point,
+    row_penalties,
+    row_values,
+    tangled,
+    unicycle,
+    van_der_pol,
+)
 
-from mpc_banded import banded
-from mpc_banded.barrier import TO_BOUNDARY, Barrier, Duals, optimal_slacks
-from mpc_banded.derivatives import Derivatives
-from mpc_banded.problem import STATE_BOUND_PENALTY, OptimalControlProblem
+from mpc_banded.barrier import TO_BOUNDARY, Barrier, optimal_slacks
+from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.transcription import Transcription
 
 BOUNDED = {
@@ -51,9 +59,9 @@ barriers = powers(-12, 2)
 
 
 def slacks_of(c, penalty, mu):
-    arguments = (np.array([a], dtype=float) for a in (c, *penalty))
-    v, t = optimal_slacks(*arguments, mu)
-    return float(v[0]), float(t[0])
+    arguments = (torch.tensor(a, dtype=torch.float64) for a in (c, *penalty, mu))
+    v, t = optimal_slacks(*arguments)
+    return float(v), float(t)
 
 
 def phi(c, penalty, mu):
@@ -130,77 +138,128 @@ class Example:
     """A barrier with everything that it is given, at a random point inside the input bounds."""
 
     def __init__(self, name, mu=0.01, seed=0):
-        self.case, self.mu = BOUNDED[name](), mu
-        transcription = Transcription(self.case.problem, "midpoint")
-        self.derivatives = Derivatives(transcription)
-        self.data = self.case.data(transcription)
-        self.barrier = Barrier(self.case.problem)
-        z = random_point(transcription, self.case, seed)
-        self.z = self.barrier.interior(z, 0.1)
-        self.slacks = self.slacks_at(self.z)
-        self.duals = self.barrier.duals(self.slacks, mu)
+        self.case, self.mu = BOUNDED[name](), torch.tensor(mu, dtype=torch.float64)
+        self.problem, self.barrier = self.case.problem, Barrier(self.case.problem)
+        self.transcription = Transcription(self.problem, "midpoint")
+        self.data = self.case.data(self.transcription)
+        z = interior(self.case, random_point(self.transcription, self.case, seed), 0.1)
+        self.z = torch.as_tensor(z)
+        self.step = torch.as_tensor(np.random.default_rng(2).standard_normal(len(z)))
+        self.distances = self.distances_at(self.z)
+        self.duals = self.mu / self.distances
+        self.finite = self.distances.isfinite()
+
+    def stages(self, vector):
+        return vector.reshape(self.problem.horizon, -1)
 
     def rows_at(self, z):
-        (values,) = self.derivatives.values(z[None], self.data)
-        return self.barrier.rows(z, values.inequalities)
+        h = self.transcription.terms(z, self.data).inequalities
+        return self.barrier.row_values(self.stages(z)[:, self.problem.nu :], h)
 
-    def slacks_at(self, z):
-        return self.barrier.slacks(z, self.rows_at(z), self.mu)
+    def distances_at(self, z):
+        u = self.stages(z)[:, : self.problem.nu]
+        return self.barrier.distances(u, self.rows_at(z), self.mu)
 
-    def evaluation_at(self, z):
-        problem = self.case.problem
-        none = np.zeros((problem.horizon, sum(problem.inequality_widths.values())))
-        zero = np.zeros((problem.horizon, problem.nx))
-        return self.derivatives.evaluate(z, self.data, zero, 0.0, none)
+    def value_at(self, z):
+        return float(self.barrier.value(self.distances_at(z), self.mu).sum())
+
+    def row_jacobian_at(self, z):
+        """Of one stage's rows by its own variables: others do not matter to them."""
+        jacobian = torch.func.jacrev(lambda z: self.transcription.terms(z, self.data).inequalities)
+        stages = self.problem.horizon
+        blocks = jacobian(z).unflatten(-1, (stages, -1))[range(stages), :, range(stages)]
+        return self.barrier.row_jacobian(blocks)
+
+    @cached_property
+    def row_jacobian(self):
+        return self.row_jacobian_at(self.z)
 
     def gradient_at(self, z):
-        return self.barrier.gradient(self.evaluation_at(z), self.slacks_at(z), self.mu)
+        jacobian = self.row_jacobian_at(z)
+        return self.barrier.gradient(jacobian, self.distances_at(z), self.mu).reshape(-1).numpy()
 
-    def curvature(self, duals, slacks=None):
-        e = self.evaluation_at(self.z)
-        bands = np.zeros_like(e.bands)
-        self.barrier.add_curvature(bands, e, slacks or self.slacks, duals)
-        return banded.to_dense(bands)
+    def curvature(self, duals):
+        blocks = self.barrier.curvature(self.row_jacobian, self.distances, duals)
+        return torch.block_diag(*blocks).numpy()
+
+    def advanced(self, duals, step):
+        """Longest length of any stage, and the duals."""
+        longest, stepped = self.barrier.advance(
+            duals, self.distances, self.row_jacobian, self.stages(step), self.mu
+        )
+        return float(longest.min()), stepped
+
+    def parts(self, array):
+        """Lower, upper, t and v of distances or duals."""
+        nu, rows = self.problem.nu, self.barrier.rows
+        return torch.split(array, [nu, nu, rows, rows], dim=-1)
+
+    def off_the_central_path(self, low=0.1, high=10.0):
+        random = np.random.default_rng(1)
+        return self.duals * torch.as_tensor(random.uniform(low, high, self.duals.shape))
 
 
 @every_problem
 def test_rows_are_inequalities_then_lower_then_upper_state_bounds(name):
+    """Stage by stage, each at the state that the stage leads to."""
     example = Example(name)
-    problem = example.case.problem
-    trajectory = example.derivatives.transcription.unpack(example.z, example.case.state)
-    p = {k: torch.as_tensor(v) for k, v in example.data.parameters.items()}
-    expected, penalties = [], []
+    problem = example.problem
+    trajectory = example.transcription.unpack(example.z.numpy(), example.case.state)
+    lower, upper = problem.state_bounds
+    expected = []
     for k in range(problem.horizon):
         x, u = torch.as_tensor(trajectory.states[k + 1]), torch.as_tensor(trajectory.inputs[k])
-        for key, h in problem.inequalities.items():
-            value = h(x, u, {name: v[k + 1] for name, v in p.items()}).numpy()
-            expected += [*value]
-            penalties += [problem.penalties[key]] * len(value)
-    lower, upper = problem.state_bounds
-    for side in (
-        trajectory.states[1:, np.isfinite(lower)] - lower[np.isfinite(lower)],
-        upper[np.isfinite(upper)] - trajectory.states[1:, np.isfinite(upper)],
-    ):
-        expected += [*side.ravel()]
-        penalties += [STATE_BOUND_PENALTY] * side.size
+        p = {key: value[k + 1] for key, value in example.data.parameters.items()}
+        row = [h(x, u, p).numpy() for h in problem.inequalities.values()]
+        row += [(x.numpy() - lower)[np.isfinite(lower)], (upper - x.numpy())[np.isfinite(upper)]]
+        expected.append(np.concatenate(row))
     np.testing.assert_allclose(example.rows_at(example.z), expected, atol=1e-12)
-    np.testing.assert_array_equal(example.barrier.penalty, np.reshape(penalties, (-1, 2)).T)
-    parts = example.barrier.split(np.arange(len(expected)))
-    np.testing.assert_array_equal(np.concatenate([a.ravel() for a in parts]), range(len(expected)))
+    assert example.barrier.rows == len(expected[0])
+    assert example.barrier.width == 2 * problem.nu + 2 * len(expected[0])
+
+
+@every_problem
+def test_distances_are_those_to_the_bounds_and_the_slacks_of_the_rows(name):
+    """Each row with its own penalty: the slope of phi is zero in v."""
+    example = Example(name)
+    problem = example.problem
+    below, above, t, v = (part.numpy() for part in example.parts(example.distances))
+    u, mu = inputs_of(problem, example.z.numpy()), float(example.mu)
+    np.testing.assert_array_equal(below, u - problem.input_bounds[0])
+    np.testing.assert_array_equal(above, problem.input_bounds[1] - u)
+    rows = row_values(example.transcription, example.z, example.data).numpy()
+    np.testing.assert_allclose(t - v, rows, rtol=1e-12, atol=1e-12)
+    linear, quadratic = row_penalties(problem)
+    np.testing.assert_allclose(mu / t + mu / v, linear + quadratic * v, rtol=1e-10)
+
+
+@every_problem
+def test_the_value_is_the_sum_of_phi_and_of_the_logarithms(name):
+    example = Example(name)
+    mu = float(example.mu)
+    below, above, _, _ = example.parts(example.distances)
+    expected = -mu * sum(
+        math.log(distance)
+        for distance in torch.cat([below, above]).ravel().tolist()
+        if math.isfinite(distance)
+    )
+    rows = row_values(example.transcription, example.z, example.data)
+    for stage in rows.tolist():
+        expected += sum(
+            phi(c, penalty, mu)
+            for c, penalty in zip(stage, row_penalties(example.problem).T, strict=True)
+        )
+    assert example.value_at(example.z) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 @every_problem
 def test_the_gradient_is_the_slope_of_the_value(name):
     example = Example(name)
-
-    def value(z):
-        return example.barrier.value(example.slacks_at(z), example.mu)
-
     gradient = example.gradient_at(example.z)
-    step = 1e-6
+    steps = 1e-6 * torch.eye(len(example.z), dtype=torch.float64)
     slopes = [
-        (value(example.z + step * e) - value(example.z - step * e)) / (2 * step)
-        for e in np.eye(len(example.z))
+        (example.value_at(example.z + step) - example.value_at(example.z - step)) / 2e-6
+        for step in steps
     ]
     np.testing.assert_allclose(gradient, slopes, rtol=1e-5, atol=1e-5 * (1 + abs(gradient).max()))
 
@@ -209,7 +268,9 @@ def test_the_gradient_is_the_slope_of_the_value(name):
 def test_the_curvature_is_exact_on_the_central_path(name):
     """Of bounds, whose rows are linear: no curvature of their own is missing."""
     example = Example(name)
-    expected = scipy.optimize.approx_fprime(example.z, example.gradient_at, 1e-7)
+    expected = scipy.optimize.approx_fprime(
+        example.z.numpy(), lambda z: example.gradient_at(torch.as_tensor(z)), 1e-7
+    )
     scale = 1.0 + np.abs(expected).max()
     np.testing.assert_allclose(example.curvature(example.duals), expected, atol=1e-5 * scale)
 
@@ -218,161 +279,185 @@ def test_the_curvature_is_exact_on_the_central_path(name):
 def test_the_curvature_is_the_schur_complement_of_the_duals(name):
     """For any duals, on the central path or off it."""
     example = Example(name)
-    random = np.random.default_rng(1)
-    arrays = (getattr(example.duals, f.name) for f in fields(Duals))
-    duals = Duals(*(a * random.uniform(0.1, 10.0, a.shape) for a in arrays))
-    s, at = example.slacks, example.barrier.inputs
-    of_t, of_v = s.t / duals.rows, 1.0 / (example.barrier.penalty[1] + duals.slacks / s.v)
-    e = example.evaluation_at(example.z)
-    jacobian = np.array([example.barrier.row_step(e, unit) for unit in np.eye(len(example.z))]).T
-    expected = jacobian.T @ np.diag(1.0 / (of_t + of_v)) @ jacobian
-    expected[at, at] += duals.lower / s.lower + duals.upper / s.upper
+    duals = example.off_the_central_path()
+    below, above, t, v = (part.numpy() for part in example.parts(example.distances))
+    of_below, of_above, of_t, of_v = (part.numpy() for part in example.parts(duals))
+    jacobian = torch.func.jacrev(lambda z: row_values(example.transcription, z, example.data))
+    jacobian = jacobian(example.z).flatten(0, 1).numpy()
+    weights = 1.0 / (t / of_t + 1.0 / (row_penalties(example.problem)[1] + of_v / v))
+    of_inputs = np.zeros(len(example.z))
+    inputs_of(example.problem, of_inputs)[:] = of_below / below + of_above / above
+    expected = jacobian.T @ np.diag(weights.ravel()) @ jacobian + np.diag(of_inputs)
     np.testing.assert_allclose(example.curvature(duals), expected, rtol=1e-9, atol=1e-9)
 
 
 @every_problem
 def test_the_change_of_rows_along_a_step_is_their_slope(name):
     example = Example(name)
-    step = np.random.default_rng(2).standard_normal(len(example.z))
-    ahead, behind = (example.rows_at(example.z + s * 1e-6 * step) for s in (1, -1))
-    change = example.barrier.row_step(example.evaluation_at(example.z), step)
+    ahead, behind = (example.rows_at(example.z + s * 1e-6 * example.step) for s in (1, -1))
+    stages = example.stages(example.step)[:, :, None]
+    change = (example.row_jacobian @ stages)[..., 0]
     np.testing.assert_allclose(change, (ahead - behind) / 2e-6, rtol=1e-6, atol=1e-6)
 
 
 def input_step(example, inputs):
-    step = np.zeros(len(example.z))
-    step[example.barrier.inputs] = inputs
+    step = torch.zeros_like(example.z)
+    example.stages(step)[:, : example.problem.nu] = torch.as_tensor(inputs).reshape(
+        example.problem.horizon, -1
+    )
     return step
 
 
 @given(hnp.arrays(float, 10, elements=st.integers(-(10**12), 10**12)), st.floats(1e-9, 0.4))
 def test_the_longest_step_stays_inside_and_is_the_longest(inputs, share):
     example = Example("tangled")
-    barrier = example.barrier
-    z = barrier.interior(example.z, share)
-    slacks, step = example.slacks_at(z), input_step(example, inputs)
-    length = barrier.longest(slacks, step)
+    lower, upper = example.problem.input_bounds
+    z = interior(example.case, example.z.numpy(), share)
+    example.distances, step = example.distances_at(torch.as_tensor(z)), input_step(example, inputs)
+    length, _ = example.advanced(example.duals, step)
     assert 0.0 < length <= 1.0
-    moved = (z + length * step)[barrier.inputs]
-    assert (moved > barrier.lower).all()
-    assert (moved < barrier.upper).all()
+    moved = inputs_of(example.problem, z + length * step.numpy())
+    assert (moved > lower).all()
+    assert (moved < upper).all()
     if length < 1.0:
-        longer = (z + 1.01 / TO_BOUNDARY * length * step)[barrier.inputs]
-        assert ((longer < barrier.lower) | (longer > barrier.upper)).any()
+        longer = inputs_of(example.problem, z + 1.01 / TO_BOUNDARY * length * step.numpy())
+        assert ((longer < lower) | (longer > upper)).any()
 
 
 @every_problem
-def test_points_are_brought_inside_and_those_inside_stay(name):
+def test_steps_that_stay_far_from_the_bounds_are_taken_whole(name):
     example = Example(name)
-    barrier = example.barrier
+    for scale in (0.0, 1e-9, 1e-3):
+        assert example.advanced(example.duals, scale * example.step)[0] == 1.0
+
+
+@every_problem
+def test_inputs_are_brought_inside_and_those_inside_stay(name):
+    example = Example(name)
+    lower, upper = example.problem.input_bounds
+    shape = (example.problem.horizon, example.problem.nu)
     for scale in (1.0, 1e9):
-        z = scale * np.random.default_rng(0).standard_normal(len(example.z))
-        moved = barrier.interior(z)
-        u = moved[barrier.inputs]
-        assert (u > barrier.lower).all()
-        assert (u < barrier.upper).all()
-        others = np.setdiff1d(np.arange(len(z)), barrier.inputs)
-        np.testing.assert_array_equal(moved[others], z[others])
-        np.testing.assert_array_equal(barrier.interior(moved), moved)
+        given_inputs = scale * np.random.default_rng(0).standard_normal(shape)
+        moved = example.barrier.interior(given_inputs)
+        assert (moved > lower).all()
+        assert (moved < upper).all()
+        np.testing.assert_array_equal(example.barrier.interior(moved), moved)
+        free = np.isinf(lower) & np.isinf(upper)
+        np.testing.assert_array_equal(moved[:, free], given_inputs[:, free])
 
 
 def test_outside_the_input_bounds_the_barrier_is_infinite():
     example = Example("unicycle")
-    assert np.isfinite(example.barrier.value(example.slacks, example.mu))
-    for edge in (example.barrier.lower[0], example.barrier.upper[0], 1e3):
-        z = example.z.copy()
-        z[example.barrier.inputs[0]] = edge
-        assert example.barrier.value(example.slacks_at(z), example.mu) == np.inf
+    assert np.isfinite(example.value_at(example.z))
+    lower, upper = example.problem.input_bounds
+    for edge in (lower[0], upper[0], 1e3):
+        z = example.z.clone()
+        z[0] = edge
+        assert example.value_at(z) == np.inf
 
 
-def all_positive(barrier, duals):
-    finite_lower, finite_upper = np.isfinite(barrier.lower), np.isfinite(barrier.upper)
-    return (
-        (duals.lower[finite_lower] > 0).all()
-        and (duals.upper[finite_upper] > 0).all()
-        and (duals.lower[~finite_lower] == 0).all()
-        and (duals.upper[~finite_upper] == 0).all()
-        and (duals.rows > 0).all()
-        and (duals.slacks > 0).all()
-    )
+def all_positive(example, duals):
+    """Zero where there is no bound."""
+    return (duals[example.finite] > 0).all() and (duals[~example.finite] == 0).all()
 
 
 @every_problem
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
 def test_duals_stay_positive_along_any_step(name, scale):
     example = Example(name)
-    barrier, mu = example.barrier, example.mu
-    step = scale * np.random.default_rng(3).standard_normal(len(example.z))
-    e = example.evaluation_at(example.z)
-    duals = barrier.stepped(example.duals, e, example.slacks, step, mu)
-    assert all_positive(barrier, duals)
-    length = barrier.longest(example.slacks, step)
-    slacks = example.slacks_at(example.z + length * step)
-    assert all_positive(barrier, barrier.safeguarded(duals, slacks, mu))
+    length, duals = example.advanced(example.duals, scale * example.step)
+    assert all_positive(example, duals)
+    distances = example.distances_at(example.z + length * scale * example.step)
+    assert all_positive(example, example.barrier.safeguarded(duals, distances, example.mu))
+
+
+@every_problem
+def test_duals_solve_the_linearised_complementarity(name):
+    """``distance * dual = mu`` to first order, where no dual had to be shortened."""
+    example = Example(name)
+    off, step = example.off_the_central_path(0.5, 2.0), 1e-3 * example.step
+    _, duals = example.advanced(off, step)
+    below, above, t, v = example.parts(example.distances)
+    _, _, of_t, of_v = example.parts(duals)
+    u_step = example.stages(step)[:, : example.problem.nu]
+    row_step = (example.row_jacobian @ example.stages(step)[:, :, None])[..., 0]
+    # The slacks move so that the slope of phi in v stays zero: l + q v = nu + kappa.
+    linear, quadratic = (torch.as_tensor(w) for w in row_penalties(example.problem))
+    v_step = (of_t + of_v - linear - quadratic * v) / torch.where(quadratic > 0, quadratic, np.nan)
+    changes = torch.cat([u_step, -u_step, row_step + v_step, v_step], dim=-1)
+    product = duals * example.distances + off * changes
+    known = example.finite & changes.isfinite() & (duals > 0.006 * off)
+    assert known.sum() >= 0.4 * example.finite.sum()
+    np.testing.assert_allclose(product[known], float(example.mu), rtol=1e-9)
 
 
 @every_problem
 def test_no_step_keeps_the_duals_of_the_central_path(name):
     example = Example(name)
-    e, zero = example.evaluation_at(example.z), np.zeros(len(example.z))
-    duals = example.barrier.stepped(example.duals, e, example.slacks, zero, example.mu)
-    for f in fields(Duals):
-        np.testing.assert_allclose(
-            getattr(duals, f.name), getattr(example.duals, f.name), rtol=1e-12
-        )
+    _, duals = example.advanced(example.duals, torch.zeros_like(example.z))
+    np.testing.assert_allclose(duals, example.duals, rtol=1e-12)
 
 
 @every_problem
 def test_duals_converge_to_the_central_path_of_a_smaller_barrier(name):
     """Newton's method in the duals alone: at fixed slacks one step solves them."""
     example = Example(name)
-    slacks, mu = example.slacks, example.mu
-    off = Duals(*(1.3 * getattr(example.duals, f.name) for f in fields(Duals)))
-    e, zero = example.evaluation_at(example.z), np.zeros(len(example.z))
-    duals = example.barrier.stepped(off, e, slacks, zero, mu)
-    for f in fields(Duals):
-        np.testing.assert_allclose(
-            getattr(duals, f.name), getattr(example.duals, f.name), rtol=1e-12
-        )
+    _, duals = example.advanced(1.3 * example.duals, torch.zeros_like(example.z))
+    np.testing.assert_allclose(duals, example.duals, rtol=1e-12)
 
 
 @every_problem
 def test_duals_far_from_the_central_path_are_brought_near(name):
     example = Example(name)
-    wild = Duals(*(getattr(example.duals, f.name) * 1e30 for f in fields(Duals)))
-    tame = example.barrier.safeguarded(wild, example.slacks, example.mu)
-    for f in fields(Duals):
-        np.testing.assert_allclose(
-            getattr(tame, f.name), 1e8 * getattr(example.duals, f.name), rtol=1e-12
-        )
-    near = Duals(*(getattr(example.duals, f.name) * 100.0 for f in fields(Duals)))
-    same = example.barrier.safeguarded(near, example.slacks, example.mu)
-    np.testing.assert_array_equal(same.rows, near.rows)
+
+    def safeguarded(duals):
+        return example.barrier.safeguarded(duals, example.distances, example.mu)
+
+    for factor in (1e8, 1e-8):
+        wild = factor**3 * example.duals
+        np.testing.assert_allclose(safeguarded(wild), factor * example.duals, rtol=1e-12)
+    near = 100.0 * example.duals
+    np.testing.assert_array_equal(safeguarded(near), near)
 
 
 @every_problem
-def test_resampled_duals_follow_their_stages_and_stay_positive(name):
+def test_a_stage_is_the_same_alone_as_in_a_batch(name):
     example = Example(name)
-    barrier, horizon = example.barrier, example.case.problem.horizon
-    assert all_positive(barrier, barrier.resampled(example.duals, lambda a: 0.3 * a + 0.7 * a[:1]))
+    barrier, mu = example.barrier, example.mu
+    duals, steps = example.off_the_central_path(), example.stages(example.step)
 
-    def numbered(array):
-        return np.repeat(np.arange(1.0, horizon + 1), array.size // horizon)
+    def everything(u, x, h, of_h, duals, step):
+        rows, jacobian = barrier.row_values(x, h), barrier.row_jacobian(of_h)
+        distances = barrier.distances(u, rows, mu)
+        return (
+            rows,
+            barrier.value(distances, mu),
+            barrier.gradient(jacobian, distances, mu),
+            barrier.curvature(jacobian, distances, barrier.safeguarded(duals, distances, mu)),
+            *barrier.advance(duals, distances, jacobian, step, mu),
+        )
 
-    rows = np.concatenate([numbered(part) for part in barrier.split(example.duals.rows)])
-    stages = Duals(numbered(example.duals.lower), numbered(example.duals.upper), rows, rows)
-    later = barrier.resampled(stages, lambda a: np.vstack([a[1:], a[-1:]]))
-    for f in fields(Duals):
-        expected = np.minimum(getattr(stages, f.name) + 1.0, horizon)
-        np.testing.assert_array_equal(getattr(later, f.name), expected)
+    u, x = example.stages(example.z).tensor_split([example.problem.nu], dim=-1)
+    h = example.transcription.terms(example.z, example.data).inequalities
+    of_h = example.row_jacobian[:, : h.shape[-1]]
+    arguments = (u, x, h, of_h, duals, steps)
+    together = everything(*arguments)
+    twice = everything(*(a.expand(2, *a.shape) for a in arguments))
+    for k in range(example.problem.horizon):
+        alone = everything(*(a[k] for a in arguments))
+        for one, all_stages, two in zip(alone, together, twice, strict=True):
+            np.testing.assert_allclose(one, all_stages[k], rtol=1e-13, atol=1e-13)
+            np.testing.assert_allclose(
+                two[:, k], one.expand(2, *one.shape), rtol=1e-13, atol=1e-13
+            )
 
 
 def test_a_free_problem_has_an_empty_barrier():
     example = Example("free")
-    assert example.barrier.value(example.slacks, example.mu) == 0.0
+    assert example.value_at(example.z) == 0.0
     assert not example.gradient_at(example.z).any()
     assert not example.curvature(example.duals).any()
-    assert example.barrier.longest(example.slacks, 1e9 * np.ones(len(example.z))) == 1.0
+    assert example.advanced(example.duals, 1e9 * torch.ones_like(example.z))[0] == 1.0
 
 
 def test_a_one_sided_bound_repels_from_its_side_only():
@@ -385,10 +470,17 @@ def test_a_one_sided_bound_repels_from_its_side_only():
         stage_costs={"none": lambda x, u, p: 0.0 * u[..., 0]},
         input_bounds=(0.0, np.inf),
     )
-    barrier = Barrier(problem)
-    slacks = barrier.slacks(np.array([2.0, 0.0]), np.zeros(0), 0.5)
-    duals = barrier.duals(slacks, 0.5)
-    assert (duals.lower[0], duals.upper[0]) == (0.25, 0.0)
-    assert barrier.value(slacks, 0.5) == pytest.approx(-0.5 * math.log(2.0))
-    assert barrier.longest(slacks, np.array([1e9, 0.0])) == 1.0
-    assert barrier.longest(slacks, np.array([-4.0, 0.0])) == pytest.approx(TO_BOUNDARY / 2.0)
+    barrier, mu = Barrier(problem), torch.tensor(0.5, dtype=torch.float64)
+    u, nothing = torch.tensor([2.0], dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+    jacobian = barrier.row_jacobian(nothing.reshape(0, 2))
+    distances = barrier.distances(u, barrier.row_values(u, nothing), mu)
+    duals = mu / distances
+    assert duals.tolist() == [0.25, 0.0]
+    assert float(barrier.value(distances, mu)) == pytest.approx(-0.5 * math.log(2.0))
+
+    def longest(step):
+        step = torch.tensor([step, 0.0], dtype=torch.float64)
+        return float(barrier.advance(duals, distances, jacobian, step, mu)[0])
+
+    assert longest(1e9) == 1.0
+    assert longest(-4.0) == pytest.approx(TO_BOUNDARY / 2.0)

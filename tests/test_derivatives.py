@@ -3,30 +3,38 @@
 """Every derivative that a Newton step takes is the one that torch finds densely."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from problems import CASES, Case, dense_hessian, random_point, squared, tangled
+from problems import (
+    CASES,
+    Case,
+    dense_hessian,
+    random_iterate,
+    row_penalties,
+    row_values,
+    squared,
+    tangled,
+)
 
 from mpc_banded import RecedingHorizonController, banded
-from mpc_banded.derivatives import (
-    RECOVERIES,
-    Derivatives,
-    defects_times,
-    defects_transposed,
-    inequalities_times,
-    inequalities_transposed,
-)
+from mpc_banded.barrier import optimal_slacks
+from mpc_banded.derivatives import RECOVERIES, Derivatives, NewtonSystem, Point
 from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.transcription import SCHEMES, StageData, Terms, Transcription
 
+BOUNDS = {
+    "input_bounds": ([-np.inf, -2.0], [3.0, np.inf]),
+    "state_bounds": ([-1.0, -np.inf, -3.0], [0.5, 2.0, np.inf]),
+}
 PROBLEMS = {
     **{name: lambda name=name: CASES[name](horizon=5) for name in CASES},
     "tangled": lambda: tangled(2, 2, 5),
-    "tangled, one stage": lambda: tangled(3, 2, 1),
+    "tangled, bounded": lambda: tangled(3, 2, 4, **BOUNDS),
+    "tangled, one stage": lambda: tangled(3, 2, 1, **BOUNDS),
     "tangled, two stages": lambda: tangled(2, 3, 2),
     "tangled, no inequality": lambda: tangled(2, 1, 4, inequalities=0),
 }
@@ -37,115 +45,203 @@ RHO = 3.0
 class Dense:
     """All derivatives at one random point, densely, and where they were taken."""
 
-    z: np.ndarray
-    multipliers: np.ndarray
-    of_h: np.ndarray
+    point: Point
     data: StageData
     terms: Terms
-    gradient: np.ndarray
+    rows: np.ndarray
+    distances: np.ndarray
+    barrier: float
+    cost_gradient: np.ndarray
+    barrier_gradient: np.ndarray
     lagrangian: np.ndarray
+    barrier_curvature: np.ndarray
     defect_jacobian: np.ndarray
-    inequality_jacobian: np.ndarray
+    row_jacobian: np.ndarray
+
+    def matrix(self, penalty):
+        flat = self.defect_jacobian.reshape(-1, len(self.point.z))
+        return self.lagrangian + penalty * flat.T @ flat + self.barrier_curvature
 
 
 @cache
 def dense(name, scheme):
     case = PROBLEMS[name]()
-    transcription = Transcription(case.problem, scheme)
+    problem, transcription = case.problem, Transcription(case.problem, scheme)
     data = case.data(transcription)
-    point = torch.as_tensor(random_point(transcription, case))
+    point = random_iterate(Derivatives(transcription), case)
+    z, lam = torch.as_tensor(point.z), torch.as_tensor(point.multipliers)
+    linear, quadratic = (torch.as_tensor(w) for w in row_penalties(problem))
+    lower, upper = (torch.as_tensor(bound) for bound in problem.input_bounds)
+    mu, nu, r = torch.tensor(point.mu, dtype=torch.float64), problem.nu, len(linear)
 
     def terms(z):
         return transcription.terms(z, data)
 
-    random = torch.Generator().manual_seed(1)
-    lam = torch.randn(terms(point).defects.shape, generator=random, dtype=torch.float64)
-    nu = torch.rand(terms(point).inequalities.shape, generator=random, dtype=torch.float64)
+    def distances(z):
+        u = z.reshape(problem.horizon, -1)[:, :nu]
+        v, t = optimal_slacks(row_values(transcription, z, data), linear, quadratic, mu)
+        return torch.cat([u - lower, upper - u, t, v], dim=-1)
+
+    def barrier(z):
+        each = distances(z)
+        v = each[:, 2 * nu + r :]
+        bounded = each.isfinite()
+        return (linear * v + quadratic * v * v / 2).sum() - mu * each[bounded].log().sum()
 
     def lagrangian(z):
-        t = terms(z)
-        return t.costs.sum() + (lam * t.defects).sum() - (nu * t.inequalities).sum()
+        t, first = terms(z), 2 * nu
+        multipliers = torch.as_tensor(point.duals)[:, first : first + t.inequalities.shape[-1]]
+        return t.costs.sum() + (lam * t.defects).sum() - (multipliers * t.inequalities).sum()
 
+    of_rows = torch.func.jacrev(lambda z: row_values(transcription, z, data))(z).numpy()
+    of_lower, of_upper, t, v = np.split(distances(z).numpy(), [nu, 2 * nu, 2 * nu + r], axis=1)
+    zeta = point.duals / distances(z).numpy()
+    of_inputs = np.zeros((problem.horizon, transcription.block))
+    of_inputs[:, :nu] = zeta[:, :nu] + zeta[:, nu : 2 * nu]
+    of_t, of_v = zeta[:, 2 * nu : 2 * nu + r], quadratic.numpy() + zeta[:, 2 * nu + r :]
+    schur = (of_t * of_v / (of_t + of_v)).ravel()
+    flat = of_rows.reshape(-1, len(z))
     return Dense(
-        point.numpy(),
-        lam.numpy(),
-        nu.numpy(),
+        point,
         data,
-        terms(point),
-        torch.func.grad(lambda z: terms(z).costs.sum())(point).numpy(),
-        dense_hessian(lagrangian, point).numpy(),
-        torch.func.jacrev(lambda z: terms(z).defects)(point).numpy(),
-        torch.func.jacrev(lambda z: terms(z).inequalities)(point).numpy(),
+        terms(z),
+        row_values(transcription, z, data).numpy(),
+        np.hstack([of_lower, of_upper, t, v]),
+        float(barrier(z)),
+        torch.func.grad(lambda z: terms(z).costs.sum())(z).numpy(),
+        torch.autograd.functional.jacobian(barrier, z).numpy(),
+        dense_hessian(lagrangian, z).numpy(),
+        flat.T @ (schur[:, None] * flat) + np.diag(of_inputs.ravel()),
+        torch.func.jacrev(lambda z: terms(z).defects)(z).numpy(),
+        of_rows,
     )
 
 
-def evaluated(name, scheme, recovery="stagewise", half_bandwidth=0, penalty=RHO):
-    transcription = Transcription(PROBLEMS[name]().problem, scheme)
+def system(name, scheme, recovery="stagewise", half_bandwidth=0, penalty=RHO):
     d = dense(name, scheme)
-    derivatives = Derivatives(transcription, half_bandwidth, recovery)
-    return derivatives.evaluate(d.z, d.data, d.multipliers, penalty, d.of_h)
+    derivatives = Derivatives(
+        Transcription(PROBLEMS[name]().problem, scheme), half_bandwidth, recovery
+    )
+    return derivatives.system(d.point, d.data, penalty)
 
 
 def assert_close(found, expected, digits=11):
     expected = np.asarray(expected)
-    scale = max(1.0, np.abs(expected).max(initial=0.0))
+    finite = np.isfinite(expected)
+    scale = max(1.0, np.abs(expected[finite]).max(initial=0.0))
     np.testing.assert_allclose(found, expected, rtol=0, atol=10.0**-digits * scale)
+
+
+def assert_same_system(one, other):
+    for field in fields(NewtonSystem):
+        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
 
 
 every_problem = pytest.mark.parametrize("name", PROBLEMS)
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
+every_recovery = pytest.mark.parametrize("recovery", RECOVERIES)
+
+
+@every_recovery
+@every_scheme
+@every_problem
+def test_values_and_gradients_are_those_of_the_terms(name, scheme, recovery):
+    s, d = system(name, scheme, recovery), dense(name, scheme)
+    assert_close(s.costs, d.terms.costs)
+    assert_close(s.defects, d.terms.defects)
+    assert_close(s.rows, d.rows)
+    assert_close(s.distances, d.distances)
+    assert s.barrier == pytest.approx(d.barrier)
+    np.testing.assert_array_equal(s.duals, d.point.duals)  # they are within their range
+    assert_close(s.cost_gradient, d.cost_gradient)
+    assert_close(s.barrier_gradient, d.barrier_gradient)
+    expected = np.tensordot(d.point.multipliers, d.defect_jacobian, 2)
+    assert_close(s.dynamics_gradient, expected)
+
+
+@every_problem
+def test_duals_are_made_safe_before_anything_depends_on_them(name):
+    d = dense(name, "midpoint")
+    derivatives = Derivatives(Transcription(PROBLEMS[name]().problem, "midpoint"))
+    bounded = np.isfinite(d.distances)
+    wild = np.where(bounded, 1e30, 0.0)
+    s = derivatives.system(replace(d.point, duals=wild), d.data, RHO)
+    np.testing.assert_allclose(s.duals, 1e8 * d.point.mu / d.distances)
+    again = derivatives.system(replace(d.point, duals=s.duals), d.data, RHO)
+    assert_same_system(s, again)
 
 
 @every_scheme
 @every_problem
-def test_values_and_gradient_are_those_of_the_terms(name, scheme):
-    e, d = evaluated(name, scheme), dense(name, scheme)
-    assert_close(e.values.costs, d.terms.costs)
-    assert_close(e.values.defects, d.terms.defects)
-    assert_close(e.values.inequalities, d.terms.inequalities)
-    assert e.values.cost == pytest.approx(float(d.terms.costs.sum()))
-    assert_close(e.gradient, d.gradient)
-
-
-@every_scheme
-@every_problem
-def test_the_gradient_is_the_slope_of_the_costs(name, scheme):
-    d = dense(name, scheme)
+def test_the_merit_function_is_that_of_the_system(name, scheme):
+    s, d = system(name, scheme), dense(name, scheme)
     derivatives = Derivatives(Transcription(PROBLEMS[name]().problem, scheme))
-    step = 1e-5 * np.eye(len(d.z))
-    ahead = derivatives.values(d.z + step, d.data)
-    behind = derivatives.values(d.z - step, d.data)
-    slopes = [(a.cost - b.cost) / 2e-5 for a, b in zip(ahead, behind, strict=True)]
-    assert_close(slopes, d.gradient, digits=6)
+    merit = derivatives.merit(d.point.z, d.point.multipliers, d.point.mu, d.data)
+    assert merit.cost == pytest.approx(s.costs.sum(), rel=1e-13)
+    assert merit.barrier == pytest.approx(s.barrier, rel=1e-13)
+    assert merit.dynamics == pytest.approx((d.point.multipliers * s.defects).sum(), rel=1e-12)
+    assert merit.defects == pytest.approx(0.5 * (s.defects**2).sum(), rel=1e-13)
+    parts = merit.cost + merit.barrier + merit.dynamics
+    assert merit.value(0.0) == pytest.approx(parts, rel=1e-15)
+    assert merit.value(7.0) == pytest.approx(parts + 7.0 * merit.defects, rel=1e-15)
 
 
-@pytest.mark.parametrize("recovery", RECOVERIES)
 @every_scheme
 @every_problem
-def test_the_bands_are_the_hessian_of_the_lagrangian_plus_the_penalty(name, scheme, recovery):
-    """Exactly, although the defects are far from zero."""
+def test_gradients_are_the_slopes_of_the_merit_function(name, scheme):
+    """Also that of its penalty, ``J' d``, which the line search takes for granted."""
+    s, d = system(name, scheme), dense(name, scheme)
+    derivatives = Derivatives(Transcription(PROBLEMS[name]().problem, scheme))
+    slopes = []
+    for step in 1e-5 * np.eye(len(d.point.z)):
+        ahead, behind = (
+            derivatives.merit(z, d.point.multipliers, d.point.mu, d.data)
+            for z in (d.point.z + step, d.point.z - step)
+        )
+        slopes.append(
+            [(getattr(ahead, f.name) - getattr(behind, f.name)) / 2e-5 for f in fields(ahead)]
+        )
+    of_cost, of_barrier, of_dynamics, of_defects = np.transpose(slopes)
+    assert_close(s.cost_gradient, of_cost, digits=6)
+    assert_close(s.barrier_gradient, of_barrier, digits=6)
+    assert_close(s.dynamics_gradient, of_dynamics, digits=6)
+    assert_close(derivatives.pulled_back(s, s.defects), of_defects, digits=6)
+
+
+def test_the_merit_function_is_infinite_outside_the_input_bounds():
+    d = dense("tangled, bounded", "midpoint")
+    derivatives = Derivatives(Transcription(PROBLEMS["tangled, bounded"]().problem, "midpoint"))
+    for entry, value in ((0, 3.0), (0, 1e9), (1, -2.0), (-4, -2.1)):
+        z = d.point.z.copy()
+        z[entry] = value
+        merit = derivatives.merit(z, d.point.multipliers, d.point.mu, d.data)
+        assert merit.barrier == np.inf
+        assert np.isfinite(merit.cost)
+
+
+@every_recovery
+@every_scheme
+@every_problem
+def test_the_bands_are_the_newton_matrix(name, scheme, recovery):
+    """Hessian of the Lagrangian, penalty, curvature of the barrier: though far from feasible."""
     d = dense(name, scheme)
     assert np.abs(d.terms.defects.numpy()).max() > 0.01
-    flat = d.defect_jacobian.reshape(-1, len(d.z))
-    expected = d.lagrangian + RHO * flat.T @ flat
-    bands = evaluated(name, scheme, recovery).bands
+    bands = system(name, scheme, recovery).bands
     digits = 9 if recovery == "random" else 11
-    assert_close(banded.to_dense(bands), expected, digits)
+    assert_close(banded.to_dense(bands), d.matrix(RHO), digits)
 
 
 @pytest.mark.parametrize("recovery", ["stagewise", "direct"])
 @every_problem
 def test_a_large_penalty_costs_digits_but_no_curvature(name, recovery):
-    d = dense(name, "rk4")
-    flat = d.defect_jacobian.reshape(-1, len(d.z))
-    bands = evaluated(name, "rk4", recovery, penalty=1e7).bands
-    assert_close(banded.to_dense(bands), d.lagrangian + 1e7 * flat.T @ flat)
+    bands = system(name, "rk4", recovery, penalty=1e7).bands
+    assert_close(banded.to_dense(bands), dense(name, "rk4").matrix(1e7))
 
 
-@pytest.mark.parametrize("recovery", RECOVERIES)
+@every_recovery
 def test_a_larger_half_bandwidth_holds_zeros(recovery):
-    right = evaluated("tangled", "rk4", recovery).bands
-    wide = evaluated("tangled", "rk4", recovery, half_bandwidth=9).bands
+    right = system("tangled", "rk4", recovery).bands
+    wide = system("tangled", "rk4", recovery, half_bandwidth=9).bands
     assert wide.shape == (10, right.shape[1])
     assert_close(wide[: len(right)], right, 9)
     assert_close(wide[len(right) :], 0.0, 9)
@@ -155,79 +251,111 @@ def test_a_larger_half_bandwidth_holds_zeros(recovery):
 @every_scheme
 @every_problem
 def test_jacobians_are_dense_ones_without_their_zeros(name, scheme, recovery):
-    e, d = evaluated(name, scheme, recovery), dense(name, scheme)
-    horizon, nx, width = e.defect_jacobian.shape
+    s, d = system(name, scheme, recovery), dense(name, scheme)
+    horizon, nx, width = s.defect_jacobian.shape
     block = width - nx
     of_defects = np.zeros_like(d.defect_jacobian)
-    of_inequalities = np.zeros_like(d.inequality_jacobian)
+    of_rows = np.zeros_like(d.row_jacobian)
     for k in range(horizon):
         first = k * block - nx if k else 0  # x_0 is measured, no variable
-        of_defects[k, :, first : (k + 1) * block] = e.defect_jacobian[k, :, 0 if k else nx :]
-        of_inequalities[k, :, k * block : (k + 1) * block] = e.inequality_jacobian[k]
+        of_defects[k, :, first : (k + 1) * block] = s.defect_jacobian[k, :, 0 if k else nx :]
+        of_rows[k, :, k * block : (k + 1) * block] = s.row_jacobian[k]
+    assert not s.defect_jacobian[0, :, :nx].any()
     assert_close(of_defects, d.defect_jacobian)
-    assert_close(of_inequalities, d.inequality_jacobian)
+    assert_close(of_rows, d.row_jacobian)
 
 
 @every_problem
 def test_products_with_jacobians_are_dense_products(name):
-    e, d = evaluated(name, "trapezoid"), dense(name, "trapezoid")
+    s, d = system(name, "trapezoid"), dense(name, "trapezoid")
+    derivatives = Derivatives(Transcription(PROBLEMS[name]().problem, "trapezoid"))
     random = np.random.default_rng(0)
-    z = random.standard_normal(len(d.z))
-    of_d = random.standard_normal(d.multipliers.shape)
-    of_h = random.standard_normal(d.of_h.shape)
-    assert_close(defects_times(e.defect_jacobian, z), d.defect_jacobian @ z)
-    assert_close(inequalities_times(e.inequality_jacobian, z), d.inequality_jacobian @ z)
-    dense_d = d.defect_jacobian.reshape(-1, len(z))
-    dense_h = d.inequality_jacobian.reshape(-1, len(z))
-    assert_close(defects_transposed(e.defect_jacobian, of_d), dense_d.T @ of_d.ravel())
-    assert_close(inequalities_transposed(e.inequality_jacobian, of_h), dense_h.T @ of_h.ravel())
+    step = random.standard_normal(len(d.point.z))
+    multipliers = random.standard_normal(s.defects.shape)
+    assert_close(derivatives.linearised_defects(s, step), d.defect_jacobian @ step)
+    expected = np.tensordot(multipliers, d.defect_jacobian, 2)
+    assert_close(derivatives.pulled_back(s, multipliers), expected)
 
 
-@every_scheme
-def test_values_of_several_are_those_of_each(scheme):
-    case = tangled(2, 2, 4)
-    transcription = Transcription(case.problem, scheme)
-    derivatives, data = Derivatives(transcription), case.data(transcription)
-    points = np.array([random_point(transcription, case, seed) for seed in range(5)])
-    together = derivatives.values(points, data)
-    assert len(together) == 5
-    for point, values in zip(points, together, strict=True):
-        (alone,) = derivatives.values(point[None], data)
-        e = derivatives.evaluate(point, data, np.zeros((4, 2)), 0.0, np.zeros((4, 2)))
-        for other in (alone, e.values):
-            assert_close(values.costs, other.costs, 13)
-            assert_close(values.defects, other.defects, 13)
-            assert_close(values.inequalities, other.inequalities, 13)
+@every_problem
+def test_steps_advance_every_stage_as_its_barrier_does(name):
+    s, d = system(name, "midpoint"), dense(name, "midpoint")
+    derivatives = Derivatives(Transcription(PROBLEMS[name]().problem, "midpoint"))
+    step = np.random.default_rng(0).standard_normal(len(d.point.z))
+    lengths = []
+    longest, duals = derivatives.advance(s, step, d.point.mu)
+    for k, of_stage in enumerate(step.reshape(len(s.defects), -1)):
+        arrays = (s.duals[k], s.distances[k], s.row_jacobian[k], of_stage, np.array(d.point.mu))
+        length, stepped = derivatives.barrier.advance(*map(torch.from_numpy, arrays))
+        lengths.append(float(length))
+        np.testing.assert_allclose(duals[k], stepped, rtol=1e-13)
+    assert longest == min(lengths)
+
+
+@every_problem
+def test_a_cold_start_is_on_the_central_path(name):
+    d = dense(name, "euler")
+    derivatives = Derivatives(Transcription(PROBLEMS[name]().problem, "euler"))
+    duals = derivatives.central_duals(d.point.z, 0.5, d.data)
+    point = replace(d.point, duals=duals, mu=0.5)
+    s = derivatives.system(point, d.data, RHO)
+    finite = np.isfinite(s.distances)
+    np.testing.assert_allclose(duals[finite] * s.distances[finite], 0.5, rtol=1e-12)
+    assert not duals[~finite].any()
+
+
+@every_recovery
+@every_problem
+def test_the_mean_curvature_is_that_of_the_costs(name, recovery):
+    """No constraint has a part in it."""
+    d, transcription = dense(name, "rk4"), Transcription(PROBLEMS[name]().problem, "rk4")
+    hessian = dense_hessian(
+        lambda z: transcription.terms(z, d.data).costs.sum(), torch.as_tensor(d.point.z)
+    )
+    found = Derivatives(transcription, recovery=recovery).mean_curvature(d.point.z, d.data)
+    assert found == pytest.approx(float(hessian.diagonal().abs().mean()), rel=1e-9)
 
 
 def test_live_inputs_are_never_remembered():
     case = tangled(2, 1, 3)
     transcription = Transcription(case.problem, "midpoint")
     derivatives = Derivatives(transcription)
-    z, lam, nu = random_point(transcription, case), np.ones((3, 2)), np.ones((3, 2))
-    first = derivatives.evaluate(z, case.data(transcription), lam, RHO, nu)
+    point = random_iterate(derivatives, case)
+    first = derivatives.system(point, case.data(transcription), RHO)
     other = Case(case.problem, -case.state, {"a": -case.parameters["a"]})
     weights = {"stage": 5.0, "end": 0.0}
-    derivatives.evaluate(z, other.data(transcription, weights), 2 * lam, 7.0, 3 * nu)
-    again = derivatives.evaluate(z, case.data(transcription), lam, RHO, nu)
-    np.testing.assert_array_equal(first.bands, again.bands)
-    np.testing.assert_array_equal(first.gradient, again.gradient)
-    fresh = Derivatives(transcription).evaluate(z, other.data(transcription), lam, RHO, nu)
+    different = replace(
+        point, multipliers=2.0 * point.multipliers, duals=3.0 * point.duals, mu=0.3
+    )
+    derivatives.system(different, other.data(transcription, weights), 7.0)
+    assert_same_system(first, derivatives.system(point, case.data(transcription), RHO))
+    fresh = Derivatives(transcription).system(point, other.data(transcription), RHO)
     assert np.abs(fresh.bands - first.bands).max() > 1e-3
 
 
 def test_the_arguments_are_not_changed():
-    case = tangled(2, 1, 3)
+    case = tangled(3, 2, 3, **BOUNDS)
     transcription = Transcription(case.problem, "midpoint")
-    arguments = random_point(transcription, case), np.ones((3, 2)), np.ones((3, 2))
+    derivatives, data = Derivatives(transcription), case.data(transcription)
+    point = random_iterate(derivatives, case)
+    step = np.ones(transcription.n)
+    arguments = [point.z, point.multipliers, point.duals, step, data.initial_state.numpy()]
     copies = [a.copy() for a in arguments]
-    z, lam, nu = arguments
-    Derivatives(transcription).evaluate(z, case.data(transcription), lam, RHO, nu)
+    s = derivatives.system(point, data, RHO)
+    before = [np.copy(getattr(s, field.name)) for field in fields(s)]
+    derivatives.merit(point.z, point.multipliers, point.mu, data)
+    derivatives.advance(s, step, point.mu)
+    derivatives.linearised_defects(s, step)
+    derivatives.pulled_back(s, point.multipliers)
+    derivatives.central_duals(point.z, point.mu, data)
+    derivatives.mean_curvature(point.z, data)
     for argument, copy in zip(arguments, copies, strict=True):
         np.testing.assert_array_equal(argument, copy)
+    for field, copy in zip(fields(s), before, strict=True):
+        np.testing.assert_array_equal(getattr(s, field.name), copy)
 
 
-@pytest.mark.parametrize("recovery", RECOVERIES)
+@every_recovery
 def test_functions_that_are_constant_or_linear_have_derivatives_too(recovery):
     problem = OptimalControlProblem(
         nx=1,
@@ -242,18 +370,19 @@ def test_functions_that_are_constant_or_linear_have_derivatives_too(recovery):
     )
     transcription = Transcription(problem, "euler")
     data = transcription.stage_data(np.zeros(1), {}, problem.weights)
-    e = Derivatives(transcription, recovery=recovery).evaluate(
-        np.zeros(6), data, np.zeros((3, 1)), 2.0, np.ones((3, 1))
-    )
-    assert_close(e.gradient, [0, 1, 0, 1, 0, 0])
-    assert not e.inequality_jacobian.any()
+    derivatives = Derivatives(transcription, recovery=recovery)
+    duals = derivatives.central_duals(np.zeros(6), 0.1, data)
+    s = derivatives.system(Point(np.zeros(6), np.zeros((3, 1)), duals, 0.1), data, 2.0)
+    assert_close(s.cost_gradient, [0, 1, 0, 1, 0, 0])
+    assert not s.row_jacobian.any()
+    assert not s.barrier_gradient.any()
     flat = np.zeros((3, 6))
     flat[0, 1] = flat[1, 3] = flat[2, 5] = 1.0
     flat[1, 1] = flat[2, 3] = -1.0
-    assert_close(banded.to_dense(e.bands), 2.0 * flat.T @ flat)
+    assert_close(banded.to_dense(s.bands), 2.0 * flat.T @ flat)
 
 
-@pytest.mark.parametrize("recovery", RECOVERIES)
+@every_recovery
 def test_what_is_not_finite_is_passed_on_without_an_exception(recovery):
     problem = OptimalControlProblem(
         nx=1,
@@ -265,11 +394,12 @@ def test_what_is_not_finite_is_passed_on_without_an_exception(recovery):
     )
     transcription = Transcription(problem, "midpoint")
     data = transcription.stage_data(np.zeros(1), {}, problem.weights)
-    e = Derivatives(transcription, recovery=recovery).evaluate(
-        np.zeros(6), data, np.zeros((3, 1)), 1.0, np.zeros((3, 0))
-    )
-    assert np.isnan(e.values.defects).any()
-    assert np.isnan(e.bands).any()
+    derivatives = Derivatives(transcription, recovery=recovery)
+    z, multipliers = np.zeros(6), np.zeros((3, 1))
+    s = derivatives.system(Point(z, multipliers, np.zeros((3, 2)), 0.1), data, 1.0)
+    assert np.isnan(s.defects).any()
+    assert np.isnan(s.bands).any()
+    assert np.isnan(derivatives.merit(z, multipliers, 0.1, data).defects)
 
 
 def test_controllers_in_threads_find_the_bits_that_they_find_alone():
