@@ -28,46 +28,41 @@ from benchmarks.study import Chapter, Verdict, number
 from mpc_banded import banded
 from mpc_banded.derivatives import Derivatives
 from mpc_banded.solver import NewtonSolver, SolverOptions
-from mpc_banded.transcription import Transcription
 
-#: Ways to the derivatives, all with the interface of Derivatives.
-BACKENDS: dict[str, Callable[[Transcription], Any]] = {"eager": Derivatives}
-BACKEND = "eager"
 #: The growth exponent is fitted from this horizon on, and may be this much.
 FITTED_FROM, BAR = 100, 1.05
 ITERATIONS = 3
 PARTS = ("evaluate", "factor", "step", "line search", "rest")
 #: What part of an iteration each method of the derivatives serves.
 SERVES = {
-    "evaluate": "evaluate",
     "system": "evaluate",
     "pulled_back": "step",
     "linearised_defects": "step",
     "advance": "line search",
     "merit": "line search",
-    "values": "line search",
+    "mean_curvature": "beginning",
+    "central_duals": "beginning",
 }
 
 
 @contextmanager
-def stopwatch(derivatives: Any) -> Iterator[dict[str, list[float]]]:
+def stopwatch(derivatives: Derivatives) -> Iterator[dict[str, list[float]]]:
     """Seconds of every call of the named steps that a solver makes with these derivatives."""
     calls: dict[str, list[float]] = defaultdict(list)
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            began = time.perf_counter()
+            began = time.process_time()
             result = function(*arguments, **options)
-            calls[name].append(time.perf_counter() - began)
+            calls[name].append(time.process_time() - began)
             return result
 
         return call
 
     with ExitStack() as patches:
         for method, part in SERVES.items():
-            if hasattr(derivatives, method):
-                call = timed(part, getattr(derivatives, method))
-                patches.enter_context(mock.patch.object(derivatives, method, call))
+            call = timed(part, getattr(derivatives, method))
+            patches.enter_context(mock.patch.object(derivatives, method, call))
         for owner, name, part in (
             (banded, "cholesky", "factor"),
             (banded.BandedCholesky, "solve", "step"),
@@ -85,9 +80,9 @@ class Subject:
         backend: One of BACKENDS.
     """
 
-    def __init__(self, horizon: int, backend: str = BACKEND) -> None:
+    def __init__(self, horizon: int, backend: str) -> None:
         self.task = study.task("bicycle", horizon)
-        self.derivatives = BACKENDS[backend](self.task.transcription)
+        self.derivatives = study.BACKENDS[backend](self.task.transcription)
         self.solver = NewtonSolver(
             self.derivatives, replace(SolverOptions(), max_iterations=ITERATIONS)
         )
@@ -100,10 +95,11 @@ class Subject:
         """Seconds of one iteration by part, in the mean over one solve."""
         self.solver.reset()
         with stopwatch(self.derivatives) as calls:
-            began = time.perf_counter()
+            began = time.process_time()
             iterations = self.solve()
-            total = time.perf_counter() - began
-        # Two more evaluations than iterations are made, to begin with and to end.
+            total = time.process_time() - began
+        # One more evaluation than iterations is made, to see the end; the beginning of a cold
+        # solve is no part of an iteration.
         parts = {name: sum(calls[name]) / iterations for name in PARTS[1:-1]}
         parts["evaluate"] = float(np.mean(calls["evaluate"]))
         parts["rest"] = (total - sum(map(sum, calls.values()))) / iterations
@@ -122,7 +118,9 @@ def peak_mib(horizon: int, backend: str) -> float:
 def _own_peak_mib(horizon: int, backend: str) -> float:
     Subject(10, backend).solve()  # what torch and scipy load on first use
     before = _resident_mib("VmRSS")
-    Subject(horizon, backend).solve()
+    subject = Subject(horizon, backend)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    subject.solve()
     return _resident_mib("VmHWM") - before
 
 
@@ -134,112 +132,144 @@ def _resident_mib(field: str) -> float:
 
 @dataclass(frozen=True)
 class Figures:
-    """Seconds of one iteration by (part, N), peak memory in MiB by N."""
+    """Seconds of one iteration by (backend, part, N), peak memory in MiB by (backend, N)."""
 
-    backend: str
+    backends: list[str]
     horizons: tuple[int, ...]
-    seconds: dict[tuple[str, int], float]
-    memory_mib: dict[int, float]
+    seconds: dict[tuple[str, str, int], float]
+    memory_mib: dict[tuple[str, int], float]
 
-    def total(self, horizon: int) -> float:
+    def total(self, backend: str, horizon: int) -> float:
         """Seconds of one iteration."""
-        return sum(self.seconds[part, horizon] for part in PARTS)
+        return sum(self.seconds[backend, part, horizon] for part in PARTS)
 
     def fitted(self) -> list[int]:
         """Horizons that the exponents are fitted over."""
         return [h for h in self.horizons if h >= min(FITTED_FROM, self.horizons[-2])]
 
-    def exponents(self) -> dict[str, float]:
+    def measured(self) -> list[int]:
+        """Horizons whose memory was measured."""
+        return list(dict.fromkeys(horizon for _, horizon in self.memory_mib))
+
+    def exponents(self, backend: str) -> dict[str, float]:
         """Growth exponents of all parts and of their sum."""
         long = self.fitted()
         parts = {
-            part: study.exponent(long, [self.seconds[part, h] for h in long]) for part in PARTS
+            part: study.exponent(long, [self.seconds[backend, part, h] for h in long])
+            for part in PARTS
         }
-        return parts | {"all": study.exponent(long, [self.total(h) for h in long])}
+        return parts | {"all": study.exponent(long, [self.total(backend, h) for h in long])}
+
+    def memory_exponent(self, backend: str) -> float:
+        """The same of the memory."""
+        horizons = self.measured()
+        return study.exponent(horizons, [self.memory_mib[backend, h] for h in horizons])
 
 
-def measure(quick: bool, backend: str = BACKEND) -> Figures:
-    """Solve over all horizons in rounds, and each horizon once by a process of its own."""
+def measure(quick: bool) -> Figures:
+    """Solve over all horizons in rounds, and some horizons by processes of their own."""
     horizons = (5, 10, 20) if quick else (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
     measured = horizons[-1:] if quick else (100, 1_000, 10_000)
-    subjects = {horizon: Subject(horizon, backend) for horizon in horizons}
-    rounds: dict[tuple[str, int], list[float]] = defaultdict(list)
+    backends = study.available_backends()
+    subjects = {(backend, h): Subject(h, backend) for backend in backends for h in horizons}
+    rounds: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for warming in (True, *[False] * (2 if quick else 7)):
-        for horizon, subject in subjects.items():
+        for (backend, horizon), subject in subjects.items():
             parts = subject.iteration()
             if not warming:
                 for part, seconds in parts.items():
-                    rounds[part, horizon].append(seconds)
+                    rounds[backend, part, horizon].append(seconds)
     seconds = {key: float(np.median(values)) for key, values in rounds.items()}
-    memory = {horizon: peak_mib(horizon, backend) for horizon in measured}
-    return Figures(backend, horizons, seconds, memory)
+    memory = {(backend, h): peak_mib(h, backend) for backend in backends for h in measured}
+    return Figures(backends, horizons, seconds, memory)
 
 
 def write(figures: Figures, images: Path) -> Chapter:
-    """Table and plot of what ``measure`` found."""
+    """Tables and plot of what ``measure`` found."""
     _plot(figures, images)
-    exponents, horizons = figures.exponents(), figures.horizons
-    first, last = figures.fitted()[0], horizons[-1]
-    share = figures.seconds["evaluate", last] / figures.total(last)
-    steepest = study.exponent(horizons[-2:], [figures.total(h) for h in horizons[-2:]])
-    memory = figures.memory_mib
-    of_memory = study.exponent(list(memory), list(memory.values()))
-    rows = [
-        [part, *(1e3 * figures.seconds[part, h] for h in horizons), number(exponents[part], 3)]
-        for part in PARTS
+    horizons, last, first = figures.horizons, figures.horizons[-1], figures.fitted()[0]
+    tables = []
+    for backend in figures.backends:
+        exponents = figures.exponents(backend)
+        rows = [
+            [
+                part,
+                *(1e3 * figures.seconds[backend, part, h] for h in horizons),
+                number(exponents[part], 3),
+            ]
+            for part in PARTS
+        ]
+        total = [1e3 * figures.total(backend, h) for h in horizons]
+        rows.append(["all", *total, number(exponents["all"], 3)])
+        steepest = study.exponent(horizons[-2:], total[-2:])
+        header = [backend, *map(number, horizons), "exponent"]
+        tables.append(
+            f"{study.table(header, rows)}\n\nBetween the two longest horizons alone the exponent "
+            f"is {number(steepest, 3)}."
+        )
+    paragraphs = "\n\n".join(tables)
+    missing = "" if "compiled" in figures.backends else "There was no C compiler: eager only. "
+    memory = [
+        [
+            backend,
+            *(figures.memory_mib[backend, h] for h in figures.measured()),
+            number(figures.memory_exponent(backend), 3),
+        ]
+        for backend in figures.backends
     ]
-    rows.append(["all", *(1e3 * figures.total(h) for h in horizons), number(exponents["all"], 3)])
     text = f"""
 The package's own solver on the bicycle, rk4, one obstacle, from the cold start over
-{ITERATIONS} iterations; derivatives: {figures.backend}. Times of one iteration in ms by horizon N,
-and the growth exponent, fitted from N = {number(first)} on:
+{ITERATIONS} iterations. {missing}Times of one iteration in ms by horizon N, and the growth
+exponent, fitted from N = {number(first)} on. "Evaluate" brings all derivatives, "factor" and
+"step" solve the Newton system with all sweeps of the multipliers, "rest" is the solver's own
+arithmetic:
 
-{study.table(["step", *(f"{number(h)}" for h in horizons), "exponent"], rows)}
+{paragraphs}
 
 {study.figure("hessian_growth", "Time and memory of one iteration against the horizon")}
 
-Below N = {number(first)} the dispatch of operations sets the time, not their size. "Rest" is the
-solver's own arithmetic in NumPy: barrier, residuals, Armijo's condition. Between the two longest
-horizons alone the exponent of all is {number(steepest, 3)}.
+Peak memory of a solve beyond what the process held before the problem was built, in MiB: the peak
+of the resident set of a process that solves this one problem after a small one.
 
-Peak memory of a solve beyond what the process held before it, in MiB:
-
-{
-        study.table(
-            ["", *(f"N = {number(h)}" for h in figures.memory_mib)],
-            [["peak", *figures.memory_mib.values()]],
-        )
-    }
-
-It is the peak of the resident set of a process that solves this one problem after a small one.
+{study.table(["", *(f"N = {number(h)}" for h in figures.measured()), "exponent"], memory)}
 """
+    judged = figures.backends[-1]
+    exponents = figures.exponents(judged)
+    share = figures.seconds[judged, "evaluate", last] / figures.total(judged, last)
     verdict = Verdict(
         "Cost linear in the horizon",
         exponents["all"] <= BAR,
-        f"From N = {number(first)} to {number(last)} one Newton iteration grows with exponent "
-        f"{number(exponents['all'], 3)} (at most {BAR} is wanted), to "
-        f"{number(1e3 * figures.total(last))} ms, of which the derivatives take "
-        f"{number(100 * share)} %; memory grows to {number(figures.memory_mib[last])} MiB"
-        f"{f', with exponent {number(of_memory, 3)}' if np.isfinite(of_memory) else ''}.",
+        f"From N = {number(first)} to {number(last)} one Newton iteration ({judged}) grows with "
+        f"exponent {number(exponents['all'], 3)} (at most {BAR} is wanted), to "
+        f"{number(1e3 * figures.total(judged, last))} ms, of which the derivatives take "
+        f"{number(100 * share)} %; a solve takes "
+        f"{number(figures.memory_mib[judged, figures.measured()[-1]])} MiB there.",
     )
     return Chapter("Growth with the horizon", text.strip(), (verdict,))
 
 
 def _plot(figures: Figures, images: Path) -> None:
-    horizons, measured = figures.horizons, list(figures.memory_mib)
-    with study.axes(images, "hessian_growth", 2) as (left, right):
-        total = [1e3 * figures.total(h) for h in horizons]
-        left.plot(horizons, total, "k-", lw=2, label="all")
+    horizons, measured, judged = figures.horizons, figures.measured(), figures.backends[-1]
+    with study.axes(images, "hessian_growth", 3) as (whole, parts, memory):
+        for k, backend in enumerate(figures.backends):
+            total = [1e3 * figures.total(backend, h) for h in horizons]
+            study.line(whole, k, horizons, total, backend)
+            used = [figures.memory_mib[backend, h] for h in measured]
+            study.line(memory, k, measured, used, backend)
         for k, part in enumerate(PARTS):
-            study.line(left, k, horizons, [1e3 * figures.seconds[part, h] for h in horizons], part)
-        reference = [total[-1] * h / horizons[-1] for h in horizons]
-        left.plot(horizons, reference, color="0.6", lw=1, ls=":", label="linear")
-        left.set(xscale="log", yscale="log", xlabel="horizon N", ylabel="ms")
-        left.set_title("One Newton iteration")
-        left.legend(ncols=2)
-        study.line(right, 0, measured, list(figures.memory_mib.values()), "peak")
-        right.set(xscale="log", yscale="log", xlabel="horizon N", ylabel="MiB")
-        right.set_title("Peak memory of a solve")
+            spent = [1e3 * figures.seconds[judged, part, h] for h in horizons]
+            study.line(parts, k, horizons, spent, part)
+        for axes in (whole, parts):
+            linear = [total[-1] * h / horizons[-1] for h in horizons]
+            axes.plot(horizons, linear, color="0.6", lw=1, ls=":", label="linear")
+            axes.set_ylabel("ms")
+        for axes in (whole, parts, memory):
+            axes.set(xscale="log", yscale="log", xlabel="horizon N")
+            axes.legend()
+        memory.set_ylabel("MiB")
+        whole.set_title("One Newton iteration")
+        parts.set_title(f"Its parts, {judged}")
+        memory.set_title("Peak memory of a solve")
 
 
 if __name__ == "__main__":

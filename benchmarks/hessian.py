@@ -46,8 +46,8 @@ def page(chapters: Sequence[Chapter], quick: bool) -> str:
     made = f"""
 Made by `python -m benchmarks.hessian`, {sizes}, with Python {platform.python_version()}, torch
 {torch.__version__}, NumPy {np.__version__} and SciPy {scipy.__version__} on one core of
-{processor()}. Times are medians of interleaved rounds; read the ratios, not the milliseconds.
-Unless said, arithmetic is float64 and torch is eager (not compiled).
+{processor()}. Times are processor times, medians of interleaved rounds; read the ratios, not the
+milliseconds. Unless said, arithmetic is float64 and torch is eager (not compiled).
 """
     parts = ["# Banded Hessians: the ideas and the figures", INTRODUCTION, "## Verdicts", verdicts]
     parts += [made]

@@ -28,7 +28,11 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from mpc_banded import native
+from mpc_banded.cache import LibraryCache
+from mpc_banded.compiled import compiled
 from mpc_banded.config import Config
+from mpc_banded.derivatives import Derivatives
 from mpc_banded.problem import Trajectory
 from mpc_banded.reference import JointReference, PathReference, stacked
 from mpc_banded.transcription import StageData, Transcription
@@ -51,6 +55,26 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "lines.markersize": 4,
 }
+
+
+def _compiled(transcription: Transcription) -> Derivatives:
+    return compiled(Derivatives(transcription), LibraryCache())
+
+
+#: Ways to the package's derivatives; the last one that there is, is judged.
+BACKENDS: dict[str, Callable[[Transcription], Derivatives]] = {
+    "eager": Derivatives,
+    "compiled": _compiled,
+}
+
+
+def available_backends() -> list[str]:
+    """Those that this machine has: compiled derivatives need a C compiler."""
+    try:
+        native.c_compiler()
+    except native.NoCompiler:
+        return ["eager"]
+    return list(BACKENDS)
 
 
 @dataclass(frozen=True)
@@ -86,19 +110,20 @@ class Chapter:
 def interleaved(
     candidates: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 3
 ) -> dict[str, float]:
-    """Median wall time of each candidate in seconds.
+    """Median processor time of each candidate in seconds.
 
     All candidates run once in each round, so that what disturbs the machine disturbs all; rounds
-    go on for ``seconds``. The first round warms up and does not count.
+    go on for ``seconds``. The first round warms up and does not count. Everything runs in one
+    thread, so processor time is wall time on a machine that does nothing else.
     """
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     began = time.perf_counter()
     rounds = 0
     while rounds <= at_least or time.perf_counter() - began < seconds:
         for name, candidate in candidates.items():
-            start = time.perf_counter()
+            start = time.process_time()
             candidate()
-            samples[name].append(time.perf_counter() - start)
+            samples[name].append(time.process_time() - start)
         rounds += 1
         if rounds > 400:
             break

@@ -14,9 +14,14 @@ from mpc_banded import banded
 from mpc_banded.comb import RECOVERIES
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
-def figures():
-    return {part: part.measure(True) for part in hessian.PARTS}
+def figures(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPC_BANDED_CACHE", str(tmp_path_factory.mktemp("cache", numbered=True)))
+        return {part: part.measure(True) for part in hessian.PARTS}
 
 
 def dense_hessian(f, z):
@@ -254,10 +259,13 @@ def test_the_defect_of_a_penalty_alone_is_its_multiplier_over_rho(figures):
 def test_every_part_of_an_iteration_is_seen_and_the_solver_left_as_it_was(figures):
     found, whole = figures[growth], banded.cholesky
     assert all(
-        found.seconds[part, horizon] > 0.0 for part in growth.PARTS for horizon in found.horizons
+        found.seconds[backend, part, horizon] > 0.0
+        for backend in found.backends
+        for part in growth.PARTS
+        for horizon in found.horizons
     )
     assert min(found.memory_mib.values()) > 0.0
-    subject = growth.Subject(5)
+    subject = growth.Subject(5, "eager")
     with growth.stopwatch(subject.derivatives) as calls:
         assert banded.cholesky is not whole
         assert subject.solve() == growth.ITERATIONS
