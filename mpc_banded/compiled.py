@@ -9,7 +9,8 @@ entries. A loop over the stages adds the blocks into the band where they overlap
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 
@@ -20,9 +21,15 @@ from torch import Tensor
 from mpc_banded import native
 from mpc_banded.cache import LibraryCache
 from mpc_banded.derivatives import Derivatives, Merit, NewtonSystem, Point
+from mpc_banded.expressions import Graph, trace
 from mpc_banded.native import Argument, Result, Section
 from mpc_banded.transcription import SCHEMES, StageData, Transcription
 
+#: mu and rho.
+_SCALARS = (Argument("scalars", (), 0, 0), Argument("scalars", (), 0, 1))
+#: Scalar operations of one stage's second derivatives up to which each entry has code of its own;
+#: beyond, products with probes keep the code short.
+WRITTEN_OUT = 20_000
 #: Parts of the merit function, see Merit.
 MERIT_SIZE = 4
 #: Largest relative difference between compiled and eager derivatives.
@@ -87,17 +94,19 @@ class StageFunctions:
         self.row_jacobian = layout.place(N, r, block)
         self.system_size = layout.size
         self.advanced = _Layout()
+        self.states = _Field(0, (N + 1, nx))
         self.longest = self.advanced.place(N)
         self.stepped = self.advanced.place(N, self._barrier.width)
 
     def source(self) -> str:
         """The C source of all kernels."""
+        t = self._t
         return native.PRELUDE + "\n".join(
             [
                 native.c_function(
                     "system",
                     ("w", "multipliers", "duals", "scalars", *self.live),
-                    (self._system_section(), self._terminal_section()),
+                    (*self._system_parts(), self._terminal_section()),
                     self.system_size,
                 ),
                 native.c_function(
@@ -111,6 +120,18 @@ class StageFunctions:
                     ("duals", "distances", "row_jacobian", "step", "scalars"),
                     (self._advance_section(),),
                     self.advanced.size,
+                ),
+                native.c_function(
+                    "rollout",
+                    ("w", *self.live),
+                    (self._first_state_section(), self._rollout_section()),
+                    prod(self.states.shape),
+                ),
+                native.c_function(
+                    "cost_curvature",
+                    ("w", *self.live),
+                    (self._cost_curvature_section(), self._terminal_curvature_section()),
+                    self._problem.nx + t.n,
                 ),
                 native.c_function(
                     "linearised_defects",
@@ -156,9 +177,26 @@ class StageFunctions:
     def _window(self) -> Argument:
         return Argument("w", (self._width,), self._t.block)
 
-    def _system_section(self) -> Section:
+    def _system_parts(self) -> list[Section | str]:
+        """Sections of the Newton system, with second derivatives written out or probed."""
+        graph = Graph()
+        section = self._hessian_section()
+        shapes = [argument.shape for argument in section.arguments]
+        (products,) = trace(section.function, shapes, graph)
+        needed = graph.reachable(products.tolist())
+        operations = len(graph.depending(needed, len(shapes) - 1)) * len(section.probes)
+        if operations <= WRITTEN_OUT:
+            return [self._system_section(written_out=True)]
+        return [
+            self._system_section(written_out=False),
+            section,
+            self._jacobian_section(),
+            self._squared_jacobian(),
+        ]
+
+    def _system_section(self, written_out: bool) -> Section:
         p, t, barrier, width = self._problem, self._t, self._barrier, self._width
-        N, nx, nu, r = p.horizon, p.nx, p.nu, barrier.rows
+        nx, nu, r = p.nx, p.nu, barrier.rows
 
         def system(
             w: Tensor,
@@ -175,13 +213,17 @@ class StageFunctions:
             distances = barrier.distances(w[nx : nx + nu].detach(), rows, mu)
             safe = barrier.safeguarded(duals, distances, mu)
             of_dynamics = (multipliers * defect).sum()
-            lagrangian = costs.sum() + of_dynamics - (barrier.of_inequalities(safe) * h).sum()
-            of_defect = _jacobian(defect, w)
             row_jacobian = barrier.row_jacobian(_jacobian(h, w)[:, nx:])
             curvature = barrier.curvature(row_jacobian, distances, safe)
-            hessian = _jacobian(_gradient(lagrangian, w), w)
-            matrix = hessian + penalty * (of_defect.T @ of_defect)
-            matrix = matrix + torch.nn.functional.pad(curvature, (nx, 0, nx, 0))
+            matrix = torch.nn.functional.pad(curvature, (nx, 0, nx, 0))
+            derived = []
+            if written_out:
+                lagrangian = costs.sum() + of_dynamics
+                lagrangian = lagrangian - (barrier.of_inequalities(safe) * h).sum()
+                of_defect = _jacobian(defect, w)
+                hessian = _jacobian(_gradient(lagrangian, w), w)
+                matrix = hessian + penalty * (of_defect.T @ of_defect) + matrix
+                derived = [of_defect]
             return [
                 costs,
                 barrier.value(distances, mu),
@@ -193,18 +235,18 @@ class StageFunctions:
                 barrier.gradient(row_jacobian, distances, mu),
                 _gradient(of_dynamics, w),
                 matrix,
-                of_defect,
                 row_jacobian,
+                *derived,
             ]
 
+        derived = (Result(self.defect_jacobian.offset, nx * width),) if written_out else ()
         return Section(
             system,
             (
                 self._window(),
                 Argument("multipliers", (nx,), nx),
                 Argument("duals", (barrier.width,), barrier.width),
-                Argument("scalars", (), 0, 0),
-                Argument("scalars", (), 0, 1),
+                *_SCALARS,
                 Argument("weights", (len(p.cost_names),)),
                 *self._parameters(0),
                 *self._parameters(1),
@@ -219,12 +261,118 @@ class StageFunctions:
                 Result(self.cost_gradient.offset, t.block),
                 Result(self.barrier_gradient.offset, t.block),
                 Result(self.dynamics_gradient.offset, t.block),
-                Result(self.bands.offset, t.block * self._band, self._lower(width)),
-                Result(self.defect_jacobian.offset, nx * width),
+                Result(self.bands.offset, t.block * self._band, self._lower(range(width))),
                 Result(self.row_jacobian.offset, r * t.block),
+                *derived,
             ),
-            N,
+            p.horizon,
         )
+
+    def _hessian_section(self) -> Section:
+        """Products of the Lagrangian's Hessian with probes; one at each entry of w."""
+
+        def products(*arguments: Tensor) -> list[Tensor]:
+            probe = arguments[-1]
+            w, slope = self._slope(*arguments[:-1])
+            return [_gradient((slope * probe).sum(), w)]
+
+        return Section(
+            products,
+            (*self._slope_arguments(), Argument("unit", (self._width,))),
+            (Result(self.bands.offset, self._t.block * self._band, self._lower(self._curved)),),
+            self._problem.horizon,
+            self._curved,
+        )
+
+    def _slope(
+        self,
+        w: Tensor,
+        multipliers: Tensor,
+        duals: Tensor,
+        mu: Tensor,
+        weights: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient of the Lagrangian by w."""
+        p, barrier = self._problem, self._barrier
+        w.requires_grad_()
+        costs, defect, h = self._terms(w, weights, parameters)
+        u, x_next = w[p.nx : p.nx + p.nu].detach(), w[p.nx + p.nu :].detach()
+        distances = barrier.distances(u, barrier.row_values(x_next, h.detach()), mu)
+        of_h = barrier.of_inequalities(barrier.safeguarded(duals, distances, mu))
+        return w, _gradient(costs.sum() + (multipliers * defect).sum() - (of_h * h).sum(), w)
+
+    def _slope_arguments(self) -> tuple[Argument, ...]:
+        nx, width = self._problem.nx, self._barrier.width
+        return (
+            self._window(),
+            Argument("multipliers", (nx,), nx),
+            Argument("duals", (width,), width),
+            _SCALARS[0],
+            Argument("weights", (len(self._problem.cost_names),)),
+            *self._parameters(0),
+            *self._parameters(1),
+        )
+
+    @functools.cached_property
+    def _curved(self) -> tuple[int, ...]:
+        """Entries of w by which the slope changes: columns of its Hessian that are not zero."""
+        graph = Graph()
+        shapes = [argument.shape for argument in self._slope_arguments()]
+        (slope,) = trace(lambda *arguments: [self._slope(*arguments)[1]], shapes, graph)
+        found = (graph.nodes[number] for number in graph.reachable(slope.tolist()))
+        return tuple(
+            sorted({n.operands[1] for n in found if n.operation == "input" and not n.operands[0]})
+        )
+
+    def _jacobian_section(self) -> Section:
+        """The rows of the defects' Jacobian: products of its transpose with unit vectors."""
+        p, width = self._problem, self._width
+
+        def products(*arguments: Tensor) -> list[Tensor]:
+            w, probe = arguments[0].requires_grad_(), arguments[-1]
+            _, defect, _ = self._terms(w, arguments[1], arguments[2:-1])
+            return [_gradient((defect * probe).sum(), w)]
+
+        entry, row = np.divmod(np.arange(width * p.nx), p.nx)
+        return Section(
+            products,
+            (
+                self._window(),
+                Argument("weights", (len(p.cost_names),)),
+                *self._parameters(0),
+                *self._parameters(1),
+                Argument("unit", (p.nx,)),
+            ),
+            (
+                Result(
+                    self.defect_jacobian.offset,
+                    p.nx * width,
+                    tuple((row * width + entry).tolist()),
+                ),
+            ),
+            p.horizon,
+            tuple(range(p.nx)),
+        )
+
+    def _squared_jacobian(self) -> str:
+        """C statements that add ``rho J'J`` to the band, from the Jacobian in the output."""
+        p, width, band = self._problem, self._width, self._band
+        return f"""\
+    for (int k = 0; k < {p.horizon}; ++k) {{
+        const double *jacobian = out + {self.defect_jacobian.offset} + k * {p.nx * width};
+        double *bands = out + {self.bands.offset} + k * {self._t.block * band};
+        for (int j = 0; j < {width}; ++j) {{
+            const int last = j + {band} < {width} ? j + {band} : {width};
+            for (int row = 0; row < {p.nx}; ++row) {{
+                const double *of_row = jacobian + row * {width};
+                const double factor = scalars[1] * of_row[j];
+                if (factor != 0)
+                    for (int i = j; i < last; ++i)
+                        bands[j * {band} + i - j] += factor * of_row[i];
+            }}
+        }}
+    }}"""
 
     def _terminal_section(self) -> Section:
         p, t = self._problem, self._t
@@ -242,7 +390,7 @@ class StageFunctions:
             (
                 Result(self.costs.offset + stage_costs),
                 Result(self.cost_gradient.offset + last),
-                Result(self.bands.offset + last * self._band, 0, self._lower(p.nx)),
+                Result(self.bands.offset + last * self._band, 0, self._lower(range(p.nx), p.nx)),
             ),
             1,
         )
@@ -315,6 +463,56 @@ class StageFunctions:
             self._problem.horizon,
         )
 
+    def _first_state_section(self) -> Section:
+        nx = self._problem.nx
+        return Section(lambda x: [x], (Argument("w", (nx,)),), (Result(0),), 1)
+
+    def _rollout_section(self) -> Section:
+        p, block = self._problem, self._t.block
+
+        def predicted(x: Tensor, u: Tensor, *parameters: Tensor) -> list[Tensor]:
+            return [self._t.predicted(x, u, self._named(parameters))]
+
+        return Section(
+            predicted,
+            (
+                Argument("out", (p.nx,), p.nx),
+                Argument("w", (p.nu,), block, p.nx),
+                *self._parameters(0),
+            ),
+            (Result(p.nx, p.nx),),
+            p.horizon,
+        )
+
+    def _cost_curvature_section(self) -> Section:
+        p = self._problem
+
+        def curvature(w: Tensor, weights: Tensor, *parameters: Tensor) -> list[Tensor]:
+            w.requires_grad_()
+            costs, _, _ = self._terms(w, weights, parameters)
+            return [_jacobian(_gradient(costs.sum(), w), w).diagonal()]
+
+        return Section(
+            curvature,
+            (
+                self._window(),
+                Argument("weights", (len(p.cost_names),)),
+                *self._parameters(0),
+                *self._parameters(1),
+            ),
+            (Result(0, self._t.block),),
+            p.horizon,
+        )
+
+    def _terminal_curvature_section(self) -> Section:
+        def curvature(x: Tensor, weights: Tensor, *parameters: Tensor) -> list[Tensor]:
+            x.requires_grad_()
+            cost = self._terminal_costs(x, weights, parameters).sum()
+            return [_jacobian(_gradient(cost, x), x).diagonal()]
+
+        at_end = Result(self._problem.horizon * self._t.block)
+        return Section(curvature, self._terminal_arguments(), (at_end,), 1)
+
     def _linearised_defects_section(self) -> Section:
         nx, width = self._problem.nx, self._width
         return Section(
@@ -336,9 +534,13 @@ class StageFunctions:
             self._problem.horizon,
         )
 
-    def _lower(self, size: int) -> tuple[int, ...]:
-        """Places in rows of band storage of the lower triangle of a block; -1 for the rest."""
-        i, j = np.divmod(np.arange(size * size), size)
+    def _lower(self, columns: Sequence[int], rows: int = 0) -> tuple[int, ...]:
+        """Places in rows of band storage of some columns of a block, (rows, columns).
+
+        Only its lower triangle is kept; the rest has place -1.
+        """
+        i, j = np.divmod(np.arange((rows or self._width) * len(columns)), max(len(columns), 1))
+        j = np.asarray(columns, dtype=int)[j]
         kept = (i >= j) & (i - j < self._band)
         return tuple(np.where(kept, j * self._band + i - j, -1).tolist())
 
@@ -378,6 +580,8 @@ class CompiledDerivatives(Derivatives):
         self._system = library.function("system", 5 + live, f.system_size)
         self._merit = library.function("merit", 4 + live, MERIT_SIZE)
         self._advance = library.function("advance", 6, f.advanced.size)
+        self._rollout = library.function("rollout", 2 + live, prod(f.states.shape))
+        self._cost_curvature = library.function("cost_curvature", 2 + live, t.problem.nx + t.n)
         self._linearised_defects = library.function("linearised_defects", 3, prod(f.defects.shape))
         self._pulled_back = library.function("pulled_back", 3, t.problem.nx + t.n)
         self._data: StageData | None = None
@@ -461,6 +665,30 @@ class CompiledDerivatives(Derivatives):
             _address(_contiguous(multipliers)), _address(system.defect_jacobian), _address(out)
         )
         return out[nx:]
+
+    def rollout(self, inputs: np.ndarray, data: StageData) -> np.ndarray:
+        """See Derivatives.rollout."""
+        f, problem = self._functions, self.transcription.problem
+        out = np.empty(prod(f.states.shape))
+        padded = np.hstack([inputs, np.zeros((problem.horizon, problem.nx))])
+        w = np.concatenate([data.initial_state.numpy(), padded.reshape(-1)])
+        self._rollout(_address(w), *self._live_addresses(data), _address(out))
+        return f.states.of(out)
+
+    def mean_curvature(self, z: np.ndarray, data: StageData) -> float:
+        """See Derivatives.mean_curvature."""
+        nx = self.transcription.problem.nx
+        out = np.empty(nx + self.transcription.n)
+        w = np.concatenate([data.initial_state.numpy(), z])
+        self._cost_curvature(_address(w), *self._live_addresses(data), _address(out))
+        return float(np.abs(out[nx:]).mean())
+
+    def central_duals(self, z: np.ndarray, mu: float, data: StageData) -> np.ndarray:
+        """See Derivatives.central_duals."""
+        horizon, nx = self.transcription.problem.horizon, self.transcription.problem.nx
+        anywhere = Point(z, np.zeros((horizon, nx)), np.ones((horizon, self.barrier.width)), mu)
+        duals: np.ndarray = mu / self.system(anywhere, data, 0.0).distances
+        return duals
 
     def _live_addresses(self, data: StageData) -> list[int]:
         """Addresses of weights and parameters, looked up once for each solve."""

@@ -272,7 +272,8 @@ class RecedingHorizonController:
         lower, upper = problem.input_bounds
         noise = np.random.default_rng(0).standard_normal((problem.horizon, problem.nu))
         inputs = self._fallback + 1e-3 * np.minimum(upper - lower, 1.0) * noise
-        return self.transcription.pack(self.transcription.rollout(inputs, data))
+        states = self._solver.derivatives.rollout(inputs, data)
+        return self.transcription.pack(Trajectory(states, inputs, problem.dt))
 
     @np.errstate(over="ignore", invalid="ignore")
     def _shifted(self, elapsed_s: float) -> Point | None:

@@ -215,6 +215,10 @@ class Derivatives:
             distances = self.barrier.distances(stages[:, : problem.nu], rows, _scalar(mu))
         return mu / distances.numpy()
 
+    def rollout(self, inputs: np.ndarray, data: StageData) -> np.ndarray:
+        """The states (N + 1, nx) that inputs (N, nu) lead to; see Transcription.predicted."""
+        return self.transcription.rollout(inputs, data).states
+
     def mean_curvature(self, z: np.ndarray, data: StageData) -> float:
         """Mean absolute diagonal of the costs' Hessian at ``z`` (n,)."""
         problem = self.transcription.problem

@@ -164,6 +164,18 @@ class Graph:
                 stack.extend(self.nodes[number].operands)
         return sorted(needed)
 
+    def depending(self, numbers: Sequence[int], position: int) -> set[int]:
+        """Those of the given nodes, in order, that depend on an input."""
+        found: set[int] = set()
+        for number in numbers:
+            node = self.nodes[number]
+            if node.operation == "input":
+                if node.operands[0] == position:
+                    found.add(number)
+            elif node.operation != "constant" and not found.isdisjoint(node.operands):
+                found.add(number)
+        return found
+
 
 def trace(
     function: Callable[..., Sequence[Tensor]], shapes: Sequence[tuple[int, ...]], graph: Graph

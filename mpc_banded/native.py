@@ -17,12 +17,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mpc_banded.expressions import Graph, Node, trace
 
 #: No -ffast-math: NaN and infinity must reach the checks of the solver.
-FLAGS = ("-O2", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+FLAGS = (
+    *("-O1", "-ftree-vectorize", "-march=native"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"),
+)
 
 
 class NoCompiler(RuntimeError):
@@ -70,50 +74,111 @@ class Section:
         function: Torch function of the arguments, for one stage; returns a tensor per result.
         arguments, results: Where it reads and writes.
         stages: Number of stages.
+        probes: If given, the function is linear in its last argument, and is evaluated for unit
+            vectors of it: ones at these entries. A result with e entries then has
+            (e, number of probes). What does not depend on the probe is computed once, and the
+            rest for several probes at a time by the vector unit.
     """
 
     function: Callable[..., Sequence[torch.Tensor]]
     arguments: tuple[Argument, ...]
     results: tuple[Result, ...]
     stages: int
+    probes: tuple[int, ...] = ()
 
 
-def c_function(name: str, arrays: Sequence[str], sections: Sequence[Section], size: int) -> str:
+def c_function(name: str, arrays: Sequence[str], parts: Sequence[Section | str], size: int) -> str:
     """C source of ``void name(const double *array .., double *out)`` with ``out`` of that size.
 
-    Beside it stands ``name_size``, by which a caller can tell that both mean the same function.
+    Parts are sections, or C statements as they stand. Beside the function stands ``name_size``,
+    by which a caller can tell that both mean the same function.
     """
     lines = [f"const long {name}_size = {size};", f"void {name}("]
     lines += [f"    const double *restrict {array}," for array in arrays]
     lines += ["    double *restrict out)", "{", f"    memset(out, 0, {size} * sizeof *out);"]
-    for section in sections:
-        lines += _loop(section)
+    for part in parts:
+        lines += [part] if isinstance(part, str) else _loop(part)
     return "\n".join([*lines, "}", ""])
 
 
 def _loop(section: Section) -> list[str]:
+    """Statements that carry out a section."""
     graph = Graph()
     shapes = [argument.shape for argument in section.arguments]
-    results = trace(section.function, shapes, graph)
-    stores: list[tuple[str, int]] = []
-    for i, (result, numbers) in enumerate(zip(section.results, results, strict=True)):
-        flat = numbers.ravel()
-        places = range(len(flat)) if result.entries is None else result.entries
-        for place, number in zip(places, flat, strict=True):
-            if place >= 0 and int(number) != graph.zero:
-                stores.append((f"o{i}[{place}]", int(number)))
+    results = [numbers.ravel() for numbers in trace(section.function, shapes, graph)]
     lines = [f"    for (int k = 0; k < {section.stages}; ++k) {{"]
+    of_probe = len(section.arguments) - 1 if section.probes else -1
     for i, argument in enumerate(section.arguments):
-        start = f"{argument.array} + {argument.offset} + k * {argument.stride}"
-        lines.append(f"        const double *a{i} = {start};")
+        if i != of_probe:
+            start = f"{argument.array} + {argument.offset} + k * {argument.stride}"
+            lines.append(f"        const double *a{i} = {start};")
     for i, result in enumerate(section.results):
         lines.append(f"        double *o{i} = out + {result.offset} + k * {result.stride};")
-    for number in graph.reachable([number for _, number in stores]):
+    stored = _probed if section.probes else _stored
+    return [*lines, *stored(section, graph, results), "        (void)0;", "    }"]
+
+
+def _stored(section: Section, graph: Graph, results: Sequence[np.ndarray]) -> list[str]:
+    stores = [
+        (f"o{i}[{place}]", int(number))
+        for i, (result, numbers) in enumerate(zip(section.results, results, strict=True))
+        for place, number in zip(_places(result, len(numbers)), numbers, strict=True)
+        if place >= 0 and number != graph.zero
+    ]
+    lines = _statements(graph, graph.reachable([number for _, number in stores]))
+    lines += [f"{place} += {_c_operand(graph, number)};" for place, number in stores]
+    return [f"        {line}" for line in lines]
+
+
+def _probed(section: Section, graph: Graph, results: Sequence[np.ndarray]) -> list[str]:
+    count, probe = len(section.probes), len(section.arguments) - 1
+    entries = math.prod(section.arguments[-1].shape)
+    needed = graph.reachable(np.concatenate(results).tolist())
+    varying = graph.depending(needed, probe)
+    unit = np.zeros((entries, count), dtype=int)
+    unit[list(section.probes), range(count)] = 1
+    table = ", ".join(map(str, unit.ravel()))
+    lines = [f"static const double unit[{entries * count}] = {{{table}}};"]
+    lines += _statements(graph, [number for number in needed if number not in varying])
+    sizes = [len(numbers) for numbers in results]
+    lines += [f"double p{i}[{size * count}];" for i, size in enumerate(sizes)]
+    lines.append(f"for (int j = 0; j < {count}; ++j) {{")
+    lines += _statements(graph, [n for n in needed if n in varying], (probe, count))
+    for i, numbers in enumerate(results):
+        lines += [
+            f"p{i}[{entry * count} + j] = {_c_operand(graph, int(number))};"
+            for entry, number in enumerate(numbers)
+        ]
+    lines.append("}")
+    for i, (result, size) in enumerate(zip(section.results, sizes, strict=True)):
+        places = ", ".join(map(str, _places(result, size * count)))
+        lines += [
+            f"static const int places{i}[{size * count}] = {{{places}}};",
+            f"for (int e = 0; e < {size * count}; ++e)",
+            f"    if (places{i}[e] >= 0) o{i}[places{i}[e]] += p{i}[e];",
+        ]
+    return [f"        {line}" for line in lines]
+
+
+def _places(result: Result, size: int) -> Sequence[int]:
+    return range(size) if result.entries is None else result.entries
+
+
+def _statements(
+    graph: Graph, numbers: Sequence[int], probe: tuple[int, int] | None = None
+) -> list[str]:
+    """One definition for each node; ``probe`` is the position and number of the unit vectors."""
+    lines = []
+    for number in numbers:
         node = graph.nodes[number]
-        if node.operation != "constant":
-            lines.append(f"        const double t{number} = {_c_expression(graph, node)};")
-    lines += [f"        {place} += {_c_operand(graph, number)};" for place, number in stores]
-    return [*lines, "        (void)0;", "    }"]
+        if node.operation == "constant":
+            continue
+        if probe is not None and node.operation == "input" and node.operands[0] == probe[0]:
+            value = f"unit[{node.operands[1] * probe[1]} + j]"
+        else:
+            value = _c_expression(graph, node)
+        lines.append(f"const double t{number} = {value};")
+    return lines
 
 
 def _c_operand(graph: Graph, number: int) -> str:

@@ -166,25 +166,28 @@ class Transcription:
             torch.tensor([factors[name] for name in problem.cost_names], dtype=torch.float64),
         )
 
-    def rollout(self, inputs: np.ndarray, data: StageData) -> Trajectory:
-        """Where the inputs (N, nu) lead, by the explicit Runge-Kutta scheme.
+    def predicted(self, x: Tensor, u: Tensor, p: Parameters) -> Tensor:
+        """Where an input leads from a state within one interval, by the Runge-Kutta scheme.
 
-        A state is held where a step and two of half its length lead far apart: dynamics that are
-        too fast for the grid would explode, though an implicit scheme can deal with them.
+        The state is held where a step and two of half its length lead far apart: dynamics that
+        are too fast for the grid would explode, though an implicit scheme can deal with them.
         """
         problem = self.problem
+        coarse, fine = (
+            -rk4(problem.dynamics, x, u, torch.zeros_like(x), p, problem.dt, substeps)
+            for substeps in (self.substeps, 2 * self.substeps)
+        )
+        apart, moved = (fine - coarse).abs().amax(dim=-1), (fine - x).abs().amax(dim=-1)
+        return torch.where((apart < 0.5 * moved)[..., None], coarse, x)
+
+    def rollout(self, inputs: np.ndarray, data: StageData) -> Trajectory:
+        """Where the inputs (N, nu) lead."""
         states = [data.initial_state]
         with torch.no_grad():
             for k, u in enumerate(torch.from_numpy(inputs)):
                 p = {name: value[k] for name, value in data.parameters.items()}
-                x = states[-1]
-                coarse, fine = (
-                    -rk4(problem.dynamics, x, u, torch.zeros_like(x), p, problem.dt, substeps)
-                    for substeps in (self.substeps, 2 * self.substeps)
-                )
-                trusted = (fine - coarse).abs().max() < 0.5 * (fine - x).abs().max()
-                states.append(coarse if trusted else x)
-        return Trajectory(torch.stack(states).numpy(), inputs, problem.dt)
+                states.append(self.predicted(states[-1], u, p))
+        return Trajectory(torch.stack(states).numpy(), inputs, self.problem.dt)
 
     def terms(self, z: Tensor, data: StageData) -> Terms:
         """Costs, defects and inequalities of ``z`` (..., n)."""
