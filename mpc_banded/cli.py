@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from mpc_banded.background import NOT_COMPILED
 from mpc_banded.config import Config
 from mpc_banded.robots.robot import BUILT_IN
 
@@ -61,11 +63,13 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _compile(options: argparse.Namespace) -> int:
+    # Unless it unwinds, a build that is stopped leaves its scratch folder in the cache.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         controller = Config.load(options.params).controller()
         controller.compile()
-    except (ValueError, NotImplementedError, RuntimeError, OSError) as error:
-        print(f"not compiled: {error}", file=sys.stderr)
+    except (ValueError, ArithmeticError, RuntimeError, OSError) as error:
+        print(f"{NOT_COMPILED}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(controller.library)
     return 0

@@ -9,7 +9,8 @@ then cost nothing, each remaining operation is one scalar node, and equal nodes 
 (hash-consing). What is not reachable from the results is never emitted.
 
 Sums with zero, products with zero and one, and constants are folded as they arise. A product with
-a zero of the structure is zero even if the other factor is infinite, where torch says NaN.
+a zero of the structure, or its quotient, is zero even if the other operand is infinite, zero or
+NaN, where torch says NaN; the sign of zero is not kept.
 """
 
 from __future__ import annotations
@@ -197,8 +198,12 @@ def trace(
         for i, shape in enumerate(shapes):
             numbers = [graph.input(i, entry) for entry in range(math.prod(shape))]
             arguments.append(_NodeTensor(np.array(numbers, dtype=np.int64).reshape(shape)))
-        results = function(*arguments)
-        return [scalars.unwrapped(result) for result in results]
+        try:
+            return [scalars.unwrapped(result) for result in function(*arguments)]
+        except UnsupportedOperation:
+            raise
+        except Exception as error:  # whatever a function of somebody else's may raise
+            raise UnsupportedOperation(f"cannot be traced: {error}") from error
 
 
 class _NodeTensor(torch.Tensor):
@@ -208,7 +213,10 @@ class _NodeTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, numbers: np.ndarray, dtype: torch.dtype = torch.float64) -> _NodeTensor:
-        made: _NodeTensor = torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=dtype)
+        strides = [stride // numbers.itemsize for stride in numbers.strides]
+        made: _NodeTensor = torch.Tensor._make_wrapper_subclass(
+            cls, numbers.shape, strides=strides, dtype=dtype
+        )
         made.numbers = numbers
         return made
 
@@ -245,27 +253,44 @@ class _Scalars(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = operation.overloadpacket.__name__
-        if not (name in _RULES or name in _BOOLEAN or name in _SHAPES):
-            return self._taken_apart(operation, args, kwargs)
         writes = name.endswith("_")
+        base = name.removesuffix("_")
+        if not (base in _RULES or base in _BOOLEAN or base in _SHAPES):
+            return self._taken_apart(operation, args, kwargs)
         if writes and not isinstance(args[0], _NodeTensor):
             raise UnsupportedOperation(f"{operation} into a tensor from outside the function")
+        tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+        truths = [value.dtype == torch.bool for value in tensors]
+        if (base in ("add", "sub") and all(truths)) or (
+            base.startswith("bitwise") and not all(truths)
+        ):
+            raise UnsupportedOperation(f"{operation} of {[str(t.dtype) for t in tensors]}")
         numbers, options = tree_map(self.unwrapped, (args, kwargs))
-        if name in _SHAPES:
-            result = _SHAPES[name](*numbers, **options)
-            (first, *_), _ = tree_flatten(args)
-            dtype = first.dtype
-        elif name in _BOOLEAN:
-            result, dtype = _BOOLEAN[name](self, *numbers, **options), torch.bool
-        else:
-            result, dtype = _RULES[name](self, *numbers, **options), torch.float64
-        if writes and name in _SHAPES:  # torch has to know the new shape, too
+        if base.startswith("index"):
+            numbers = _with_indices(self.graph, base, args, numbers)
+        try:
+            result, dtype = self._carried_out(base, numbers, options, tensors)
+            if writes and base not in _SHAPES:
+                self.write(numbers[0], result)
+        except (TypeError, ValueError, IndexError) as error:
+            outside = (
+                "into a tensor from outside the function" if "read-only" in str(error) else error
+            )
+            raise UnsupportedOperation(f"{operation}: {outside}") from error
+        if writes and base in _SHAPES:  # torch has to know the new shape, too
             with no_dispatch():
                 operation(*args, **kwargs)
             args[0].numbers = result
-        if writes:
-            return args[0]
-        return tree_map(lambda array: _NodeTensor(array, dtype), result)
+        return args[0] if writes else tree_map(lambda array: _NodeTensor(array, dtype), result)
+
+    def _carried_out(
+        self, name: str, numbers: Any, options: Any, tensors: Sequence[Tensor]
+    ) -> tuple[Any, torch.dtype]:
+        if name in _SHAPES:
+            return _SHAPES[name](*numbers, **options), tensors[0].dtype
+        if name in _BOOLEAN:
+            return _BOOLEAN[name](self, *numbers, **options), torch.bool
+        return _RULES[name](self, *numbers, **options), torch.float64
 
     def _taken_apart(self, operation: Any, args: Any, kwargs: Any) -> Any:
         with self:
@@ -283,7 +308,9 @@ class _Scalars(TorchDispatchMode):
         if isinstance(value, Tensor):
             _check_dtype(value.dtype)
             with disable_current_modes():
-                return self.constants(value.detach().numpy())
+                numbers = self.constants(value.detach().numpy())
+            numbers.flags.writeable = False
+            return numbers
         if isinstance(value, torch.dtype):
             _check_dtype(value)
         return value
@@ -295,6 +322,8 @@ class _Scalars(TorchDispatchMode):
 
     def array(self, value: Any) -> np.ndarray:
         """Node numbers of an operand: an array already, or a Python number."""
+        if isinstance(value, np.generic):
+            raise TypeError("node numbers come in arrays, so that none is taken for a value")
         return value if isinstance(value, np.ndarray) else self.constants(np.asarray(value))
 
     def elementwise(self, operation: str, *operands: Any) -> np.ndarray:
@@ -361,6 +390,7 @@ def _evaluated(operation: str, values: Sequence[Any]) -> float:
 _ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "neg": operator.neg,
     "not": lambda a: a == 0.0,
+    "sign": lambda a: float(a > 0.0) - float(a < 0.0),
     "erf": math.erf,
     "erfc": math.erfc,
     "asin": np.arcsin,
@@ -394,11 +424,7 @@ for _name in (*UNARY, *BINARY):
 
 
 def _elementwise(operation: str) -> _Rule:
-    return lambda s, *operands, **_: s.elementwise(operation, *operands)
-
-
-def _in_place(rule: _Rule) -> _Rule:
-    return lambda s, a, *rest, **options: s.write(a, rule(s, a, *rest, **options))
+    return lambda s, *operands: s.elementwise(operation, *operands)
 
 
 def _add(s: _Scalars, a: Any, b: Any, alpha: Any = 1) -> np.ndarray:
@@ -410,8 +436,22 @@ def _sub(s: _Scalars, a: Any, b: Any, alpha: Any = 1) -> np.ndarray:
 
 
 def _div(s: _Scalars, a: Any, b: Any, rounding_mode: str | None = None) -> np.ndarray:
-    quotient = s.elementwise("div", a, b)
-    return s.elementwise(rounding_mode, quotient) if rounding_mode else quotient
+    if rounding_mode != "floor":
+        quotient = s.elementwise("div", a, b)
+        return s.elementwise(rounding_mode, quotient) if rounding_mode else quotient
+    whole = s.elementwise("div", s.elementwise("sub", a, _remainder(s, a, b)), b)
+    return s.elementwise("rint", whole)
+
+
+def _round(s: _Scalars, a: Any, decimals: int = 0) -> np.ndarray:
+    scaled = s.elementwise("rint", s.elementwise("mul", a, 10.0**decimals))
+    return s.elementwise("div", scaled, 10.0**decimals)
+
+
+def _remainder(s: _Scalars, a: Any, b: Any) -> np.ndarray:
+    rest = s.elementwise("fmod", a, b)
+    other_sign = s.elementwise("lt", s.elementwise("mul", rest, b), 0.0)
+    return s.elementwise("where", other_sign, s.elementwise("add", rest, b), rest)
 
 
 def _clamp(s: _Scalars, a: Any, low: Any = None, high: Any = None) -> np.ndarray:
@@ -419,17 +459,23 @@ def _clamp(s: _Scalars, a: Any, low: Any = None, high: Any = None) -> np.ndarray
     return result if high is None else s.elementwise("minimum", result, high)
 
 
-def _remainder(s: _Scalars, a: Any, b: Any) -> np.ndarray:
-    whole = s.elementwise("floor", s.elementwise("div", a, b))
-    return s.elementwise("sub", a, s.elementwise("mul", whole, b))
-
-
 def _sigmoid(s: _Scalars, a: Any) -> np.ndarray:
     grown = s.elementwise("exp", s.elementwise("neg", a))
     return s.elementwise("div", 1.0, s.elementwise("add", 1.0, grown))
 
 
+def _softmax(s: _Scalars, a: np.ndarray, dim: int, _: bool) -> np.ndarray:
+    shifted = s.elementwise("sub", a, s.reduced("maximum", a, dim, True))
+    grown = s.elementwise("exp", shifted)
+    return s.elementwise("div", grown, s.reduced("add", grown, dim, True, 0.0))
+
+
 def _norm(s: _Scalars, a: Any, order: float = 2, dims: Any = None, keepdim: bool = False) -> Any:
+    size = s.elementwise("fabs", a)
+    if order == 1:
+        return s.reduced("add", size, dims, keepdim, 0.0)
+    if order == math.inf:
+        return s.reduced("maximum", size, dims, keepdim, 0.0)
     if order != 2:
         raise UnsupportedOperation(f"a norm of order {order} has no scalar form")
     squares = s.elementwise("mul", a, a)
@@ -444,7 +490,7 @@ def _mean(s: _Scalars, a: Any, dims: Any = None, keepdim: bool = False, **_: Any
 def _cumsum(s: _Scalars, a: np.ndarray, dim: int, **_: Any) -> np.ndarray:
     result = np.moveaxis(a, dim, 0).copy()
     for i in range(1, len(result)):
-        result[i] = s.elementwise("add", result[i - 1], result[i])
+        result[i, ...] = s.elementwise("add", result[i - 1, ...], result[i, ...])
     return np.moveaxis(result, 0, dim)
 
 
@@ -484,30 +530,41 @@ def _split(a: np.ndarray, sizes: Any, dim: int = 0) -> list[np.ndarray]:
     return np.split(a, np.cumsum(sizes)[:-1], axis=dim)
 
 
-def _index(s: _Scalars, a: np.ndarray, indices: Sequence[Any]) -> np.ndarray:
-    found: list[Any] = []
-    for index in indices:
-        if index is None:
-            found.append(slice(None))
-            continue
-        values = [s.graph.value(int(number)) for number in index.ravel()]
-        if None in values:
-            raise UnsupportedOperation("an index that depends on the inputs has no scalar form")
-        found.append(np.array(values, dtype=np.int64).reshape(index.shape))
-    return a[tuple(found)]
+def _with_indices(graph: Graph, name: str, args: Any, numbers: Any) -> list[Any]:
+    """Arguments of an indexing operation, with indices for what they are: integers or masks."""
+    at = 2 if name == "index_select" else 1
+    given = [args[at]] if name == "index_select" else args[at]
+    indices = [_index_values(graph, index) for index in given]
+    return [*numbers[:at], indices[0] if name == "index_select" else indices, *numbers[at + 1 :]]
+
+
+def _index_values(graph: Graph, index: Tensor | None) -> np.ndarray | slice:
+    if index is None:
+        return slice(None)
+    if not isinstance(index, _NodeTensor):
+        with disable_current_modes():
+            return index.detach().numpy()
+    values = [graph.value(int(number)) for number in index.numbers.ravel()]
+    if None in values:
+        raise UnsupportedOperation("an index that depends on the inputs has no scalar form")
+    kind = bool if index.dtype == torch.bool else np.int64
+    return np.array(values).astype(kind).reshape(index.numbers.shape)
+
+
+def _index(s: _Scalars, a: np.ndarray, indices: Sequence[Any]) -> np.ndarray:  # noqa: ARG001
+    return a[(*indices, ...)]
 
 
 def _index_put(
     s: _Scalars, a: np.ndarray, indices: Sequence[Any], part: Any, accumulate: bool = False
 ) -> np.ndarray:
-    at = _index(s, np.arange(a.size).reshape(a.shape), indices)
-    result = a.copy()
-    flat = result.reshape(-1)
+    at = np.arange(a.size).reshape(a.shape)[(*indices, ...)]
+    flat = a.reshape(-1).copy()
     for i, number in zip(
         at.ravel(), np.broadcast_to(s.array(part), at.shape).ravel(), strict=True
     ):
         flat[i] = s.graph.apply("add", int(flat[i]), int(number)) if accumulate else number
-    return result
+    return flat.reshape(a.shape)
 
 
 def _below(a: np.ndarray, k: int) -> np.ndarray:
@@ -522,11 +579,40 @@ def _addmm(s: _Scalars, c: Any, a: Any, b: Any, beta: Any = 1, alpha: Any = 1) -
 
 
 def _pad(s: _Scalars, a: np.ndarray, pad: Sequence[int], value: float = 0.0) -> np.ndarray:
-    widths = [(0, 0)] * (a.ndim - len(pad) // 2)
-    widths += [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
-    if min(pad) < 0:
-        raise UnsupportedOperation("negative padding has no scalar form")
-    return np.pad(a, widths, constant_values=s.graph.constant(value))
+    sides = [(0, 0)] * (a.ndim - len(pad) // 2)
+    sides += [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
+    widths = [(max(before, 0), max(after, 0)) for before, after in sides]
+    padded = np.pad(a, widths, constant_values=s.graph.constant(value))
+    kept = [
+        slice(max(-before, 0), size - max(-after, 0))
+        for (before, after), size in zip(sides, padded.shape, strict=True)
+    ]
+    return padded[tuple(kept)]
+
+
+def _diagonal(a: np.ndarray, offset: int = 0, i: int = 0, j: int = 1) -> np.ndarray:
+    b = np.moveaxis(a, (i, j), (-2, -1))
+    b = b[..., max(-offset, 0) :, max(offset, 0) :]
+    shape = (*b.shape[:-2], min(b.shape[-2:]))
+    strides = (*b.strides[:-2], b.strides[-2] + b.strides[-1])
+    return np.lib.stride_tricks.as_strided(b, shape, strides)
+
+
+def _as_strided(
+    a: np.ndarray, shape: Sequence[int], strides: Sequence[int], offset: int = 0
+) -> np.ndarray:
+    if not a.flags.c_contiguous:
+        raise UnsupportedOperation("as_strided of a view")
+    sizes = [stride * a.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(a.reshape(-1)[offset:], shape, sizes)
+
+
+def _filled(
+    s: _Scalars, shape: Any, value: Any, dtype: torch.dtype | None = None, **_: Any
+) -> Any:
+    if dtype is None and np.float32(value) != value:
+        raise UnsupportedOperation(f"{value} in torch's default type; name dtype=torch.float64")
+    return s.filled(shape, value)
 
 
 def _to_copy(s: _Scalars, a: np.ndarray, dtype: torch.dtype | None = None, **_: Any) -> np.ndarray:
@@ -552,25 +638,27 @@ _SHAPES: dict[str, _Rule] = {
     "slice": _slice,
     "cat": lambda parts, dim=0: np.concatenate(parts, axis=dim),
     "stack": lambda parts, dim=0: np.stack(parts, axis=dim),
-    "unbind": lambda a, dim=0: list(np.moveaxis(a, dim, 0)),
+    "unbind": lambda a, dim=0: [np.moveaxis(a, dim, 0)[i, ...] for i in range(a.shape[dim])],
     "split": _split,
     "split_with_sizes": _split,
-    "flip": lambda a, dims: np.flip(a, dims),
+    "flip": lambda a, dims: np.flip(a, dims).copy(),
     "roll": lambda a, shifts, dims=None: np.roll(a, shifts, dims or None),
     "repeat": lambda a, counts: np.tile(a, counts),
-    "diagonal": lambda a, offset=0, i=0, j=1: np.diagonal(a, offset, i, j),
+    "diagonal": _diagonal,
     "alias": lambda a: a,
     "detach": lambda a: a,
-    "lift_fresh": lambda a: a,
+    "lift_fresh": lambda a: a.copy(),
+    "as_strided": _as_strided,
     "clone": lambda a, **_: a.copy(),
 }
-for _name in ("squeeze", "unsqueeze", "transpose", "t"):
-    _SHAPES[f"{_name}_"] = _SHAPES[_name]
 
 _BOOLEAN: dict[str, _Rule] = {
     **{name: _elementwise(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
     **{f"logical_{name}": _elementwise(name) for name in ("and", "or", "xor", "not")},
     **{f"bitwise_{name}": _elementwise(name) for name in ("and", "or", "xor", "not")},
+    "isnan": lambda s, a: s.elementwise("ne", a, a),
+    "isinf": lambda s, a: s.elementwise("eq", s.elementwise("fabs", a), math.inf),
+    "isfinite": lambda s, a: s.elementwise("lt", s.elementwise("fabs", a), math.inf),
     "any": lambda s, a, dims=None, keepdim=False: s.reduced("or", a, dims, keepdim, 0.0),
     "all": lambda s, a, dims=None, keepdim=False: s.reduced("and", a, dims, keepdim, 1.0),
 }
@@ -579,7 +667,7 @@ _RULES: dict[str, _Rule] = {
     **{name: _elementwise(name) for name in (*UNARY, *BINARY) if name not in _BOOLEAN},
     "abs": _elementwise("fabs"),
     "sgn": _elementwise("sign"),
-    "round": _elementwise("rint"),
+    "round": _round,
     "where": _elementwise("where"),
     "add": _add,
     "sub": _sub,
@@ -599,16 +687,21 @@ _RULES: dict[str, _Rule] = {
     "prod": lambda s, a, dims=None, keepdim=False, **_: s.reduced("mul", a, dims, keepdim, 1.0),
     "amax": lambda s, a, dims=None, keepdim=False: s.reduced("maximum", a, dims, keepdim),
     "amin": lambda s, a, dims=None, keepdim=False: s.reduced("minimum", a, dims, keepdim),
+    "max": lambda s, a: s.reduced("maximum", a, None, False),
+    "min": lambda s, a: s.reduced("minimum", a, None, False),
     "mean": _mean,
     "cumsum": _cumsum,
     "linalg_vector_norm": _norm,
+    "_softmax": _softmax,
     "mm": lambda s, a, b: s.product(a, b),
     "bmm": lambda s, a, b: s.product(a, b),
     "mv": lambda s, a, b: s.product(a, b[:, None])[:, 0],
-    "dot": lambda s, a, b: s.product(a[None, :], b[:, None])[0, 0],
+    "dot": lambda s, a, b: s.product(a[None, :], b[:, None])[0, 0, ...],
     "addmm": _addmm,
+    "addmv": lambda s, c, a, b, **scales: _addmm(s, c[:, None], a, b[:, None], **scales)[:, 0],
     "baddbmm": _addmm,
     "select_scatter": lambda s, a, part, *at: _scattered(s, a.copy(), part, _select, *at),
+    "diagonal_scatter": lambda s, a, part, *at: _scattered(s, a.copy(), part, _diagonal, *at),
     "slice_scatter": lambda s, a, part, *at: _scattered(s, a.copy(), part, _slice, *at),
     "select_backward": lambda s, part, shape, *at: _scattered(
         s, s.filled(shape, 0.0), part, _select, *at
@@ -631,7 +724,10 @@ _RULES: dict[str, _Rule] = {
     "zeros": lambda s, shape, **_: s.filled(shape, 0.0),
     "ones": lambda s, shape, **_: s.filled(shape, 1.0),
     "empty": lambda s, shape, **_: s.filled(shape, 0.0),
-    "full": lambda s, shape, value, **_: s.filled(shape, value),
+    "new_empty": lambda s, _, shape, **__: s.filled(shape, 0.0),
+    "new_empty_strided": lambda s, _, shape, *__, **___: s.filled(shape, 0.0),
+    "_efficientzerotensor": lambda s, shape, **_: s.filled(shape, 0.0),
+    "full": _filled,
     "zeros_like": lambda s, a, **_: s.filled(a.shape, 0.0),
     "ones_like": lambda s, a, **_: s.filled(a.shape, 1.0),
     "empty_like": lambda s, a, **_: s.filled(a.shape, 0.0),
@@ -643,8 +739,3 @@ _RULES: dict[str, _Rule] = {
     "eye": lambda s, *shape, **_: s.constants(np.eye(*shape)),
     "arange": lambda s, *bounds, **_: s.constants(np.arange(*bounds)),
 }
-for _name in (
-    *("add", "sub", "mul", "div", "neg", "pow", "clamp"),
-    *("fill", "zero", "copy", "masked_fill", "index_put"),
-):
-    _RULES[f"{_name}_"] = _in_place(_RULES[_name])

@@ -201,7 +201,7 @@ _CALLS = {"not": "!", "neg": "-", "xor": "xor_", "sign": "sign_"}
 PRELUDE = """\
 #include <math.h>
 #include <string.h>
-static inline double sign_(double a) { return (a > 0) - (a < 0) + 0 * a; }
+static inline double sign_(double a) { return (a > 0) - (a < 0); }
 static inline double xor_(double a, double b) { return !a != !b; }
 static inline double maximum(double a, double b) { return a > b || a != a ? a : b; }
 static inline double minimum(double a, double b) { return a < b || a != a ? a : b; }

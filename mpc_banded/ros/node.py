@@ -65,7 +65,7 @@ class MpcTask:
         node.create_service(SetBool, "~/enable", self._enable)
         parameters.keep_weights_live(node, config, self._loop.controller)
         node.get_logger().info(_summary(config, self._loop))
-        self._compilation = BackgroundCompilation(config) if config["compile"] else None
+        self._compilation = self._begin_compilation(config)
 
     def activate(self) -> None:
         """Begin to command."""
@@ -76,9 +76,9 @@ class MpcTask:
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
             self._timer = None
-        self._end_compilation()
         self._send(self._loop.stop_command())
         self._commands.wait_for_all_acked(Duration(seconds=FAREWELL_S))
+        self._end_compilation()
 
     def _subscribe(self, config: Config) -> None:
         state_topic = interfaces.STATE_TOPICS[config.robot.state_message]
@@ -123,22 +123,37 @@ class MpcTask:
             self._publish_path(tick.step.plan)
         self._telemetry.publish(tick, missed)
         self._diagnostics.count(tick, missed)
-        self._use_compiled()
+        if self._compilation is not None:
+            self._use_compiled(self._compilation)
 
-    def _use_compiled(self) -> None:
+    def _begin_compilation(self, config: Config) -> BackgroundCompilation | None:
+        if config["compile"]:
+            try:
+                return BackgroundCompilation(config)
+            except OSError as error:
+                self._stay_eager(error)
+        return None
+
+    def _use_compiled(self, compilation: BackgroundCompilation) -> None:
         """Go over to compiled derivatives, between two cycles, once another process has them."""
-        if self._compilation is None:
-            return
         log = self._node.get_logger()
         try:
-            library = self._compilation.poll()
+            library = compilation.poll()
             if library is None:
                 return
             self._loop.controller.load(library)
-            log.info(f"derivatives compiled after {self._compilation.elapsed_s:.1f} s")
+            self._diagnostics.derivatives = "compiled"
+            log.info(f"derivatives are compiled, after {compilation.elapsed_s:.1f} s: {library}")
         except (CompilationFailed, OSError, ValueError) as error:
-            log.warning(f"derivatives stay eager, which is slower: {error}")
+            self._stay_eager(error)
+        for remark in compilation.remarks:
+            log.info(f"the compiling process said: {remark}")
         self._end_compilation()
+
+    def _stay_eager(self, error: Exception) -> None:
+        self._node.get_logger().warning(
+            f"derivatives stay eager, so solves take longer; they are not compiled: {error}"
+        )
 
     def _end_compilation(self) -> None:
         if self._compilation is not None:

@@ -78,10 +78,15 @@ class Diagnostics:
 
     Args:
         node: That publishes.
+
+    Attributes:
+        counters: Cycles so far.
+        derivatives: Which ones are in use, eager or compiled.
     """
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self.derivatives = "eager"
         self.counters = Counters()
         self._reported = Counters()
         self._tick: Tick | None = None
@@ -111,6 +116,7 @@ class Diagnostics:
             "code": self._tick.code.name,
             "reason": self._tick.reason,
             "state age [s]": f"{self._tick.state_age_s:.3f}",
+            "derivatives": self.derivatives,
             **{name.replace("_", " "): n for name, n in vars(self.counters).items()},
         }
         status = DiagnosticStatus(
