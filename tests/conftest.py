@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: one thread, seeds, their own ROS domain, the recorded bags."""
+"""What all tests share: one thread, seeds, a ROS domain and a cache of their own, the bags."""
 
 import os
 from pathlib import Path
@@ -33,6 +33,14 @@ def pytest_configure() -> None:
 def _ros_logs(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the log files of nodes out of the home directory."""
     os.environ["ROS_LOG_DIR"] = str(tmp_path_factory.mktemp("ros_logs"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_here(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One cache of compiled libraries for all tests and the nodes they start, not the user's."""
+    folder = tmp_path_factory.mktemp("compiled")
+    folder.chmod(0o700)
+    os.environ["MPC_BANDED_CACHE"] = str(folder)
 
 
 @pytest.fixture
