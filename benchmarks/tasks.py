@@ -307,7 +307,7 @@ def _cartpole_residuals(o: Operations, x: Any, u: Any, p: Parameters) -> Any:
 def cartpole() -> Task:
     """Swing-up and balance; the force saturates and the rail is short."""
     free = np.full(4, np.inf)
-    rail = np.array([1.0, np.inf, np.inf, np.inf])
+    rail = np.array([0.8, np.inf, np.inf, np.inf])
     return Task(
         name="cartpole",
         title="cart-pole swing-up, N = 50",
@@ -319,10 +319,10 @@ def cartpole() -> Task:
         steps=100,
         dynamics=_cartpole_dynamics,
         residuals=_cartpole_residuals,
-        weights=np.array([1.0, 40.0, 0.02, 0.02, 0.002]),
+        weights=np.array([1.0, 40.0, 0.1, 0.1, 0.01]),
         terminal_residuals=_cartpole_arrival,
         terminal_weights=np.array([10.0, 200.0, 10.0, 10.0]),
-        input_bounds=(np.array([-10.0]), np.array([10.0])),
+        input_bounds=(np.array([-12.0]), np.array([12.0])),
         state_bounds=(-np.minimum(rail, free), np.minimum(rail, free)),
         parameters={},
         stage_parameters=lambda step, horizon: {},

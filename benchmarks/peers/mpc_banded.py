@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import mpc_banded as mb
 from benchmarks.peers.peer import TOLERANCE, Outcome, Peer
 from benchmarks.peers.torch_terms import TORCH
 from benchmarks.tasks import Task
+from mpc_banded.cache import LibraryCache
 
 
 def problem(task: Task) -> mb.OptimalControlProblem:
@@ -39,20 +41,22 @@ class MpcBanded(Peer):
         task: What to solve.
         folder: Unused.
         iterations: Newton iterations a step at most; 0 for the package's limit.
-        compiled: Whether derivatives are compiled.
+        cache: "" drives on eager derivatives; "cold" compiles them into an empty cache, "warm"
+            finds them there (the entry with the cold cache is set up first).
     """
 
-    def __init__(
-        self, task: Task, folder: Path, iterations: int = 0, compiled: bool = False
-    ) -> None:
+    def __init__(self, task: Task, folder: Path, iterations: int = 0, cache: str = "") -> None:
         super().__init__(task, folder)
         limit = {"max_iterations": iterations} if iterations else {}
         options = mb.SolverOptions(kkt_tolerance=TOLERANCE, defect_tolerance=TOLERANCE, **limit)
-        # The one place that knows how compiled derivatives are asked for.
-        extra = {"compiled": True} if compiled else {}
         self.controller = mb.RecedingHorizonController(
-            problem(task), "rk4", task.substeps, options, **extra
+            problem(task), "rk4", task.substeps, options
         )
+        if cache:
+            libraries = folder.parent / "mpc_banded-cache" / task.name
+            if cache == "cold":
+                shutil.rmtree(libraries, ignore_errors=True)
+            self.controller.compile(LibraryCache(libraries))
 
     def reset(self) -> None:
         self.controller.reset()
