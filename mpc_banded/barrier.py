@@ -97,7 +97,7 @@ class Barrier:
         """Inputs (..., nu) moved a share of their range, or of 1, inside the bounds."""
         lower, upper = self._lower.numpy(), self._upper.numpy()
         margin = share * np.minimum(upper - lower, 1.0)
-        return np.clip(u, lower + margin, upper - margin)
+        return np.minimum(np.maximum(u, lower + margin), upper - margin)
 
     def distances(self, u: Tensor, rows: Tensor, mu: Tensor) -> Tensor:
         """All distances (..., 2 nu + 2 r); those of the rows at their optimum."""

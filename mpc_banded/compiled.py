@@ -713,7 +713,7 @@ def _address(array: np.ndarray) -> int:
 
 
 def compiled(derivatives: Derivatives, cache: LibraryCache) -> CompiledDerivatives:
-    """Compiled derivatives for eager ones, from the cache or built, and compared with them.
+    """Compiled derivatives like the given ones, from the cache or built, compared with eager ones.
 
     Raises:
         UnsupportedOperation: A function cannot be compiled.
@@ -725,8 +725,10 @@ def compiled(derivatives: Derivatives, cache: LibraryCache) -> CompiledDerivativ
             f"recovery {derivatives.recovery!r} sees the costs as a black box; only 'stagewise' "
             "can be compiled"
         )
-    result = CompiledDerivatives(derivatives, cache.library(StageFunctions(derivatives).source()))
-    _compare(derivatives, result)
+    t = derivatives.transcription
+    eager = Derivatives(t, derivatives.half_bandwidth, derivatives.recovery)
+    result = CompiledDerivatives(eager, cache.library(StageFunctions(eager).source()))
+    _compare(eager, result)
     return result
 
 

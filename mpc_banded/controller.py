@@ -284,13 +284,12 @@ class RecedingHorizonController:
             return None
         horizon, nu, nx = problem.horizon, problem.nu, problem.nx
         stages = point.z.reshape(horizon, nu + nx)
-        inputs = _advanced(stages[:, :nu], steps)
+        held = np.hstack([stages[:, :nu], point.multipliers, point.duals])
+        inputs, multipliers, duals = np.split(_advanced(held, steps), [nu, nu + nx], axis=1)
         states = stages[:, nu:]
         beyond = 2.0 * states[-1] - (states[-2] if horizon > 1 else self._last_state)
         states = _advanced(np.vstack([states, beyond]), steps)[:horizon]
-        z = np.hstack([inputs, states]).ravel()
-        multipliers, duals = (_advanced(a, steps) for a in (point.multipliers, point.duals))
-        return Point(z, multipliers, duals, point.mu)
+        return Point(np.hstack([inputs, states]).ravel(), multipliers, duals, point.mu)
 
     def _cost_terms(self, solution: Solution) -> dict[str, float]:
         return dict(zip(self.problem.cost_names, solution.costs.tolist(), strict=True))
@@ -319,5 +318,7 @@ def _advanced(array: np.ndarray, steps: float) -> np.ndarray:
     whole = int(steps)
     fraction = steps - whole
     index = np.minimum(np.arange(len(array)) + whole, last)
+    if fraction == 0.0:
+        return array[index]
     following = np.minimum(index + 1, last)
     return (1.0 - fraction) * array[index] + fraction * array[following]
