@@ -193,42 +193,35 @@ def measure(quick: bool) -> Figures:
     """Time every way over the horizon, and look whether all say the same."""
     horizons = (5, 10) if quick else (10, 20, 50, 100, 200)
     long = horizons if quick else (*horizons, 500, 1_000, 10_000)
-    figures = Figures((), (), 0, {}, {}, {}, {})
-    with warnings.catch_warnings():  # torch's own, on the first use of forward mode
-        warnings.simplefilter("ignore", DeprecationWarning)
-        for horizon in horizons:
-            ways = Hessians(horizon).ways()
-            reference = ways[SEQUENTIAL]()
-            size = np.abs(reference).max()
-            for name, way in ways.items():
-                figures.hessian_error[name, horizon] = float(
-                    np.abs(way() - reference).max() / size
-                )
-            times = study.interleaved(ways, 0.0 if quick else 3.0)
-            figures.hessian_s.update({(name, horizon): t for name, t in times.items()})
-    sizes = []
+    residuals = {}
+    hessians: dict[tuple[str, int], Callable[[], np.ndarray]] = {}
+    solves: dict[tuple[str, int], Callable[[], np.ndarray]] = {}
+    for horizon in horizons:
+        ways = Hessians(horizon).ways()
+        hessians.update({(name, horizon): way for name, way in ways.items()})
     for horizon in long:
         task = without_inequalities(study.task("bicycle", horizon))
         nothing = np.zeros((horizon, task.transcription.problem.nx))
         evaluation = Stagewise(task).evaluate(task.coasting, nothing, SOLVER_PENALTY)
         bands, rhs = evaluation.bands, -evaluation.gradient
-        ways = solvers(bands, rhs)
-        n = len(rhs)
-        sizes.append(n)
-        for name, way in ways.items():
+        for name, way in solvers(bands, rhs).items():
+            solves[name, len(rhs)] = way
             residual = np.abs(banded.matvec(bands, way()) - rhs).max() / np.abs(rhs).max()
-            figures.solve_residual[name, n] = float(residual)
-        times = study.interleaved(ways, 0.0 if quick else 1.0)
-        figures.solve_s.update({(name, n): t for name, t in times.items()})
-    return Figures(
-        horizons,
-        tuple(sizes),
-        len(bands) - 1,
-        figures.hessian_s,
-        figures.hessian_error,
-        figures.solve_s,
-        figures.solve_residual,
-    )
+            residuals[name, len(rhs)] = float(residual)
+    with warnings.catch_warnings():  # torch's own, on the first use of forward mode
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found = {key: way() for key, way in hessians.items()}
+        hessian_s = study.interleaved(hessians, 0.0 if quick else 15.0)
+    references = {horizon: found[SEQUENTIAL, horizon] for horizon in horizons}
+    errors = {
+        (name, horizon): float(
+            np.abs(bands - references[horizon]).max() / np.abs(references[horizon]).max()
+        )
+        for (name, horizon), bands in found.items()
+    }
+    solve_s = study.interleaved(solves, 0.0 if quick else 10.0)
+    sizes = tuple(dict.fromkeys(n for _, n in solves))
+    return Figures(horizons, sizes, len(bands) - 1, hessian_s, errors, solve_s, residuals)
 
 
 def write(figures: Figures, images: Path) -> Chapter:

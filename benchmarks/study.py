@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 
@@ -106,17 +106,19 @@ class Chapter:
 
 # Time
 
+Name = TypeVar("Name")
+
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], seconds: float, at_least: int = 3
-) -> dict[str, float]:
+    candidates: Mapping[Name, Callable[[], object]], seconds: float, at_least: int = 3
+) -> dict[Name, float]:
     """Median processor time of each candidate in seconds.
 
     All candidates run once in each round, so that what disturbs the machine disturbs all; rounds
     go on for ``seconds``. The first round warms up and does not count. Everything runs in one
     thread, so processor time is wall time on a machine that does nothing else.
     """
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    samples: dict[Name, list[float]] = {name: [] for name in candidates}
     began = time.perf_counter()
     rounds = 0
     while rounds <= at_least or time.perf_counter() - began < seconds:
@@ -214,17 +216,20 @@ def task(robot: str, horizon: int = 0, **changes: Any) -> Task:
 # Text and pictures
 
 
+_THIN = "\N{NO-BREAK SPACE}"
+
+
 def number(value: float | int, digits: int = 2) -> str:
     """A figure as one reads it: few digits, no needless exponent."""
     if isinstance(value, int | np.integer):
-        return f"{value:,}".replace(",", " ")
+        return f"{value:,}".replace(",", _THIN)
     if not np.isfinite(value):
         return "–"
     if value == 0.0:
         return "0"
     if 1e-3 <= abs(value) < 1e5:
         decimals = max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))
-        return f"{value:,.{decimals}f}".replace(",", " ")
+        return f"{value:,.{decimals}f}".replace(",", _THIN)
     mantissa, power = f"{value:.{digits - 1}e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(power)}"
 
