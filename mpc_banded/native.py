@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpc_banded.expressions import Graph, Node, trace
+from mpc_banded.expressions import Graph, Node
+from mpc_banded.tracing import trace
 
 #: No -ffast-math: NaN and infinity must reach the checks of the solver.
 FLAGS = (
