@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A kernel does over the stages what its function does at one of them."""
+
+import math
+import stat
+
+import numpy as np
+import pytest
+import torch
+
+from mpc_banded import native
+from mpc_banded.native import (
+    Argument,
+    Library,
+    NoCompiler,
+    Result,
+    Section,
+    build,
+    c_compiler,
+    c_function,
+)
+
+
+@pytest.fixture
+def kernel(tmp_path):
+    """Builds a function of arrays from the parts of a kernel."""
+
+    def made(names, parts, size):
+        path = tmp_path / "kernel.so"
+        build(native.PRELUDE + c_function("kernel", names, parts, size), path)
+        function = Library(path).function("kernel", len(names) + 1, size)
+
+        def call(*arrays):
+            out = np.full(size, np.nan)  # what lay there before does not matter
+            function(*(array.ctypes.data for array in arrays), out.ctypes.data)
+            return out
+
+        return call
+
+    return made
+
+
+def random(*shape):
+    return np.random.default_rng(0).standard_normal(shape)
+
+
+def test_stages_read_and_write_where_they_are_told_and_overlaps_add_up(kernel):
+    def function(window, matrix, scale):
+        return [scale * window, torch.sin(matrix) @ window[:2], (window**2).sum()]
+
+    section = Section(
+        function,
+        (
+            Argument("z", (3,), stride=2, offset=1),
+            Argument("m", (2, 2), stride=4),
+            Argument("s", ()),
+        ),
+        (
+            Result(0, stride=2),
+            Result(12, stride=3, entries=(2, -1)),  # the second entry is not kept
+            Result(24),
+        ),
+        stages=4,
+    )
+    z, m, s = random(10), random(4, 2, 2), random(1)
+    wanted = np.zeros(25)
+    for k in range(4):
+        window = z[1 + 2 * k :][:3]
+        wanted[2 * k : 2 * k + 3] += s * window
+        wanted[12 + 3 * k + 2] += (np.sin(m[k]) @ window[:2])[0]
+        wanted[24] += (window**2).sum()
+    np.testing.assert_allclose(kernel(("z", "m", "s"), [section], 25)(z, m, s), wanted, 1e-14)
+
+
+def test_parts_follow_one_another(kernel):
+    double = Section(lambda w: [2.0 * w], (Argument("w", (1,), 1),), (Result(0, 1),), 3)
+    parts = [double, "    out[1] = 7.0;", double]
+    assert kernel(("w",), parts, 3)(np.array([1.0, 2.0, 3.0])).tolist() == [4.0, 11.0, 12.0]
+
+
+def test_probes_take_columns_out_of_a_linear_function(kernel):
+    def function(x, direction):
+        jacobian = torch.stack([torch.cos(x), x * x[0], torch.ones_like(x)])
+        return [jacobian @ direction]
+
+    arguments = (Argument("x", (4,), 4), Argument("", (4,)))
+    section = Section(function, arguments, (Result(0, 9),), 2, probes=(3, 0, 2))
+    x = random(2, 4)
+    wanted = [np.stack([np.cos(row), row * row[0], np.ones(4)])[:, [3, 0, 2]] for row in x]
+    np.testing.assert_allclose(
+        kernel(("x",), [section], 18)(x), np.concatenate(wanted).ravel(), rtol=1e-14
+    )
+
+
+def test_values_that_are_not_finite_go_in_and_out(kernel):
+    def function(w):
+        return [torch.stack([w[0] - math.inf, w[1] * math.nan, torch.maximum(w[2], w[3])])]
+
+    section = Section(function, (Argument("w", (4,)),), (Result(0),), 1)
+    found = kernel(("w",), [section], 3)(np.array([1.0, 1.0, math.nan, 0.0]))
+    assert found[0] == -math.inf
+    assert np.isnan(found[1:]).all()
+
+
+def test_kernel_of_another_size_or_name_is_refused(tmp_path):
+    path = tmp_path / "kernel.so"
+    build(native.PRELUDE + c_function("kernel", (), [], 3), path)
+    for name, size in (("kernel", 4), ("another", 3)):
+        with pytest.raises(ValueError, match=f"{path} is not of this problem: {name}"):
+            Library(path).function(name, 1, size)
+
+
+# --- compilers ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compilers(tmp_path, monkeypatch):
+    """Installs programs of given names, and nothing else."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def install(*names, text="#!/bin/sh\nexit 0\n"):
+        for name in names:
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(stat.S_IRWXU)
+        return tmp_path
+
+    return install
+
+
+def test_compiler_is_the_one_that_was_asked_for_or_the_first_of_the_usual(compilers, monkeypatch):
+    folder = compilers("clang", "gcc", "mine")
+    assert c_compiler() == str(folder / "gcc")
+    compilers("cc")
+    assert c_compiler() == str(folder / "cc")
+    monkeypatch.setenv("CC", "mine")
+    assert c_compiler() == str(folder / "mine")
+
+
+def test_lack_of_a_compiler_is_said(compilers, tmp_path):
+    compilers()
+    with pytest.raises(NoCompiler, match="no C compiler: CC, cc, gcc and clang were looked for"):
+        build("", tmp_path / "kernel.so")
+
+
+def test_what_a_compiler_says_when_it_fails_is_passed_on(compilers, tmp_path):
+    compilers("cc", text="#!/bin/sh\necho 'my disk is full' >&2\nexit 1\n")
+    with pytest.raises(NoCompiler, match=r"cc .* failed: my disk is full"):
+        build("", tmp_path / "kernel.so")
+
+
+def test_source_that_is_no_c_is_an_error(tmp_path):
+    with pytest.raises(NoCompiler, match=r"failed: .*error"):
+        build("this is no C", tmp_path / "kernel.so")
