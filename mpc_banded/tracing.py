@@ -193,6 +193,8 @@ class _Scalars(TorchDispatchMode):
     ) -> np.ndarray:
         """Entries along some dimensions joined by a binary operation, pair by pair."""
         axes = range(a.ndim) if dims is None or dims == [] else _dims(dims)
+        if any(not -a.ndim <= axis < max(a.ndim, 1) for axis in axes):
+            raise IndexError(f"dimension out of range: {dims} of {a.ndim}")
         axes = sorted({axis % max(a.ndim, 1) for axis in axes} if a.ndim else set())
         kept = [axis for axis in range(a.ndim) if axis not in axes]
         joined = math.prod(a.shape[axis] for axis in axes)
@@ -422,9 +424,25 @@ def _as_strided(
 def _filled(
     s: _Scalars, shape: Any, value: Any, dtype: torch.dtype | None = None, **_: Any
 ) -> Any:
-    if dtype is None and np.float32(value) != value:
-        raise UnsupportedOperation(f"{value} in torch's default type; name dtype=torch.float64")
+    _check_default(value, dtype)
     return s.filled(shape, value)
+
+
+def _check_default(values: Any, dtype: torch.dtype | None) -> None:
+    """Numbers without a type of their own are float32 in torch."""
+    if dtype is None and (np.asarray(values).astype(np.float32) != values).any():
+        raise UnsupportedOperation(f"{values} in torch's default type; name dtype=torch.float64")
+
+
+def _arange(s: _Scalars, *bounds: float, dtype: torch.dtype | None = None, **_: Any) -> Any:
+    values = np.arange(*bounds)
+    _check_default(values, dtype)
+    return s.constants(values)
+
+
+def _scalar(s: _Scalars, value: float, dtype: torch.dtype | None = None, **_: Any) -> Any:
+    _check_default(value, dtype)
+    return s.array(value)
 
 
 def _to_copy(s: _Scalars, a: np.ndarray, dtype: torch.dtype | None = None, **_: Any) -> np.ndarray:
@@ -470,7 +488,6 @@ _BOOLEAN: dict[str, _Rule] = {
     **{f"bitwise_{name}": _elementwise(name) for name in ("and", "or", "xor", "not")},
     "isnan": lambda s, a: s.elementwise("ne", a, a),
     "isinf": lambda s, a: s.elementwise("eq", s.elementwise("fabs", a), math.inf),
-    "isfinite": lambda s, a: s.elementwise("lt", s.elementwise("fabs", a), math.inf),
     "any": lambda s, a, dims=None, keepdim=False: s.reduced("or", a, dims, keepdim, 0.0),
     "all": lambda s, a, dims=None, keepdim=False: s.reduced("and", a, dims, keepdim, 1.0),
 }
@@ -487,7 +504,6 @@ _RULES: dict[str, _Rule] = {
     "div": _div,
     "reciprocal": lambda s, a: s.elementwise("div", 1.0, a),
     "rsqrt": lambda s, a: s.elementwise("div", 1.0, s.elementwise("sqrt", a)),
-    "square": lambda s, a: s.elementwise("mul", a, a),
     "relu": lambda s, a: s.elementwise("maximum", a, 0.0),
     "sigmoid": _sigmoid,
     "clamp": _clamp,
@@ -547,7 +563,7 @@ _RULES: dict[str, _Rule] = {
     "new_zeros": lambda s, _, shape, **__: s.filled(shape, 0.0),
     "new_ones": lambda s, _, shape, **__: s.filled(shape, 1.0),
     "new_full": lambda s, _, shape, value, **__: s.filled(shape, value),
-    "scalar_tensor": lambda s, value, **_: s.array(value),
+    "scalar_tensor": _scalar,
     "eye": lambda s, *shape, **_: s.constants(np.eye(*shape)),
-    "arange": lambda s, *bounds, **_: s.constants(np.arange(*bounds)),
+    "arange": _arange,
 }
