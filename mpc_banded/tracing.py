@@ -430,7 +430,8 @@ def _filled(
 
 def _check_default(values: Any, dtype: torch.dtype | None) -> None:
     """Numbers without a type of their own are float32 in torch."""
-    if dtype is None and (np.asarray(values).astype(np.float32) != values).any():
+    exact = np.asarray(values, dtype=np.float64)
+    if dtype is None and (exact.astype(np.float32).astype(np.float64) != exact).any():
         raise UnsupportedOperation(f"{values} in torch's default type; name dtype=torch.float64")
 
 
