@@ -30,7 +30,7 @@ from mpc_banded.transcription import SCHEMES
 _SCALARS = (Argument("scalars", (), 0, 0), Argument("scalars", (), 0, 1))
 #: Scalar operations of one stage's second derivatives up to which each entry has code of its own;
 #: beyond, products with probes keep the code short.
-WRITTEN_OUT = 20_000
+WRITTEN_OUT = 6_000
 #: Parts of the merit function, see Merit.
 MERIT_SIZE = 4
 
