@@ -8,6 +8,7 @@ the others wait, and its own plant moves on; so whatever disturbs the machine di
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -61,8 +62,6 @@ def install(requirements: str) -> Path:
 
 def _drop_foreign_casadi(folder: Path) -> None:
     """The wheel of acados carries a casadi for another Python; put the real one back."""
-    import shutil
-
     shutil.rmtree(folder / "casadi")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--upgrade", "--target", str(folder)]
@@ -102,14 +101,23 @@ class Run:
 class Worker:
     """The harness' end of a solver's process.
 
+    Args:
+        entry: Which solver.
+        task: What to solve.
+        core: The one to run on.
+        fresh: Empty its folder first, caches included.
+
     Raises:
         Unavailable: It could not be installed or set up.
     """
 
-    def __init__(self, entry: Entry, task: Task, core: int) -> None:
+    def __init__(self, entry: Entry, task: Task, core: int, fresh: bool = False) -> None:
         self.entry = entry
+        self.alive = True
         packages = str(install(entry.requirements)) if entry.requirements else ""
         folder = BUILD / "generated" / task.name / entry.name
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         ours, theirs = socketpair()
         self.log = folder / "log.txt"
@@ -134,7 +142,6 @@ class Worker:
             self.close()
             raise Unavailable(answer.error.strip().splitlines()[-1])
         self.setup_s = answer.wall_s
-        self.alive = True
 
     def reset(self) -> None:
         """Begin a new run."""

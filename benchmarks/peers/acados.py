@@ -12,13 +12,11 @@ import casadi as ca
 import numpy as np
 
 from benchmarks.peers.casadi_terms import CASADI, stacked, symbols
-from benchmarks.peers.peer import TOLERANCE, Outcome, ShootingPeer
+from benchmarks.peers.peer import FIRST_SOLVES, TOLERANCE, Outcome, ShootingPeer
 from benchmarks.tasks import STATE_BOUND_PENALTY, Task
 
 #: acados has no infinity; its examples take this.
 _FAR = 1e9
-#: Real-time iterations with which a run begins.
-_FIRST_ITERATIONS = 50
 
 
 def _template() -> object:
@@ -43,7 +41,9 @@ class Acados(ShootingPeer):
         hessian: EXACT or GAUSS_NEWTON.
         real_time: One iteration a step (SQP_RTI) instead of iterations until convergence.
         regularization: acados' name of what makes exact Hessians positive definite.
-        globalization: FIXED_STEP or MERIT_BACKTRACKING.
+
+    The first step of a run is globalised with acados' merit function, which finds better local
+    solutions; later ones take full steps, because its line search stalls near the tolerance.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class Acados(ShootingPeer):
         hessian: str,
         real_time: bool = False,
         regularization: str = "NO_REGULARIZE",
-        globalization: str = "FIXED_STEP",
     ) -> None:
         super().__init__(task, folder)
         self.real_time = real_time
@@ -70,7 +69,7 @@ class Acados(ShootingPeer):
         options.hessian_approx = hessian
         options.regularize_method = regularization
         options.nlp_solver_type = "SQP_RTI" if real_time else "SQP"
-        options.globalization = globalization
+        options.globalization = "FIXED_STEP" if real_time else "MERIT_BACKTRACKING"
         options.nlp_solver_max_iter = 200
         options.tol = TOLERANCE
         options.qp_tol = 0.1 * TOLERANCE
@@ -149,8 +148,11 @@ class Acados(ShootingPeer):
                 solver.set(k, "p", values[k])
         solver.set(0, "lbx", state)
         solver.set(0, "ubx", state)
+        if not self.real_time:
+            globalization = "merit_backtracking" if self.first else "fixed_step"
+            solver.options_set("globalization", globalization)
         own_s, iterations = 0.0, 0
-        for _ in range(_FIRST_ITERATIONS if self.first and self.real_time else 1):
+        for _ in range(FIRST_SOLVES if self.first and self.real_time else 1):
             status = solver.solve()
             own_s += float(np.ravel(solver.get_stats("time_tot"))[0])
             iterations += 1 if self.real_time else int(np.ravel(solver.get_stats("sqp_iter"))[0])

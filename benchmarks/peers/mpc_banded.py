@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 
 import mpc_banded as mb
-from benchmarks.peers.peer import TOLERANCE, Outcome, Peer
+from benchmarks.peers.peer import FIRST_SOLVES, TOLERANCE, Outcome, Peer
 from benchmarks.peers.torch_terms import TORCH
 from benchmarks.tasks import Task
 from mpc_banded.cache import LibraryCache
@@ -28,7 +27,7 @@ def problem(task: Task) -> mb.OptimalControlProblem:
         terminal_costs={"terminal": lambda x, p: task.terminal_cost(TORCH, x, p)},
         input_bounds=task.input_bounds,
         state_bounds=task.state_bounds,
-        inequalities={"h": lambda x, u, p: inequality(TORCH, x, p)} if inequality else {},
+        inequalities={"h": lambda x, _, p: inequality(TORCH, x, p)} if inequality else {},
         penalties={"h": task.penalty} if inequality else {},
         parameters={name: (size,) for name, size in task.parameters.items()},
     )
@@ -39,32 +38,40 @@ class MpcBanded(Peer):
 
     Args:
         task: What to solve.
-        folder: Unused.
+        folder: With the cache of compiled libraries.
         iterations: Newton iterations a step at most; 0 for the package's limit.
-        cache: "" drives on eager derivatives; "cold" compiles them into an empty cache, "warm"
-            finds them there (the entry with the cold cache is set up first).
+        compiled: Whether derivatives are compiled.
     """
 
-    def __init__(self, task: Task, folder: Path, iterations: int = 0, cache: str = "") -> None:
+    def __init__(
+        self, task: Task, folder: Path, iterations: int = 0, compiled: bool = False
+    ) -> None:
         super().__init__(task, folder)
         limit = {"max_iterations": iterations} if iterations else {}
+        self.limited = bool(iterations)
         options = mb.SolverOptions(kkt_tolerance=TOLERANCE, defect_tolerance=TOLERANCE, **limit)
         self.controller = mb.RecedingHorizonController(
             problem(task), "rk4", task.substeps, options
         )
-        if cache:
-            libraries = folder.parent / "mpc_banded-cache" / task.name
-            if cache == "cold":
-                shutil.rmtree(libraries, ignore_errors=True)
-            self.controller.compile(LibraryCache(libraries))
+        if compiled:
+            self.controller.compile(LibraryCache(folder / "cache"))
 
     def reset(self) -> None:
         self.controller.reset()
+        self.first = True
 
     def step(self, state: np.ndarray, parameters: dict[str, np.ndarray]) -> Outcome:
         self.last = self.controller.step(state, parameters)
+        iterations = self.last.iterations
+        if self.first and self.limited:
+            for _ in range(FIRST_SOLVES - 1):
+                if self.last.status is mb.Status.CONVERGED:
+                    break
+                self.last = self.controller.step(state, parameters, elapsed_s=0.0)
+                iterations += self.last.iterations
+        self.first = False
         converged = self.last.status is mb.Status.CONVERGED
-        return Outcome(self.last.command, self.last.iterations, converged, self.last.solve_time_s)
+        return Outcome(self.last.command, iterations, converged, self.last.solve_time_s)
 
     def plan(self) -> tuple[np.ndarray, np.ndarray]:
         return self.last.plan.states, self.last.plan.inputs

@@ -13,6 +13,9 @@ from benchmarks.tasks import Task
 
 #: Of all solvers that iterate until they have converged.
 TOLERANCE = 1e-6
+#: A solver with a fixed budget begins a run with so many solves of the first step at most: one
+#: iteration from a cold start is no plan.
+FIRST_SOLVES = 100
 
 
 @dataclass(frozen=True)
