@@ -188,7 +188,7 @@ def _loaded(path: Path) -> native.Library:
 
 
 def _unusable(folder: Path, error: OSError) -> OSError:
-    return OSError(f"the cache {folder} cannot be used: {error.strerror or error}; {REMEDY}")
+    return OSError(f"the cache {folder} cannot be used: {error}; {REMEDY}")
 
 
 def _read(path: Path) -> bytes:

@@ -140,13 +140,14 @@ def run_demo(robot: str, duration_s: float | None, output: Path) -> int:
     points = scenario.path() if scenario.path else None
     path = PathReference(points, config["reference_speed"]) if points is not None else None
     console.print(f"[bold]{robot}[/bold]: {parameters}")
-    run, first_s, codes = _drive(
+    watch, first_s, codes = _drive(
         config, parameters, points, duration_s or scenario.duration_s, output / "bag", console
     )
+    run = watch.run
     if not run.commands or not run.telemetry or codes is None:
         console.print("[red]no command came; the node's messages are above[/red]")
         return 1
-    summary = _summary(run, config, path, first_s, codes)
+    summary = _summary(watch, config, path, first_s, codes)
     file = output / "summary.json"
     file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     title = f"{robot}: {summary['cycles']} cycles, {summary['solve_ms_median']:.1f} ms median"
@@ -155,14 +156,19 @@ def run_demo(robot: str, duration_s: float | None, output: Path) -> int:
 
 
 def _summary(
-    run: report.Run, config: Config, path: PathReference | None, first_s: float, codes: list[int]
+    watch: _Watch, config: Config, path: PathReference | None, first_s: float, codes: list[int]
 ) -> Summary:
+    run = watch.run
     summary: Summary = {"robot": config.robot.name}
     summary |= report.summarise(run, config, path, config.robot.radius)
     if path is None:
         upright = upright_since(run)
         summary["upright_since_s"] = upright if math.isfinite(upright) else None
-    return summary | {"first_command_s": round(first_s, 3), "exit_codes": codes}
+    return summary | {
+        "derivatives_at_the_end": watch.derivatives,
+        "first_command_s": round(first_s, 3),
+        "exit_codes": codes,
+    }
 
 
 def _verdict(
@@ -210,7 +216,7 @@ def _drive(
     duration_s: float,
     bag: Path,
     console: Console,
-) -> tuple[report.Run, float, list[int] | None]:
+) -> tuple[_Watch, float, list[int] | None]:
     """Let the robot drive; returns what was heard, the time to the first command, exit codes."""
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
@@ -241,15 +247,20 @@ def _drive(
         finally:
             observer.close()
     codes = [process.returncode for process in processes]
-    return watch.run, first_s, codes if watch.driving else None
+    return watch, first_s, codes if watch.driving else None
 
 
 class _Watch:
-    """Sorts what is heard into a run, and records it."""
+    """Sorts what is heard into a run, and records it.
+
+    Attributes:
+        derivatives: Which ones the node said last that it used, eager or compiled.
+    """
 
     def __init__(self, config: Config, recording: Recording) -> None:
         robot = config.robot
         self.run = report.Run()
+        self.derivatives = ""
         self._moving = False
         self._robot = robot
         self._recording = recording
@@ -284,6 +295,10 @@ class _Watch:
                 self.run.started_s = now
         elif kind == "std_msgs/msg/Float64":
             self.run.telemetry.setdefault(Path(name).name, []).append((now, message.data))
+        elif name == "diagnostics":
+            values = [pair for status in message.status for pair in status.values]
+            told = [pair.value for pair in values if pair.key == "derivatives"]
+            self.derivatives = told[-1] if told else self.derivatives
 
     def line(self) -> str:
         """The newest figures in one line."""

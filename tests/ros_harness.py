@@ -32,6 +32,7 @@ os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
 PATIENCE_S = 60.0
 #: A machine that is busy with other things solves slowly; nothing here is about speed.
 UNHURRIED = {"controller_frequency": 10.0, "deadline": 1.0}
+FIGURES = ("solve_time_ms", "iterations", "converged", "missed_deadline", "state_age_s")
 
 
 def config_file(robot):
@@ -64,6 +65,10 @@ class Process:
         return self.log.read_text()
 
     @property
+    def pid(self):
+        return self._process.pid
+
+    @property
     def alive(self):
         return self._process.poll() is None
 
@@ -91,7 +96,7 @@ class Process:
 class Robot:
     """A node with its simulator in one namespace, and what an observer hears of them."""
 
-    def __init__(self, name, folder, namespace="", **parameters):
+    def __init__(self, name, folder, namespace="", environment=None, **parameters):
         parameters = UNHURRIED | parameters
         self.config = Config.load(config_file(name), parameters)
         self.namespace = namespace
@@ -101,7 +106,12 @@ class Robot:
         if namespace:
             arguments += ["-r", f"__ns:=/{namespace}"]
         self.simulator, self.node = (
-            Process(module, folder / f"{namespace}_{name}_{module}.log", *arguments)
+            Process(
+                module,
+                folder / f"{namespace}_{name}_{module}.log",
+                *arguments,
+                environment=environment,
+            )
             for module in ("simulator", "node")
         )
         self._context = Context()
@@ -116,7 +126,7 @@ class Robot:
         state_topic = STATE_TOPICS[self.config.robot.state_message]
         self._listen(state_class(self.config), state_topic, self.states)
         self._listen(message_class("nav_msgs/msg/Path"), "mpc_node/optimal_path", self.paths)
-        for figure in ("solve_time_ms", "iterations", "converged", "state_age_s"):
+        for figure in FIGURES:
             topic = f"mpc_node/telemetry/{figure}"
             self._listen(Float64, topic, self.figures.setdefault(figure, []))
         self.observer.create_subscription(DiagnosticArray, "/diagnostics", self._diagnosed, 10)
@@ -188,6 +198,11 @@ class Robot:
     def reason(self):
         """The newest sentence of the diagnostics."""
         return self.statuses[-1].message if self.statuses else ""
+
+    @property
+    def facts(self):
+        """The newest values of the diagnostics by name."""
+        return {pair.key: pair.value for s in self.statuses[-1:] for pair in s.values}
 
     def values(self, commands):
         return [self._port.values(message) for message in commands]
