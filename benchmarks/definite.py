@@ -100,12 +100,10 @@ class KktSystem:
         rhs[self.of_z], rhs[self.of_multipliers] = -gradient, -defects
         return rhs
 
-    def solve(
-        self, hessian: np.ndarray, e: Evaluation, shift: float = 0.0
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Step (n,) and new multipliers (N, nx), by banded LU."""
+    def solve(self, e: Evaluation, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Step (n,) and new multipliers (N, nx), by banded LU, from an evaluation at rho = 0."""
         w = self.half_bandwidth
-        matrix = self.bands(hessian, e.jacobian, shift)
+        matrix = self.bands(e.bands, e.jacobian, shift)
         rhs = self.right_hand_side(e.gradient, e.defects)
         solution = scipy.linalg.solve_banded((w, w), matrix, rhs, check_finite=False)
         return solution[self.of_z], solution[self.of_multipliers]
@@ -171,13 +169,13 @@ class Subject:
         LU tells nothing of the inertia; by GUARDED, Cholesky's method does.
         """
         if by == KKT:
-            return self.kkt.solve(e.bands, e, shift)
+            return self.kkt.solve(e, shift)
         matrix = e.bands.copy(order="K")
         matrix[0] += shift
         if by == GUARDED:
             banded.cholesky(matrix)
             e = self.evaluate(z, multipliers, 0.0)
-            return self.kkt.solve(e.bands, e, shift)
+            return self.kkt.solve(e, shift)
         accuracy = max(0.1 * TOLERANCE, 0.01 * np.abs(e.defects).max())
         return definite_step(matrix, e, multipliers, PENALTY * self.scale, SWEEPS[-1], accuracy)
 
@@ -364,7 +362,7 @@ def _linear(subject: Subject, solution: Run, rhos: np.ndarray, seconds: float) -
     times = study.interleaved(
         {
             "definite": lambda: subject.direction(DEFINITE, z, e, multipliers, 0.0),
-            "kkt": lambda: subject.kkt.solve(plain.bands, plain),
+            "kkt": lambda: subject.kkt.solve(plain),
             "lu": lambda: scipy.linalg.solve_banded((w, w), matrix, rhs, check_finite=False),
         },
         seconds,
@@ -379,7 +377,7 @@ def _linear(subject: Subject, solution: Run, rhos: np.ndarray, seconds: float) -
         conditions,
         float(np.linalg.cond(dense)),
         errors,
-        error(subject.kkt.solve(plain.bands, plain)[0]),
+        error(subject.kkt.solve(plain)[0]),
     )
 
 

@@ -78,7 +78,7 @@ class Subject:
 
     Args:
         horizon: Number of intervals.
-        backend: One of BACKENDS.
+        backend: One of study.BACKENDS.
     """
 
     def __init__(self, horizon: int, backend: str) -> None:
@@ -111,7 +111,7 @@ def peak_mib(horizon: int, backend: str) -> float:
     """Peak memory of a solve in MiB, by a process of its own that measures itself."""
     command = [sys.executable, "-m", "benchmarks.growth", "--peak", str(horizon), backend]
     run = subprocess.run(
-        command, cwd=Path.cwd(), env=os.environ, capture_output=True, text=True, check=True
+        command, cwd=study.ROOT, env=os.environ, capture_output=True, text=True, check=True
     )
     return float(json.loads(run.stdout.splitlines()[-1]))
 
@@ -261,10 +261,9 @@ def _plot(figures: Figures, images: Path) -> None:
         for k, part in enumerate(PARTS):
             spent = [1e3 * figures.seconds[judged, part, h] for h in horizons]
             study.line(parts, k, horizons, spent, part)
-        for axes in (whole, parts):
-            linear = [total[-1] * h / horizons[-1] for h in horizons]
-            axes.plot(horizons, linear, color="0.6", lw=1, ls=":", label="linear")
-            axes.set_ylabel("ms")
+        linear = [total[-1] * h / horizons[-1] for h in horizons]
+        whole.plot(horizons, linear, color="0.6", lw=1, ls=":", label="linear")
+        whole.set_ylabel("ms")
         for axes in (whole, parts, memory):
             axes.set(xscale="log", yscale="log", xlabel="horizon N")
             axes.legend()

@@ -42,8 +42,8 @@ IMAGES = ROOT / "docs" / "images"
 ROBOTS = ("unicycle", "bicycle", "cartpole")
 
 # Okabe and Ito's colours, told apart by everyone.
-COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#666666")
-MARKERS = "osD^vPX"
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#666666", "#000000")
+MARKERS = "osD^vPX*"
 STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -266,7 +266,7 @@ def axes(images: Path, name: str, columns: int, rows: int = 1) -> Iterator[list[
 
 def line(at: Axes, index: int, x: Sequence[float], y: Sequence[float], label: str) -> None:
     """One curve with markers."""
-    at.plot(x, y, MARKERS[index % 7] + "-", color=COLORS[index % 7], label=label, lw=1.5)
+    at.plot(x, y, MARKERS[index] + "-", color=COLORS[index], label=label, lw=1.5)
 
 
 def plain(axis: Axis) -> None:

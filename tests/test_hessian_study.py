@@ -232,7 +232,7 @@ def test_the_kkt_matrix_is_banded_as_derived_and_both_forms_find_one_step(robot)
     e = subject.evaluate(z, multipliers, rho)
     matrix = e.bands + np.eye(1, len(e.bands)).T * 100.0 * subject.scale
     step, reached = definite.definite_step(matrix, e, multipliers, rho, 40)
-    exact, exactly = subject.kkt.solve(plain.bands, plain, 100.0 * subject.scale)
+    exact, exactly = subject.kkt.solve(plain, 100.0 * subject.scale)
     np.testing.assert_allclose(step, exact, rtol=0, atol=1e-7 * np.abs(exact).max())
     np.testing.assert_allclose(reached, exactly, rtol=0, atol=1e-6 * np.abs(exactly).max())
 
