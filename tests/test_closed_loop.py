@@ -61,6 +61,18 @@ def drive(loop, state, duration_s):
     return run, ticks
 
 
+def assert_iterations(ticks, first, mean, most):
+    """Newton iterations of the first step, and mean and maximum of the others, at most.
+
+    No machine changes them, so a loss of convergence shows here; the limits leave half as much
+    again as is needed.
+    """
+    counts = np.array([tick.step.iterations for tick in ticks])
+    assert counts[0] <= first
+    assert counts[1:].mean() <= mean
+    assert counts[1:].max() <= most
+
+
 def test_unicycle_follows_a_figure_of_eight_past_an_obstacle():
     loop = ControlLoop(Config.load(CONFIG / "unicycle.yaml"))
     path = PathReference(figure_of_eight(), 0.8)
@@ -75,6 +87,7 @@ def test_unicycle_follows_a_figure_of_eight_past_an_obstacle():
     assert path.distance(np.array(loop.config["obstacles"][:2])) < loop.config["obstacles"][2]
     assert run.state("v")[run.state_times > 3.0].mean() == pytest.approx(0.8, abs=0.1)
     assert all(tick.step.status is Status.CONVERGED for tick in ticks)
+    assert_iterations(ticks, first=24, mean=3.8, most=14)
 
 
 def test_bicycle_changes_lane_past_an_obstacle():
@@ -88,6 +101,7 @@ def test_bicycle_changes_lane_past_an_obstacle():
     assert tracking_error(run, path)[-1] < 0.1
     assert run.state("v").mean() == pytest.approx(5.0, abs=0.5)
     assert all(tick.step.status is Status.CONVERGED for tick in ticks)
+    assert_iterations(ticks, first=5, mean=2.9, most=17)
 
 
 def upright(run):
@@ -96,7 +110,8 @@ def upright(run):
 
 def test_cartpole_swings_up_from_hanging_at_rest_and_stays_up():
     loop = ControlLoop(Config.load(CONFIG / "cartpole.yaml"))
-    run, _ = drive(loop, [0.0, np.pi, 0.0, 0.0], 14.0)
+    run, ticks = drive(loop, [0.0, np.pi, 0.0, 0.0], 14.0)
+    assert_iterations(ticks, first=100, mean=1.5, most=8)
     assert upright(run)[run.state_times > 4.0].all()
     assert np.abs(run.state("cart")).max() < 2.0 + 1e-3
 
