@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the robots do in closed loop, against a plant that knows nothing of the transcription."""
 
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +15,19 @@ from mpc_banded.config import Config
 from mpc_banded.demo import figure_of_eight, lane_change
 from mpc_banded.loop import ControlLoop
 from mpc_banded.messages import fill_joint_state, fill_odometry
+from mpc_banded.native import NoCompiler
 from mpc_banded.offline.report import Run, bound_violations, clearance, tracking_error
 from mpc_banded.reference import PathReference
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
+
+
+def control_loop(name):
+    """Compiled, as users have it, where there is a compiler."""
+    loop = ControlLoop(Config.load(CONFIG / f"{name}.yaml"))
+    with suppress(NoCompiler):
+        loop.controller.compile()
+    return loop
 
 
 def fields(**values):
@@ -74,7 +84,7 @@ def assert_iterations(ticks, first, mean, most):
 
 
 def test_unicycle_follows_a_figure_of_eight_past_an_obstacle():
-    loop = ControlLoop(Config.load(CONFIG / "unicycle.yaml"))
+    loop = control_loop("unicycle")
     path = PathReference(figure_of_eight(), 0.8)
     loop.reference = PathReference(figure_of_eight(), 0.8)
     run, ticks = drive(loop, [0.0, 0.5, 0.0, 0.0, 0.0], 20.0)
@@ -91,7 +101,7 @@ def test_unicycle_follows_a_figure_of_eight_past_an_obstacle():
 
 
 def test_bicycle_changes_lane_past_an_obstacle():
-    loop = ControlLoop(Config.load(CONFIG / "bicycle.yaml"))
+    loop = control_loop("bicycle")
     path = PathReference(lane_change(), 5.0)
     loop.reference = PathReference(lane_change(), 5.0)
     run, ticks = drive(loop, [0.0, 0.0, 0.0, 5.0], 18.0)
@@ -109,7 +119,7 @@ def upright(run):
 
 
 def test_cartpole_swings_up_from_hanging_at_rest_and_stays_up():
-    loop = ControlLoop(Config.load(CONFIG / "cartpole.yaml"))
+    loop = control_loop("cartpole")
     run, ticks = drive(loop, [0.0, np.pi, 0.0, 0.0], 14.0)
     assert_iterations(ticks, first=100, mean=1.5, most=8)
     assert upright(run)[run.state_times > 4.0].all()
@@ -120,7 +130,7 @@ def test_cartpole_swings_up_from_hanging_at_rest_and_stays_up():
 def test_cartpole_gets_upright_from_anywhere():
     generator = np.random.default_rng(7)
     starts = generator.uniform([-1.0, -np.pi, -1.0, -3.0], [1.0, np.pi, 1.0, 3.0], (50, 4))
-    loop = ControlLoop(Config.load(CONFIG / "cartpole.yaml"))
+    loop = control_loop("cartpole")
     late = []
     for start in starts:
         loop.reset()
