@@ -1,0 +1,486 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: ARG005
+"""Machine code finds what torch finds, and is as robust."""
+
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from problems import (
+    CASES,
+    Case,
+    bicycle,
+    controller_of,
+    double_integrator,
+    random_iterate,
+    rollout,
+    scalar,
+    solver_of,
+    squared,
+    standing,
+    tangled,
+    unicycle,
+    van_der_pol,
+)
+
+from mpc_banded import kernels, native
+from mpc_banded.cache import LibraryCache
+from mpc_banded.compiled import CompiledDerivatives, compiled
+from mpc_banded.config import Config
+from mpc_banded.derivatives import RECOVERIES, Derivatives, Merit, NewtonSystem, Point
+from mpc_banded.kernels import StageFunctions
+from mpc_banded.problem import OptimalControlProblem
+from mpc_banded.robots.robot import BUILT_IN
+from mpc_banded.solver import NewtonSolver, SolverOptions, Status
+from mpc_banded.transcription import SCHEMES, Transcription
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler"
+)
+
+
+def terminal_only() -> Case:
+    case = unicycle(horizon=3)
+    problem = replace(case.problem, stage_costs={}, weights={})
+    return Case(problem, case.state, case.parameters)
+
+
+def linear() -> Case:
+    """Nothing to differentiate twice, some things not even once."""
+    problem = OptimalControlProblem(
+        nx=1,
+        nu=2,
+        horizon=3,
+        dt=0.5,
+        dynamics=lambda x, u, p: torch.ones_like(x),
+        stage_costs={"linear": lambda x, u, p: x[..., 0], "none": lambda x, u, p: 0 * u[..., 0]},
+        terminal_costs={"constant": lambda x, p: torch.ones_like(x[..., 0])},
+        inequalities={"always": lambda x, u, p: torch.ones_like(x)},
+        penalties={"always": (1.0, 0.0)},
+    )
+    return Case(problem, np.array([0.5]))
+
+
+BOUNDS = {
+    "input_bounds": ([-np.inf, -2.0], [3.0, np.inf]),
+    "state_bounds": ([-1.0, -np.inf, -3.0], [0.5, 2.0, np.inf]),
+}
+PROBLEMS = {
+    "double_integrator": (lambda: double_integrator(horizon=5), "euler", 1),
+    "unicycle": (lambda: unicycle(horizon=5), "midpoint", 1),
+    "bicycle": (lambda: bicycle(horizon=4), "rk4", 1),
+    "cartpole": (lambda: CASES["cartpole"](horizon=4), "trapezoid", 1),
+    "van_der_pol, stage cost only": (lambda: van_der_pol(horizon=4), "rk4", 2),
+    "tangled": (lambda: tangled(2, 2, 4), "rk4", 1),
+    "tangled, bounded on some sides": (lambda: tangled(3, 2, 4, **BOUNDS), "trapezoid", 1),
+    "tangled, no inequality": (lambda: tangled(2, 1, 4, inequalities=0), "euler", 2),
+    "tangled, one stage": (lambda: tangled(3, 2, 1, **BOUNDS), "midpoint", 1),
+    "tangled, two stages": (lambda: tangled(2, 3, 2), "midpoint", 1),
+    "terminal cost only": (terminal_only, "midpoint", 1),
+    "linear": (linear, "euler", 1),
+}
+
+
+@cache
+def problem_of(name):
+    """Case, and its eager derivatives."""
+    build, scheme, substeps = PROBLEMS[name]
+    case = build()
+    return case, Derivatives(Transcription(case.problem, scheme, substeps))
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory):
+    return LibraryCache(tmp_path_factory.mktemp("libraries"))
+
+
+@pytest.fixture(scope="session")
+def machine(libraries):
+    """Compiled derivatives for eager ones, each built once."""
+    made = {}
+
+    def compile_once(eager: Derivatives) -> CompiledDerivatives:
+        if eager not in made:
+            source = StageFunctions(eager).source()
+            made[eager] = CompiledDerivatives(eager, libraries.library(source))
+        return made[eager]
+
+    return compile_once
+
+
+def assert_near(found, expected, digits=12):
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(found[~finite], expected[~finite])
+    scale = np.abs(expected[finite]).max(initial=1e-3)
+    np.testing.assert_allclose(found[finite], expected[finite], rtol=0, atol=10.0**-digits * scale)
+
+
+def assert_same(one, other, digits=12):
+    """Of two Newton systems or merits."""
+    for field in fields(one):
+        assert_near(getattr(one, field.name), getattr(other, field.name), digits)
+
+
+def assert_agree(machine, eager, point, data):
+    """Everything that both can be asked for."""
+    system, expected = machine.system(point, data, 3.0), eager.system(point, data, 3.0)
+    assert_same(system, expected)
+    lam, mu = point.multipliers, point.mu
+    assert_same(machine.merit(point.z, lam, mu, data), eager.merit(point.z, lam, mu, data))
+    random = np.random.default_rng(5)
+    for size in (1e-3, 1.0, 100.0):
+        step = size * random.standard_normal(len(point.z))
+        (length, duals), (longest, stepped) = (
+            machine.advance(system, step, mu),
+            eager.advance(expected, step, mu),
+        )
+        assert length == pytest.approx(longest, rel=1e-12)
+        assert_near(duals, stepped)
+        assert_near(
+            machine.linearised_defects(system, step), eager.linearised_defects(expected, step)
+        )
+    assert_near(machine.pulled_back(system, -2.0 * lam), eager.pulled_back(expected, -2.0 * lam))
+    assert_near(machine.central_duals(point.z, 0.3, data), eager.central_duals(point.z, 0.3, data))
+    assert machine.mean_curvature(point.z, data) == pytest.approx(
+        eager.mean_curvature(point.z, data), rel=1e-12, abs=1e-15
+    )
+    problem = eager.transcription.problem
+    inputs = 0.1 * random.standard_normal((problem.horizon, problem.nu))
+    assert_near(machine.rollout(inputs, data), eager.rollout(inputs, data))
+
+
+PROBED = ("bicycle", "tangled, bounded on some sides", "tangled, one stage", "linear")
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_machine_code_agrees_with_torch(monkeypatch, machine, name):
+    monkeypatch.setattr(kernels, "WRITTEN_OUT", np.inf)
+    case, eager = problem_of(name)
+    data = case.data(eager.transcription)
+    for seed in range(3):
+        assert_agree(machine(eager), eager, random_iterate(eager, case, seed), data)
+
+
+@pytest.mark.parametrize("name", PROBED)
+def test_second_derivatives_in_a_loop_agree_with_torch(monkeypatch, machine, name):
+    """The other form of the code, that of large problems."""
+    monkeypatch.setattr(kernels, "WRITTEN_OUT", 0)
+    case, eager = problem_of(name)
+    eager, data = Derivatives(eager.transcription), case.data(eager.transcription)
+    for seed in range(3):
+        assert_agree(machine(eager), eager, random_iterate(eager, case, seed), data)
+
+
+GRIDS = [(scheme, 1) for scheme in SCHEMES] + [("euler", 2), ("rk4", 2)]
+
+
+@pytest.mark.parametrize(("scheme", "substeps"), GRIDS)
+@pytest.mark.parametrize("robot", BUILT_IN)
+def test_every_robot_is_compiled_with_every_scheme(monkeypatch, machine, robot, scheme, substeps):
+    monkeypatch.setattr(native, "FLAGS", ("-O0", *native.FLAGS[1:]))  # sooner compiled
+    given = {"robot": robot, "horizon": 3, "transcription": scheme, "substeps": substeps}
+    problem = Config(given).problem()
+    random = np.random.default_rng(3)
+    parameters = {
+        name: random.uniform(0.5, 1.5, (problem.horizon + 1, *shape))
+        for name, shape in problem.parameters.items()
+    }
+    case = Case(problem, random.uniform(0.1, 0.9, problem.nx), parameters)
+    eager = Derivatives(Transcription(problem, scheme, substeps))
+    data = case.data(eager.transcription)
+    for seed in range(2):
+        assert_agree(machine(eager), eager, random_iterate(eager, case, seed), data)
+
+
+@pytest.mark.parametrize("recovery", RECOVERIES)
+@pytest.mark.parametrize("name", ["unicycle", "tangled, bounded on some sides"])
+def test_machine_code_finds_what_every_recovery_finds(machine, name, recovery):
+    case, eager = problem_of(name)
+    point, data = random_iterate(eager, case), case.data(eager.transcription)
+    expected = Derivatives(eager.transcription, recovery=recovery).system(point, data, 3.0)
+    found = machine(eager).system(point, data, 3.0)
+    assert_same(found, expected, digits=9 if recovery == "random" else 11)
+
+
+def test_a_larger_half_bandwidth_holds_zeros(machine):
+    case, eager = problem_of("tangled")
+    wide = Derivatives(eager.transcription, half_bandwidth=9)
+    point, data = random_iterate(eager, case), case.data(eager.transcription)
+    found = machine(wide).system(point, data, 3.0)
+    assert_same(found, wide.system(point, data, 3.0))
+    bands = machine(eager).system(point, data, 3.0).bands
+    assert_near(found.bands[: len(bands)], bands)
+    assert not found.bands[len(bands) :].any()
+
+
+def test_live_inputs_are_never_compiled_in(machine):
+    """One library serves all weights, parameters, states, multipliers, duals and barriers."""
+    case, eager = problem_of("tangled, bounded on some sides")
+    one = machine(eager)
+    random = np.random.default_rng(7)
+    for seed in range(4):
+        other = Case(
+            case.problem,
+            random.standard_normal(3),
+            {"a": random.standard_normal((case.problem.horizon + 1, 2))},
+        )
+        weights = {"stage": 10.0 ** random.uniform(-3, 3), "end": float(seed)}
+        data = other.data(eager.transcription, weights)
+        point = random_iterate(eager, other, seed, mu=10.0 ** random.uniform(-6, 0))
+        assert_agree(one, eager, point, data)
+
+
+def test_results_are_arrays_of_their_own(machine):
+    """What is asked for later does not write into what was given before."""
+    case, eager = problem_of("bicycle")
+    one, data = machine(eager), case.data(eager.transcription)
+    first = one.system(random_iterate(eager, case), data, 3.0)
+    before = [np.copy(getattr(first, field.name)) for field in fields(NewtonSystem)]
+    one.system(random_iterate(eager, case, seed=1), data, 1.0)
+    one.advance(first, np.ones(eager.transcription.n), 0.1)
+    for field, copy in zip(fields(NewtonSystem), before, strict=True):
+        np.testing.assert_array_equal(getattr(first, field.name), copy)
+
+
+def test_arguments_are_read_whatever_their_layout_and_left_as_they_are(machine):
+    case, eager = problem_of("tangled, bounded on some sides")
+    one, data = machine(eager), case.data(eager.transcription)
+    point = random_iterate(eager, case)
+    strided = Point(
+        np.repeat(point.z, 2)[::2],
+        np.asfortranarray(point.multipliers),
+        np.asfortranarray(point.duals),
+        point.mu,
+    )
+    expected = one.system(point, data, 3.0)
+    assert_same(one.system(strided, data, 3.0), expected, digits=15)
+    assert_same(
+        one.merit(strided.z, strided.multipliers, 0.1, data),
+        one.merit(point.z, point.multipliers, 0.1, data),
+        digits=15,
+    )
+    np.testing.assert_array_equal(strided.z, point.z)
+    np.testing.assert_array_equal(strided.duals, point.duals)
+
+
+def test_threads_find_the_bits_that_one_finds_alone(machine):
+    case, eager = problem_of("unicycle")
+    library, data = machine(eager).library, case.data(eager.transcription)
+    iterates = [random_iterate(eager, case, seed) for seed in range(8)]
+
+    def bands(point):
+        one = CompiledDerivatives(eager, library)
+        return [one.system(point, data, 3.0).bands for _ in range(50)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for point, found in zip(iterates, pool.map(bands, iterates), strict=True):
+            alone = machine(eager).system(point, data, 3.0).bands
+            for other in found:
+                np.testing.assert_array_equal(alone, other)
+
+
+# Solving and controlling
+
+
+@pytest.mark.parametrize(
+    "name", ["unicycle", "bicycle", "cartpole", "van_der_pol, stage cost only"]
+)
+def test_solutions_are_those_of_torch(machine, name):
+    case, eager = problem_of(name)
+    data = case.data(eager.transcription)
+    expected = NewtonSolver(eager, SolverOptions()).solve(standing(case), data)
+    found = NewtonSolver(machine(eager), SolverOptions()).solve(standing(case), data)
+    assert found.status is expected.status is Status.CONVERGED
+    assert len(found.iterations) == len(expected.iterations)
+    np.testing.assert_allclose(found.point.z, expected.point.z, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found.costs, expected.costs, rtol=1e-9)
+    np.testing.assert_allclose(found.violations, expected.violations, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["unicycle", "bicycle"])
+def test_a_closed_loop_has_the_same_commands(libraries, name):
+    """Fifty steps, each loop on its own; the weights change on the way."""
+    case, eager = problem_of(name)
+    scheme = eager.transcription.scheme
+
+    def drive(controller):
+        state, commands = case.state, []
+        for k in range(50):
+            if k == 25:
+                controller.set_weights({"effort": 0.5})
+            step = controller.step(state, case.parameters)
+            assert step.status is Status.CONVERGED
+            commands.append(step.command)
+            state = rollout(Case(case.problem, state, case.parameters), "rk4", step.command[None])
+            state = state[-1]
+        return np.array(commands)
+
+    by_torch, by_machine = controller_of(case, scheme), controller_of(case, scheme)
+    by_machine.compile(libraries)
+    assert by_machine.library is not None
+    np.testing.assert_allclose(drive(by_machine), drive(by_torch), rtol=0, atol=1e-9)
+
+
+# What is not finite
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["state", "parameters", "z", "multipliers", "duals"])
+def test_what_is_not_finite_is_not_hidden(machine, where, value):
+    """The solver looks at residuals and bands: one of them must tell."""
+    case, eager = problem_of("unicycle")
+    point = random_iterate(eager, case)
+    data = case.data(eager.transcription)
+    if where == "state":
+        data.initial_state[1] = value
+    elif where == "parameters":
+        data.parameters["goal"][2, 0] = value
+    else:
+        array = getattr(point, where).copy()
+        array.reshape(-1)[4] = value
+        point = replace(point, **{where: array})
+    with np.errstate(invalid="ignore"):
+        found = system_tells(machine(eager).system(point, data, 3.0))
+        assert found == system_tells(eager.system(point, data, 3.0))
+    assert found or (where == "duals" and value != np.nan)  # they are brought back into range
+
+
+def system_tells(system):
+    arrays = (system.cost_gradient, system.barrier_gradient, system.dynamics_gradient)
+    parts = (*arrays, system.defects, system.bands)
+    return not all(np.isfinite(part).all() for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "cost", "state"),
+    [
+        (lambda x, u, p: x.log() + u, lambda x, u, p: squared(x) + squared(u), -1.0),
+        (lambda x, u, p: u, lambda x, u, p: (x - 2.0).sqrt()[..., 0] + squared(u), 1.0),
+        (lambda x, u, p: u, lambda x, u, p: (1e3 * x.exp()).exp()[..., 0] + squared(u), 1.0),
+        (lambda x, u, p: u, lambda x, u, p: (x - 1.0).abs().sqrt()[..., 0] + squared(u), 1.0),
+        (lambda x, u, p: u + x / (x - 1.0), lambda x, u, p: squared(u), 1.0),
+    ],
+    ids=["log", "sqrt", "overflow", "slope", "division"],
+)
+def test_what_is_not_finite_is_said_so(machine, dynamics, cost, state):
+    case = scalar(dynamics, cost, horizon=2)
+    case = Case(case.problem, np.array([state]))
+    solver = solver_of(case)
+    solver = NewtonSolver(machine(solver.derivatives), SolverOptions())
+    solution = solver.solve(standing(case), case.data(solver.derivatives.transcription))
+    assert solution.status is Status.NON_FINITE
+    assert not solution.iterations
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_compiled_controller_survives_what_is_not_finite(libraries, value):
+    case, _ = problem_of("unicycle")
+    controller = controller_of(case)
+    controller.compile(libraries)
+    good = controller.step(case.state, case.parameters)
+    for state, parameters in (
+        (np.array([0.0, value, 0.0]), case.parameters),
+        (case.state, {**case.parameters, "disc": np.array([0.8, value, 0.3])}),
+    ):
+        step = controller.step(state, parameters)
+        assert step.status is not Status.CONVERGED
+        assert np.isfinite(step.command).all()
+    controller.reset()
+    again = controller.step(case.state, case.parameters)
+    np.testing.assert_array_equal(again.command, good.command)
+
+
+def test_outside_the_input_bounds_the_merit_is_infinite(machine):
+    case, eager = problem_of("unicycle")
+    point, data = random_iterate(eager, case), case.data(eager.transcription)
+    for value in (1.0, 5.0, -0.2, -9.0):
+        z = point.z.copy()
+        z[0] = value
+        merit = machine(eager).merit(z, point.multipliers, 0.1, data)
+        assert merit.barrier == np.inf
+        expected = eager.merit(z, point.multipliers, 0.1, data)
+        assert_same(replace(merit, barrier=0.0), replace(expected, barrier=0.0))
+
+
+# The code itself
+
+
+def operation_counts(eager):
+    """Name of each kernel -> number of its scalar operations."""
+    source = StageFunctions(eager).source()
+    bodies = re.split(r"^void (\w+)\(", source, flags=re.MULTILINE)[1:]
+    return {
+        name: body.count("const double t")
+        for name, body in zip(bodies[::2], bodies[1::2], strict=True)
+    }
+
+
+def robot_derivatives(robot, **given):
+    controller = Config({"robot": robot, "horizon": 4, **given}).controller()
+    return Derivatives(controller.transcription)
+
+
+#: Scalar operations of a bicycle's kernels, with a tenth to spare.
+MOST_OPERATIONS = {
+    "system": 2000,
+    "merit": 1060,
+    "advance": 330,
+    "rollout": 215,
+    "cost_curvature": 26,
+    "linearised_defects": 140,
+    "pulled_back": 126,
+}
+
+
+def test_the_code_is_as_short_as_it_was():
+    found = operation_counts(robot_derivatives("bicycle"))
+    assert found.keys() == MOST_OPERATIONS.keys()
+    for name, most in MOST_OPERATIONS.items():
+        assert 0.5 * most < found[name] <= most, name
+
+
+def test_the_code_does_not_grow_with_the_horizon():
+    short, long = (robot_derivatives("unicycle", horizon=n) for n in (3, 300))
+    assert operation_counts(short) == operation_counts(long)
+
+
+def test_the_same_problem_has_the_same_source():
+    """Or its library would be built again and again."""
+    one, other = (StageFunctions(robot_derivatives("cartpole")).source() for _ in range(2))
+    assert one == other
+
+
+def test_a_library_of_another_problem_is_refused(machine):
+    (_, one), (_, other) = problem_of("unicycle"), problem_of("bicycle")
+    with pytest.raises(ValueError, match="is not of this problem: system has size"):
+        CompiledDerivatives(other, machine(one).library)
+
+
+def test_only_the_stagewise_recovery_can_be_compiled(libraries):
+    _, eager = problem_of("tangled")
+    with pytest.raises(ValueError, match="only 'stagewise'"):
+        compiled(Derivatives(eager.transcription, recovery="direct"), libraries)
+
+
+def test_what_the_compiler_gets_wrong_is_found(monkeypatch, libraries):
+    """Before anything is controlled by it."""
+    _, eager = problem_of("double_integrator")
+    right = native.c_function
+    monkeypatch.setattr(native, "c_function", lambda *a: right(*a).replace("(0.1)", "(0.100001)"))
+    with pytest.raises(ValueError, match=r"compiled and eager .* differ by"):
+        compiled(eager, libraries)
+
+
+def test_merits_are_numbers(machine):
+    case, eager = problem_of("unicycle")
+    point, data = random_iterate(eager, case), case.data(eager.transcription)
+    merit = machine(eager).merit(point.z, point.multipliers, 0.1, data)
+    assert all(type(getattr(merit, field.name)) is float for field in fields(Merit))
+    assert type(machine(eager).system(point, data, 1.0).barrier) is float
