@@ -159,6 +159,10 @@ def test_command_says_in_a_sentence_why_it_cannot(
     (tmp_path / "sorting_robots.py").write_text(SORTS)
     monkeypatch.syspath_prepend(tmp_path)
     assert "aten.sort" in refused(capsys, parameters(robot="sorting_robots:robot"))
+    (tmp_path / "odd_robots.py").write_text(
+        SORTS.replace("torch.sort(x).values[..., 0]", "x[:, 0]")
+    )
+    assert "too many indices" in refused(capsys, parameters(robot="odd_robots:robot"))
     compiler("echo one >&2; echo two >&2; exit 1")
     assert "failed: one two\n" in refused(capsys, parameters())
     assert list(folder.iterdir()) == []
