@@ -107,6 +107,8 @@ class Chapter:
 # Time
 
 Name = TypeVar("Name")
+#: How long a turn of a candidate lasts at least.
+TURN_S = 1e-3
 
 
 def interleaved(
@@ -114,18 +116,25 @@ def interleaved(
 ) -> dict[Name, float]:
     """Median processor time of each candidate in seconds.
 
-    All candidates run once in each round, so that what disturbs the machine disturbs all; rounds
-    go on for ``seconds``. The first round warms up and does not count. Everything runs in one
-    thread, so processor time is wall time on a machine that does nothing else.
+    All candidates have their turn in each round, so that what disturbs the machine disturbs all;
+    what takes less than TURN_S is called several times in its turn. Rounds go on for ``seconds``;
+    the first one warms up and does not count. Everything runs in one thread, so processor time
+    is wall time on a machine that does nothing else.
     """
     samples: dict[Name, list[float]] = {name: [] for name in candidates}
-    began = time.perf_counter()
+    calls = dict.fromkeys(candidates, 1)
+    began = time.process_time()
     rounds = 0
-    while rounds <= at_least or time.perf_counter() - began < seconds:
+    while rounds <= at_least or time.process_time() - began < seconds:
         for name, candidate in candidates.items():
+            if calls[name] > 1:
+                candidate()  # what ran before it has emptied the caches
             start = time.process_time()
-            candidate()
-            samples[name].append(time.process_time() - start)
+            for _ in range(calls[name]):
+                candidate()
+            samples[name].append((time.process_time() - start) / calls[name])
+        if not rounds:
+            calls = {name: int(np.clip(TURN_S / t[0], 1, 50)) for name, t in samples.items()}
         rounds += 1
         if rounds > 400:
             break
