@@ -40,6 +40,10 @@ class UnsafeCache(PermissionError):
     """The folder of the cache is not its user's alone; the message says what to do."""
 
 
+class NotBuilt(LookupError):
+    """A library is not in the cache."""
+
+
 class LibraryCache:
     """Shared libraries by what they were made from, each with a record of that.
 
@@ -63,17 +67,21 @@ class LibraryCache:
         except OSError as error:
             raise _unusable(folder, error) from error
 
-    def library(self, source: str) -> native.Library:
+    def library(self, source: str, build: bool = True) -> native.Library:
         """The library of a C source, from the cache or built.
 
         Raises:
+            NotBuilt: It is not in the cache, or must not be loaded, and ``build`` is false.
             NoCompiler: It has to be built, and there is no compiler.
             OSError: It cannot be written or loaded.
         """
         made_from = {"source": _digest(source.encode()), **_machine()}
         key = _digest(json.dumps(made_from, sort_keys=True).encode())[:32]
         path = self.folder / f"{key}.so"
-        if self._fault(path, made_from):
+        fault = self._fault(path, made_from)
+        if fault and not build:
+            raise NotBuilt(f"{path} {fault}")
+        if fault:
             try:
                 self._build(source, path, made_from)
             except OSError as error:

@@ -174,11 +174,19 @@ def _address(array: np.ndarray) -> int:
     return address
 
 
-def compiled(derivatives: Derivatives, cache: LibraryCache) -> CompiledDerivatives:
+def compiled(
+    derivatives: Derivatives, cache: LibraryCache, build: bool = True
+) -> CompiledDerivatives:
     """Compiled derivatives like the given ones, from the cache or built, compared with eager ones.
+
+    Args:
+        derivatives: Which ones.
+        cache: Where libraries are kept.
+        build: Whether to build what the cache does not have.
 
     Raises:
         UnsupportedOperation: A function cannot be compiled.
+        NotBuilt: The cache does not have the library, and ``build`` is false.
         NoCompiler: There is no C compiler, and the cache does not have the library.
         ValueError: The recovery is not stagewise, or compiled and eager differ.
     """
@@ -189,7 +197,7 @@ def compiled(derivatives: Derivatives, cache: LibraryCache) -> CompiledDerivativ
         )
     t = derivatives.transcription
     eager = Derivatives(t, derivatives.half_bandwidth, derivatives.recovery)
-    result = CompiledDerivatives(eager, cache.library(StageFunctions(eager).source()))
+    result = CompiledDerivatives(eager, cache.library(StageFunctions(eager).source(), build))
     _compare(eager, result)
     return result
 

@@ -136,7 +136,7 @@ class RecedingHorizonController:
         z = self._cold(data)
         self._solver.derivatives.check(z + 1e-2 * generator.standard_normal(len(z)), data)
 
-    def compile(self, cache: LibraryCache | None = None) -> None:
+    def compile(self, cache: LibraryCache | None = None, *, build: bool = True) -> None:
         """Use machine code from the next step on; the plan and the warm start are kept.
 
         That takes about a second, less if the cache has it. A loop that must not wait lets
@@ -144,15 +144,17 @@ class RecedingHorizonController:
 
         Args:
             cache: Where compiled libraries are kept; the user's if not given.
+            build: Whether to build what the cache does not have.
 
         Raises:
             UnsupportedOperation: A function of the problem cannot be compiled.
+            NotBuilt: The cache does not have the library, and ``build`` is false.
             NoCompiler: There is no C compiler, and the cache does not have the library.
             UnsafeCache: Others may write to the folder of the cache.
             ValueError: The recovery is not stagewise, or compiled and eager results differ.
         """
         eager = self._solver.derivatives
-        self._solver.derivatives = compiled(eager, cache or LibraryCache())
+        self._solver.derivatives = compiled(eager, cache or LibraryCache(), build)
 
     def load(self, library: Path, cache: LibraryCache | None = None) -> None:
         """Use machine code that another process has compiled for the same problem.

@@ -17,11 +17,13 @@ from std_srvs.srv import SetBool, Trigger
 
 from mpc_banded import messages
 from mpc_banded.background import BackgroundCompilation, CompilationFailed
+from mpc_banded.cache import NotBuilt
 from mpc_banded.config import Config
 from mpc_banded.loop import ControlLoop
 from mpc_banded.problem import Trajectory
 from mpc_banded.ros import interfaces, parameters, process
 from mpc_banded.ros.telemetry import Diagnostics, Telemetry
+from mpc_banded.tracing import UnsupportedOperation
 
 #: How often one kind of warning is repeated, and how long the last command may take to go out.
 REPEAT_S, FAREWELL_S = 5.0, 0.5
@@ -48,7 +50,6 @@ class MpcTask:
         self._node = node
         config = parameters.declare(node)
         self._loop = ControlLoop(config)
-        self._loop.warm_up()
         self._period_s = config.period_s
         self._deadline_s = config["deadline"] * config.period_s
         self._latency_s = 0.0
@@ -65,7 +66,8 @@ class MpcTask:
         node.create_service(SetBool, "~/enable", self._enable)
         parameters.keep_weights_live(node, config, self._loop.controller)
         node.get_logger().info(_summary(config, self._loop))
-        self._compilation = self._begin_compilation(config)
+        self._compilation = self._begin_compilation(config) if config["compile"] else None
+        self._loop.warm_up()
 
     def activate(self) -> None:
         """Begin to command."""
@@ -127,12 +129,21 @@ class MpcTask:
             self._use_compiled(self._compilation)
 
     def _begin_compilation(self, config: Config) -> BackgroundCompilation | None:
-        if config["compile"]:
+        """Take compiled derivatives from the cache, or let another process fill it."""
+        try:
             try:
+                self._loop.controller.compile(build=False)
+            except NotBuilt:
                 return BackgroundCompilation(config)
-            except OSError as error:
-                self._stay_eager(error)
+            self._now_compiled("from the cache")
+        except (UnsupportedOperation, OSError, ValueError) as error:
+            self._stay_eager(error)
         return None
+
+    def _now_compiled(self, how: str) -> None:
+        self._diagnostics.derivatives = "compiled"
+        library = self._loop.controller.library
+        self._node.get_logger().info(f"derivatives are compiled, {how}: {library}")
 
     def _use_compiled(self, compilation: BackgroundCompilation) -> None:
         """Go over to compiled derivatives, between two cycles, once another process has them."""
@@ -142,8 +153,7 @@ class MpcTask:
             if library is None:
                 return
             self._loop.controller.load(library)
-            self._diagnostics.derivatives = "compiled"
-            log.info(f"derivatives are compiled, after {compilation.elapsed_s:.1f} s: {library}")
+            self._now_compiled(f"after {compilation.elapsed_s:.1f} s")
         except (CompilationFailed, OSError, ValueError) as error:
             self._stay_eager(error)
         for remark in compilation.remarks:
