@@ -23,7 +23,7 @@ PIP := $(VENV_PYTHON) -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup check-system demo test lint clean
+.PHONY: help setup check-system demo test bench lint clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
@@ -35,6 +35,10 @@ demo: $(READY)  ## drive a simulated robot over DDS (ROBOT=unicycle|bicycle|cart
 
 test: $(READY)  ## run all tests (ARGS="-k comb -x")
 	@$(VENV_PYTHON) -m pytest $(ARGS)
+
+bench: $(READY)  ## all figures, about an hour (ARGS="--task bicycle50 --peers mpc_banded,acados")
+	@$(VENV_PYTHON) -m benchmarks $(ARGS)
+	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.hessian)
 
 lint: $(READY)  ## ruff and mypy
 	@$(VENV_PYTHON) -m ruff check .

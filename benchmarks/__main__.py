@@ -56,6 +56,7 @@ def _record(run: Run, seed: int) -> dict[str, Any]:
         "states": [state.tolist() for state in run.states],
         "inputs": [command.tolist() for command in run.inputs],
         "wall_s": [answer.wall_s for answer in run.answers],
+        "cpu_s": [answer.cpu_s for answer in run.answers],
         "solver_s": [answer.solver_s for answer in run.answers],
         "iterations": [answer.iterations for answer in run.answers],
         "converged": [answer.converged for answer in run.answers],

@@ -7,12 +7,13 @@ the others wait, and its own plant moves on; so whatever disturbs the machine di
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socketpair
@@ -121,7 +122,14 @@ class Worker:
         folder.mkdir(parents=True, exist_ok=True)
         ours, theirs = socketpair()
         self.log = folder / "log.txt"
-        arguments = [entry.name, task.name, str(core), str(theirs.fileno()), packages]
+        arguments = [
+            entry.factory,
+            json.dumps(dict(entry.settings)),
+            task.name,
+            str(core),
+            str(theirs.fileno()),
+            packages,
+        ]
         threads = dict.fromkeys(
             ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
         )
@@ -237,7 +245,5 @@ def _judged(task: Task, run: Run, answer: Answer, parameters: dict[str, np.ndarr
     if answer.converged:
         defects = task.defects(answer.states, answer.inputs, parameters)
         run.defect = max(run.defect, float(np.abs(defects).max()))
-    run.answers.append(
-        Answer(answer.command, answer.wall_s, answer.solver_s, answer.iterations, answer.converged)
-    )
+    run.answers.append(replace(answer, states=None, inputs=None))
     return np.clip(answer.command, *task.input_bounds)

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: ARG001, ARG005  (formulas share one signature)
 """The control tasks, each described once for all solvers.
 
 Dynamics, costs and constraints are written with a handful of ``Operations``, so that numpy,

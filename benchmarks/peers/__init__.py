@@ -153,9 +153,10 @@ ENTRIES = (
         requirements="mpc-pytorch",
         tasks=("bicycle", "cartpole"),
         converges=False,
-        note="Quadratic cost from the Gauss-Newton model along the shifted plan (its cost functions "
-        "do not know their stage), active penalties included; Jacobians of the dynamics for all "
-        "stages at once (`ANALYTIC`), `lqr_iter` 1, 30 iterations in the first step of a run.",
+        note="Quadratic cost from the Gauss-Newton model along the shifted plan (cost "
+        "functions of its own kind do not know their stage), active penalties included; Jacobians "
+        "of the dynamics for all stages at once (`ANALYTIC`), `lqr_iter` 1, 30 iterations in the "
+        "first step of a run.",
     ),
     Entry(
         "mppi.samples",

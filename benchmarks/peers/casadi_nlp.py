@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import casadi as ca
@@ -71,7 +72,7 @@ class CasadiNlp(ShootingPeer):
         self.slacks = ns = len(weights)
         s = ca.SX.sym("s", ns)
         softened = ca.dot(ca.DM(weights[:, 0]), s) + 0.5 * ca.dot(ca.DM(weights[:, 1]), s * s)
-        step = ca.Function("step", [x, u, p], [task.advanced(CASADI, x, u, named)])
+        step = self._step(x, u, p, named)
         cost = ca.Function("cost", [x, u, p], [task.stage_cost(CASADI, x, u, named)])
         last = ca.Function("last", [x, p], [task.terminal_cost(CASADI, x, named)])
         soft = ca.Function("soft", [x, s, p], [rows + s])
@@ -120,6 +121,13 @@ class CasadiNlp(ShootingPeer):
             "equality": (lower_g == upper_g).tolist(),
         }
         return program, lower_g, upper_g, structure
+
+    def _step(self, x: ca.SX, u: ca.SX, p: ca.SX, named: dict[str, ca.SX]) -> ca.Function:
+        """One interval; the dynamics stay a function of their own, or the code gets too long."""
+        f = ca.Function("f", [x, u, p], [self.task.dynamics(CASADI, x, u, named)])
+        X, U, P = (ca.MX.sym(name, v.numel()) for name, v in (("x", x), ("u", u), ("p", p)))
+        slopes = replace(self.task, dynamics=lambda _, x, u, p: f(x, u, p["all"]))
+        return ca.Function("step", [X, U, P], [slopes.advanced(CASADI, X, U, {"all": P})])
 
     def _compiled(self, solver: ca.Function) -> str:
         source, library = self.folder / "program.c", self.folder / "program.so"
@@ -196,7 +204,7 @@ class CasadiNlp(ShootingPeer):
 
     def _shifted_g(self, of_g: np.ndarray, rows: int) -> np.ndarray:
         # The defect of interval 0, the initial state, then (defect, rows) of each stage.
-        nx, ns, N = self.task.nx, self.slacks, self.task.horizon
+        nx, N = self.task.nx, self.task.horizon
         head = of_g[: 2 * nx]
         middle = of_g[2 * nx : 2 * nx + (N - 1) * rows].reshape(N - 1, rows)
         end = of_g[2 * nx + (N - 1) * rows :]

@@ -59,7 +59,8 @@ class MpcPytorch(ShootingPeer):
         first = self.states is None
         self.start(state, parameters)
         p = tensors(parameters)
-        for i in range(_FIRST_ITERATIONS if first else 1):
+        iterations = _FIRST_ITERATIONS if first else 1
+        for _ in range(iterations):
             inputs = torch.as_tensor(np.vstack([self.inputs, np.zeros((1, self.task.nu))]))
             C, c = self._model(torch.as_tensor(self.states), inputs, p)
             solver = mpc.MPC(
@@ -81,7 +82,7 @@ class MpcPytorch(ShootingPeer):
             x, u, _ = solver(x0, mpc.QuadCost(C[:, None], c[:, None]), self.dynamics)
             self.states = x[:, 0].detach().numpy()
             self.inputs = u[:-1, 0].detach().numpy()
-        return Outcome(self.inputs[0], i + 1, False)
+        return Outcome(self.inputs[0], iterations, False)
 
     def _model(self, x: Tensor, u: Tensor, p: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """C (N + 1, n, n) and c (N + 1, n), n = nx + nu, about a trajectory."""

@@ -42,6 +42,7 @@ class Answer:
     Attributes:
         command: (nu,).
         wall_s: Wall time of the step, Python included.
+        cpu_s: Processor time of the same.
         solver_s: By the solver's own clock; NaN without.
         iterations: By its own count.
         converged: Whether it says so.
@@ -52,6 +53,7 @@ class Answer:
 
     command: np.ndarray | None = None
     wall_s: float = np.nan
+    cpu_s: float = np.nan
     solver_s: float = np.nan
     iterations: int = 0
     converged: bool = False
