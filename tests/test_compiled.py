@@ -34,6 +34,7 @@ from mpc_banded.compiled import CompiledDerivatives, compiled
 from mpc_banded.config import Config
 from mpc_banded.derivatives import RECOVERIES, Derivatives, Merit, NewtonSystem, Point
 from mpc_banded.kernels import StageFunctions
+from mpc_banded.native import Argument, Result, Section
 from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.robots.robot import BUILT_IN
 from mpc_banded.solver import NewtonSolver, SolverOptions, Status
@@ -410,6 +411,49 @@ def test_outside_the_input_bounds_the_merit_is_infinite(machine):
 
 
 # The code itself
+
+OF_ONE = (
+    *("neg", "abs", "sign", "logical_not", "sqrt", "floor", "ceil", "trunc", "round"),
+    *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "erf", "erfc"),
+    *("sin", "cos", "tan", "asin", "acos", "atan"),
+    *("sinh", "cosh", "tanh", "asinh", "acosh", "atanh"),
+)
+OF_TWO = (
+    *("add", "sub", "mul", "div", "pow", "atan2", "hypot", "fmod", "remainder"),
+    *("maximum", "minimum", "copysign", "lt", "le", "gt", "ge", "eq", "ne"),
+    *("logical_and", "logical_or", "logical_xor"),
+)
+
+
+def test_each_operation_is_torchs_also_where_it_is_not_finite(tmp_path):
+    def everything(a, b):
+        values = [getattr(torch, name)(a) for name in OF_ONE]
+        values += [getattr(torch, name)(a, b) for name in OF_TWO]
+        values += [torch.where(a > b, a, b), torch.isnan(a), torch.isfinite(b), a.clamp(-0.5, 0.5)]
+        return [torch.stack([value.double() for value in values], dim=-1)]
+
+    special = [0.0, -0.0, 0.25, -0.75, 1.0, -1.0, 2.0, -2.5, 3.5, 1e-3, -7e2, 1e4]
+    special += [np.inf, -np.inf, np.nan]
+    a, b = (grid.ravel() for grid in np.meshgrid(special, special))
+    expected = everything(torch.tensor(a), torch.tensor(b))[0].numpy()
+    section = Section(
+        everything,
+        (Argument("a", (), 1), Argument("b", (), 1)),
+        (Result(0, expected.shape[1]),),
+        len(a),
+    )
+    source = native.PRELUDE + native.c_function("kernel", ("a", "b"), (section,), expected.size)
+    native.build(source, tmp_path / "kernel.so")
+    found = np.empty(expected.shape)
+    kernel = native.Library(tmp_path / "kernel.so").function("kernel", 3, expected.size)
+    kernel(a.ctypes.data, b.ctypes.data, found.ctypes.data)
+    for name, one, other in zip(
+        (*OF_ONE, *OF_TWO, "where", "isnan", "isfinite", "clamp"),
+        found.T,
+        expected.T,
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-14, atol=0, err_msg=name)
 
 
 def operation_counts(eager):
