@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, fields
 from math import prod
 
@@ -58,15 +59,8 @@ class CompiledDerivatives(Derivatives):
         out = np.empty(f.system_size)
         scalars = np.array([point.mu, penalty])
         w = np.concatenate([data.initial_state.numpy(), point.z])
-        multipliers, duals = _contiguous(point.multipliers), _contiguous(point.duals)
-        self._system(
-            _address(w),
-            _address(multipliers),
-            _address(duals),
-            _address(scalars),
-            *self._live_addresses(data),
-            _address(out),
-        )
+        arrays = (w, point.multipliers, point.duals, scalars)
+        _call(self._system, arrays, self._live_addresses(data), out)
         jacobian = f.defect_jacobian.of(out)
         jacobian[0, :, : self.transcription.problem.nx] = 0.0  # x_0 is no unknown
         return NewtonSystem(
@@ -88,13 +82,7 @@ class CompiledDerivatives(Derivatives):
         """See Derivatives.merit."""
         out, scalars = np.empty(MERIT_SIZE), np.array([mu])
         w = np.concatenate([data.initial_state.numpy(), z])
-        self._merit(
-            _address(w),
-            _address(_contiguous(multipliers)),
-            _address(scalars),
-            *self._live_addresses(data),
-            _address(out),
-        )
+        _call(self._merit, (w, multipliers, scalars), self._live_addresses(data), out)
         return Merit(*out.tolist())
 
     def advance(
@@ -103,14 +91,8 @@ class CompiledDerivatives(Derivatives):
         """See Derivatives.advance."""
         f = self._functions
         out, scalars = np.empty(f.advanced.size), np.array([mu])
-        self._advance(
-            _address(system.duals),
-            _address(system.distances),
-            _address(system.row_jacobian),
-            _address(step),
-            _address(scalars),
-            _address(out),
-        )
+        arrays = (system.duals, system.distances, system.row_jacobian, step, scalars)
+        _call(self._advance, arrays, (), out)
         return float(f.longest.of(out).min()), f.stepped.of(out)
 
     def linearised_defects(self, system: NewtonSystem, step: np.ndarray) -> np.ndarray:
@@ -118,16 +100,14 @@ class CompiledDerivatives(Derivatives):
         nx = self.transcription.problem.nx
         out = np.empty(system.defects.shape)
         w = np.concatenate([np.zeros(nx), step])
-        self._linearised_defects(_address(w), _address(system.defect_jacobian), _address(out))
+        _call(self._linearised_defects, (w, system.defect_jacobian), (), out)
         return out
 
     def pulled_back(self, system: NewtonSystem, multipliers: np.ndarray) -> np.ndarray:
         """See Derivatives.pulled_back."""
         nx = self.transcription.problem.nx
         out = np.empty(nx + self.transcription.n)
-        self._pulled_back(
-            _address(_contiguous(multipliers)), _address(system.defect_jacobian), _address(out)
-        )
+        _call(self._pulled_back, (multipliers, system.defect_jacobian), (), out)
         return out[nx:]
 
     def rollout(self, inputs: np.ndarray, data: StageData) -> np.ndarray:
@@ -136,7 +116,7 @@ class CompiledDerivatives(Derivatives):
         out = np.empty(prod(f.states.shape))
         padded = np.hstack([inputs, np.zeros((problem.horizon, problem.nx))])
         w = np.concatenate([data.initial_state.numpy(), padded.reshape(-1)])
-        self._rollout(_address(w), *self._live_addresses(data), _address(out))
+        _call(self._rollout, (w,), self._live_addresses(data), out)
         return f.states.of(out)
 
     def mean_curvature(self, z: np.ndarray, data: StageData) -> float:
@@ -144,7 +124,7 @@ class CompiledDerivatives(Derivatives):
         nx = self.transcription.problem.nx
         out = np.empty(nx + self.transcription.n)
         w = np.concatenate([data.initial_state.numpy(), z])
-        self._cost_curvature(_address(w), *self._live_addresses(data), _address(out))
+        _call(self._cost_curvature, (w,), self._live_addresses(data), out)
         return float(np.abs(out[nx:]).mean())
 
     def central_duals(self, z: np.ndarray, mu: float, data: StageData) -> np.ndarray:
@@ -165,13 +145,15 @@ class CompiledDerivatives(Derivatives):
         return self._live
 
 
-def _contiguous(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array, dtype=np.float64)
-
-
-def _address(array: np.ndarray) -> int:
-    address: int = array.ctypes.data
-    return address
+def _call(
+    kernel: Callable[..., None],
+    arrays: Sequence[np.ndarray],
+    live: Sequence[int],
+    out: np.ndarray,
+) -> None:
+    """Call a kernel with the addresses of arrays, which live until it returns."""
+    kept = [np.ascontiguousarray(array, dtype=np.float64) for array in arrays]
+    kernel(*(array.ctypes.data for array in kept), *live, out.ctypes.data)
 
 
 def compiled(
@@ -195,9 +177,18 @@ def compiled(
             f"recovery {derivatives.recovery!r} sees the costs as a black box; only 'stagewise' "
             "can be compiled"
         )
+    return loaded(derivatives, cache.library(StageFunctions(derivatives).source(), build))
+
+
+def loaded(derivatives: Derivatives, library: native.Library) -> CompiledDerivatives:
+    """Compiled derivatives like the given ones by a library, compared with eager ones.
+
+    Raises:
+        ValueError: The library is of another problem, or compiled and eager differ.
+    """
     t = derivatives.transcription
     eager = Derivatives(t, derivatives.half_bandwidth, derivatives.recovery)
-    result = CompiledDerivatives(eager, cache.library(StageFunctions(eager).source(), build))
+    result = CompiledDerivatives(eager, library)
     _compare(eager, result)
     return result
 
@@ -216,8 +207,6 @@ def _compare(eager: Derivatives, machine: CompiledDerivatives) -> None:
     arguments = (point.z, point.multipliers, point.mu, data)
     merits = [np.array(astuple(each.merit(*arguments))) for each in (eager, machine)]
     pairs["merit"] = (merits[0], merits[1])
-    inputs = point.z.reshape(len(point.multipliers), -1)[:, : eager.transcription.problem.nu]
-    pairs["rollout"] = (eager.rollout(inputs, data), machine.rollout(inputs, data))
     for name, (a, b) in pairs.items():
         finite = np.isfinite(a)
         a, b = np.asarray(a)[finite], np.asarray(b)[finite]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mpc_banded.cache import LibraryCache
-from mpc_banded.compiled import CompiledDerivatives, compiled
+from mpc_banded.compiled import CompiledDerivatives, compiled, loaded
 from mpc_banded.derivatives import Derivatives, Point
 from mpc_banded.problem import OptimalControlProblem, Trajectory
 from mpc_banded.solver import NewtonSolver, Solution, SolverOptions, Status
@@ -168,7 +168,7 @@ class RecedingHorizonController:
             ValueError: The library is damaged, not in the cache, or of another problem.
         """
         stored = (cache or LibraryCache()).stored(library)
-        self._solver.derivatives = CompiledDerivatives(self._solver.derivatives, stored)
+        self._solver.derivatives = loaded(self._solver.derivatives, stored)
 
     @property
     def library(self) -> Path | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -250,17 +251,20 @@ class Library:
         return kernel
 
 
-def c_compiler() -> str:
-    """The C compiler: ``$CC``, or the first of cc, gcc and clang.
+def c_compiler() -> list[str]:
+    """The command of the C compiler: ``$CC``, or the first of cc, gcc and clang.
 
     Raises:
-        NoCompiler: None is installed.
+        NoCompiler: None is installed, or not the one that CC names.
     """
-    for name in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
-        found = shutil.which(name)
+    named = shlex.split(os.environ.get("CC", ""))
+    for command in [named] if named else [["cc"], ["gcc"], ["clang"]]:
+        found = shutil.which(command[0])
         if found:
-            return found
-    raise NoCompiler("no C compiler: CC, cc, gcc and clang were looked for in PATH")
+            return [found, *command[1:]]
+    if named:
+        raise NoCompiler(f"CC is {os.environ['CC']!r}, which is not in PATH")
+    raise NoCompiler("no C compiler: cc, gcc and clang are not in PATH, and CC is not set")
 
 
 def build(source: str, path: Path) -> None:
@@ -269,7 +273,8 @@ def build(source: str, path: Path) -> None:
     Raises:
         NoCompiler: There is none, or it fails; the message holds what it said.
     """
-    command = [c_compiler(), *FLAGS, "-x", "c", "-", "-o", str(path), "-lm"]
+    command = [*c_compiler(), *FLAGS, "-x", "c", "-", "-o", str(path), "-lm"]
     done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise NoCompiler(f"{' '.join(command)} failed: {done.stderr.strip()[:500]}")
+        said = done.stderr.strip()[:500] or f"exit status {done.returncode}"
+        raise NoCompiler(f"{shlex.join(command)} failed: {said}")

@@ -415,8 +415,9 @@ def _diagonal(a: np.ndarray, offset: int = 0, i: int = 0, j: int = 1) -> np.ndar
 def _as_strided(
     a: np.ndarray, shape: Sequence[int], strides: Sequence[int], offset: int = 0
 ) -> np.ndarray:
-    if not a.flags.c_contiguous:
-        raise UnsupportedOperation("as_strided of a view")
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if not a.flags.c_contiguous or min((0, offset, *strides)) < 0 or last >= max(a.size, 1):
+        raise UnsupportedOperation("as_strided of a view, or beyond its tensor")
     sizes = [stride * a.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(a.reshape(-1)[offset:], shape, sizes)
 

@@ -53,7 +53,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
     """Puts a shell script in place of the compiler."""
-    real = native.c_compiler()
+    real = native.c_compiler()[0]
 
     def replaced(lines):
         script = tmp_path / "cc"

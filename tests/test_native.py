@@ -130,22 +130,31 @@ def compilers(tmp_path, monkeypatch):
 
 def test_compiler_is_the_one_that_was_asked_for_or_the_first_of_the_usual(compilers, monkeypatch):
     folder = compilers("clang", "gcc", "mine")
-    assert c_compiler() == str(folder / "gcc")
+    assert c_compiler() == [str(folder / "gcc")]
     compilers("cc")
-    assert c_compiler() == str(folder / "cc")
-    monkeypatch.setenv("CC", "mine")
-    assert c_compiler() == str(folder / "mine")
+    assert c_compiler() == [str(folder / "cc")]
+    monkeypatch.setenv("CC", "mine -m64")
+    assert c_compiler() == [str(folder / "mine"), "-m64"]
+    monkeypatch.setenv("CC", "nobodys")
+    with pytest.raises(NoCompiler, match="CC is 'nobodys', which is not in PATH"):
+        c_compiler()
 
 
 def test_lack_of_a_compiler_is_said(compilers, tmp_path):
     compilers()
-    with pytest.raises(NoCompiler, match="no C compiler: CC, cc, gcc and clang were looked for"):
+    with pytest.raises(NoCompiler, match="no C compiler: cc, gcc and clang are not in PATH"):
         build("", tmp_path / "kernel.so")
 
 
 def test_what_a_compiler_says_when_it_fails_is_passed_on(compilers, tmp_path):
     compilers("cc", text="#!/bin/sh\necho 'my disk is full' >&2\nexit 1\n")
     with pytest.raises(NoCompiler, match=r"cc .* failed: my disk is full"):
+        build("", tmp_path / "kernel.so")
+
+
+def test_a_compiler_that_fails_without_a_word_is_told_by_its_exit_status(compilers, tmp_path):
+    compilers("cc", text="#!/bin/sh\nexit 3\n")
+    with pytest.raises(NoCompiler, match=r"cc .* failed: exit status 3"):
         build("", tmp_path / "kernel.so")
 
 
