@@ -448,6 +448,70 @@ def test_compositions_are_those_of_torch(function, seed):
             )
 
 
+# Random writes into views
+
+VIEWS = (
+    lambda a: a[0],
+    lambda a: a[..., -1],
+    lambda a: a[1:],
+    lambda a: a[::2],
+    lambda a: a[..., :2],
+    lambda a: a.mT,
+    lambda a: a.diagonal(),
+    lambda a: a.unbind(-1)[1],
+    lambda a: a.split(2)[0],
+    lambda a: a[None],
+    lambda a: a.detach(),
+    lambda a: a.clone(),
+    lambda a: a.flip(0),
+)
+CHANGES = (
+    lambda a, value: a.fill_(3.0),
+    lambda a, value: a.add_(value),
+    lambda a, value: a.mul_(value),
+    lambda a, value: a.copy_(value),
+    lambda a, value: a.sub_(a.clone(), alpha=0.5),
+    lambda a, value: a.masked_fill_(a > 0.3, value),
+    lambda a, value: a.clamp_(-0.5, 0.5),
+    lambda a, value: a.sin_(),
+    lambda a, value: a.__setitem__((..., [0]), value),
+)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.booleans(),
+            st.lists(st.sampled_from(VIEWS), max_size=2),
+            st.sampled_from(CHANGES),
+            st.integers(0, 2),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+@settings(max_examples=150)
+def test_writes_into_views_of_views_are_those_of_torch(changes):
+    """Where torch itself can carry them out and differentiate them."""
+
+    def changed(x, y, m):
+        matrices = [m * 1.0, torch.zeros(3, 3, dtype=torch.float64)]
+        for which, views, change, entry in changes:
+            part = matrices[which]
+            for view in views:
+                part = view(part)
+            change(part, x[entry] * y[2 - entry])
+        return torch.cat(matrices)
+
+    inputs = points(*SHAPES, count=1)
+    for function in (lambda *v: [changed(*v)], with_derivatives(changed)):
+        try:
+            function(*(torch.tensor(a[0]) for a in inputs))
+        except (IndexError, RuntimeError):
+            continue
+        assert_as_torch(function, *inputs)
+
+
 # What a graph of a function is
 
 
