@@ -212,8 +212,9 @@ def _compare(eager: Derivatives, machine: CompiledDerivatives) -> None:
         a, b = np.asarray(a)[finite], np.asarray(b)[finite]
         if a.size and not np.abs(a - b).max() <= COMPARED * (1.0 + np.abs(a).max()):
             raise ValueError(
-                f"compiled and eager {name} differ by {np.abs(a - b).max():.1e}: a cost or "
-                "inequality couples stages that it does not belong to, or the compiler is faulty"
+                f"compiled and eager {name} differ by {np.abs(a - b).max():.1e}: look for float32 "
+                "inside a function, for one that treats a batch unlike its members, for a cost "
+                "that couples stages, and last at the compiler"
             )
 
 

@@ -11,9 +11,10 @@ would be long, one product with a probe is compiled, and taken for all probes in
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from mpc_banded import native
 from mpc_banded.derivatives import Derivatives
 from mpc_banded.expressions import Graph
 from mpc_banded.native import Argument, Result, Section
-from mpc_banded.tracing import trace
+from mpc_banded.tracing import UnsupportedOperation, trace
 from mpc_banded.transcription import SCHEMES
 
 #: mu and rho.
@@ -166,11 +167,18 @@ class StageFunctions:
         half = len(self.parameter_names)
         now, after = self._named(parameters[:half]), self._named(parameters[half:])
         x, u, x_next = w.split([p.nx, p.nu, p.nx])
-        costs = [cost(x, u, now) for cost in p.stage_costs.values()]
+        costs = [
+            _traced(f"stage_costs[{name!r}]", cost, x, u, now)
+            for name, cost in p.stage_costs.items()
+        ]
         weighted = torch.stack(costs) * weights[: len(costs)] if costs else weights[:0]
         scheme = SCHEMES[self._t.scheme]
-        defect = scheme(p.dynamics, x, u, x_next, now, p.dt, self._t.substeps)
-        rows = [h(x_next, u, after) for h in p.inequalities.values()]
+        dynamics = functools.partial(_traced, "dynamics", p.dynamics)
+        defect = scheme(dynamics, x, u, x_next, now, p.dt, self._t.substeps)
+        rows = [
+            _traced(f"inequalities[{name!r}]", h, x_next, u, after)
+            for name, h in p.inequalities.items()
+        ]
         return weighted, defect, torch.cat(rows) if rows else w[:0]
 
     def _window(self) -> Argument:
@@ -439,7 +447,10 @@ class StageFunctions:
         self, x: Tensor, weights: Tensor, parameters: tuple[Tensor, ...]
     ) -> Tensor:
         named = self._named(parameters)
-        costs = [cost(x, named) for cost in self._problem.terminal_costs.values()]
+        costs = [
+            _traced(f"terminal_costs[{name!r}]", cost, x, named)
+            for name, cost in self._problem.terminal_costs.items()
+        ]
         first = len(self._problem.stage_costs)
         return torch.stack(costs) * weights[first:] if costs else weights[:0]
 
@@ -542,6 +553,18 @@ class StageFunctions:
         j = np.asarray(columns, dtype=int)[j]
         kept = (i >= j) & (i - j < self._band)
         return tuple(np.where(kept, j * self._band + i - j, -1).tolist())
+
+
+def _traced(name: str, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """What a function of the problem returns; its name is in the error if it cannot be traced."""
+    try:
+        return function(*arguments)
+    except UnsupportedOperation as error:
+        raise UnsupportedOperation(f"{name}: {error}") from error
+    except Exception as error:
+        raise UnsupportedOperation(
+            f"{name} fails on one stage without batch dimensions (write x[..., i]): {error}"
+        ) from error
 
 
 def _gradient(value: Tensor, by: Tensor) -> Tensor:

@@ -56,7 +56,9 @@ def trace(
         except UnsupportedOperation:
             raise
         except Exception as error:  # whatever a function of somebody else's may raise
-            raise UnsupportedOperation(f"cannot be traced: {error}") from error
+            raise UnsupportedOperation(
+                f"cannot be traced on one stage, without batch dimensions: {error}"
+            ) from error
 
 
 class _NodeTensor(torch.Tensor):
@@ -151,7 +153,8 @@ class _Scalars(TorchDispatchMode):
                 return _decompositions()[operation](*args, **kwargs)
             result = operation.decompose(*args, **kwargs)
         if result is NotImplemented:
-            raise UnsupportedOperation(f"{operation} has no scalar form")
+            hint = _HINTS.get(operation.overloadpacket.__name__, "")
+            raise UnsupportedOperation(f"{operation} has no scalar form{hint}")
         return result
 
     def unwrapped(self, value: Any) -> Any:
@@ -208,6 +211,12 @@ class _Scalars(TorchDispatchMode):
                 result = self.elementwise(operation, result, rows[..., i])
         return np.expand_dims(result, tuple(axes)) if keepdim else result
 
+    def extreme(self, operation: str, a: np.ndarray, dims: Sequence[Any]) -> np.ndarray:
+        """Largest or smallest entry of a whole tensor."""
+        if dims:
+            raise UnsupportedOperation("max or min over a dimension; use amax or amin")
+        return self.reduced(operation, a, None, False)
+
     def product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Matrix product of (..., i, j) and (..., j, k)."""
         terms = self.elementwise("mul", a[..., :, :, None], b[..., None, :, :])
@@ -223,9 +232,16 @@ class _Scalars(TorchDispatchMode):
         return a
 
 
+#: What to write instead.
+_HINTS = {
+    "_local_scalar_dense": ": no if, float() or item() on values; use torch.where",
+    "sort": "; use amax, amin or torch.where",
+}
+
+
 def _check_dtype(dtype: torch.dtype) -> None:
     if dtype.is_complex or (dtype.is_floating_point and dtype != torch.float64):
-        raise UnsupportedOperation(f"a tensor of {dtype}; allowed is torch.float64")
+        raise UnsupportedOperation(f"a tensor of {dtype}; make it with dtype=torch.float64")
 
 
 def _dims(dims: Any) -> list[int]:
@@ -517,8 +533,8 @@ _RULES: dict[str, _Rule] = {
     "prod": lambda s, a, dims=None, keepdim=False, **_: s.reduced("mul", a, dims, keepdim, 1.0),
     "amax": lambda s, a, dims=None, keepdim=False: s.reduced("maximum", a, dims, keepdim),
     "amin": lambda s, a, dims=None, keepdim=False: s.reduced("minimum", a, dims, keepdim),
-    "max": lambda s, a: s.reduced("maximum", a, None, False),
-    "min": lambda s, a: s.reduced("minimum", a, None, False),
+    "max": lambda s, a, *dims: s.extreme("maximum", a, dims),
+    "min": lambda s, a, *dims: s.extreme("minimum", a, dims),
     "mean": _mean,
     "cumsum": _cumsum,
     "linalg_vector_norm": _norm,
