@@ -157,6 +157,10 @@ def main() -> None:
             task, entries, arguments.rounds, core, arguments.steps, console
         )
         file.write_text(json.dumps(results))
+    launch = BUILD / "launch" / "results.json"  # of benchmarks.launch
+    if launch.exists() and not part:
+        results["launch"] = json.loads(launch.read_text())
+        file.write_text(json.dumps(results))
     page.write(results, where)
     console.print(f"wrote {file} and {where}")
 

@@ -118,7 +118,8 @@ ENTRIES = (
         requirements="casadi",
         note="Stages given by hand (`structure_detection` manual), the slacks among the inputs; "
         "tol 1e-6, `mu_init` 1e-4 after the first step (CasADi hands fatrop no multipliers). "
-        "Functions mapped over the stages, C code compiled with `gcc -O3 -march=native`.",
+        "Functions mapped over the stages, C code compiled with `gcc -O3 -march=native` (of the "
+        "chains with `-O2`: their code is long).",
     ),
     Entry(
         "fatrop.vm",

@@ -25,6 +25,8 @@ _IPOPT_WARM = {
     "warm_start_mult_bound_push": 1e-8,
     "mu_init": 1e-4,
 }
+#: Length of generated code that gcc takes too long for with -O3, in bytes.
+_LONG = 4_000_000
 
 
 class CasadiNlp(ShootingPeer):
@@ -36,8 +38,8 @@ class CasadiNlp(ShootingPeer):
         task: What to solve.
         folder: For generated code.
         solver: ipopt or fatrop.
-        gcc: Generate C code of the program's functions and compile it with -O3 -march=native;
-            CasADi's virtual machine otherwise.
+        gcc: Generate C code of the program's functions and compile it; CasADi's virtual
+            machine otherwise.
     """
 
     def __init__(self, task: Task, folder: Path, solver: str, gcc: bool = False) -> None:
@@ -137,7 +139,9 @@ class CasadiNlp(ShootingPeer):
             solver.generate_dependencies(source.name)
         finally:
             os.chdir(previous)
-        command = ["gcc", "-O3", "-march=native", "-shared", "-fPIC", str(source)]
+        # The code of a chain takes minutes with -O3.
+        level = "-O3" if source.stat().st_size < _LONG else "-O2"
+        command = ["gcc", level, "-march=native", "-shared", "-fPIC", str(source)]
         subprocess.run([*command, "-o", str(library)], check=True)
         return str(library)
 
