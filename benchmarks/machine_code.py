@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -237,11 +238,11 @@ def operations(
     Raises:
         RuntimeError: There is no C++ compiler, or it fails.
     """
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        raise RuntimeError("no C++ compiler, which counting operations takes: set CXX")
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    if shutil.which(compiler[0]) is None:
+        raise RuntimeError(f"no C++ compiler {compiler[0]!r}, which counting takes: set CXX")
     path = _fresh(folder)
-    command = [compiler, "-O0", "-w", "-fPIC", "-shared", "-x", "c++", "-", "-o", str(path)]
+    command = [*compiler, "-O0", "-w", "-fPIC", "-shared", "-x", "c++", "-", "-o", str(path)]
     text = _counting() + source + "}\n"
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:

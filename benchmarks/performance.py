@@ -79,7 +79,8 @@ def write(figures: Figures, images: Path) -> list[Chapter]:
 def summary(figures: Figures) -> str:
     """The page in a few lines."""
     first, loop = figures.road.tasks[0], figures.loops[0]
-    seed, compiled = (figures.road.seconds[way, first.name] for way in (road.SEQUENTIAL, road.OUT))
+    ways = (road.SEQUENTIAL, figures.road.chosen[first.name])
+    seed, compiled = (figures.road.seconds[way, first.name] for way in ways)
     share = {name: 100.0 * loop.part(name) / loop.per_iteration for name in shares.PARTS}
     code = 100.0 * sum(map(loop.machine_code, shares.PARTS)) / loop.per_iteration
     shown = ", ".join(f"{name} {number(percent)} %" for name, percent in share.items())

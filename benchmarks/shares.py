@@ -69,7 +69,6 @@ class Loop:
         from_c_s: Seconds of one call from C; of LAPACK, of one call of its bare wrapper.
         empty_s: Seconds of a call by ctypes, addresses at hand, of a kernel that does nothing.
         system_s: Seconds of Derivatives.system, which calls the kernel and cuts up its output.
-        fresh_s: What it costs more to write the system's output into fresh memory, seconds.
     """
 
     task: Task
@@ -83,7 +82,6 @@ class Loop:
     from_c_s: dict[str, float]
     empty_s: float
     system_s: float
-    fresh_s: float
 
     @property
     def per_iteration(self) -> float:
@@ -200,7 +198,7 @@ def _counted_run(
 
 
 def measure(
-    builds: Sequence[Build], cache: LibraryCache, core: Core, quick: bool, rounds: int = 10
+    builds: Sequence[Build], cache: LibraryCache, core: Core, quick: bool, rounds: int = 20
 ) -> tuple[Loop, ...]:
     """Closed loops of all tasks in turns.
 
@@ -230,15 +228,12 @@ def measure(
         called, moment = _counted_run(of.task, made[name], steps[name])
         kernels, routines = calls(of, moment), lapack(of, moment)
         arguments = (moment.point, moment.data, moment.penalty)
-        output = kernels["system"].arrays[-1]
         times = fastest(
             {
                 **{key: core.from_c(call) for key, call in kernels.items()},
                 **{key: repeated(call) for key, call in routines.items()},
                 "empty": repeated(core.empty(kernels["system"])),
                 "all": repeated(lambda of=of, a=arguments: of.derivatives.system(*a)),
-                "kept": repeated(lambda out=output: out.fill(0.0)),
-                "fresh": repeated(lambda size=output.size: np.empty(size).fill(0.0)),
             },
             rounds,
         )
@@ -255,7 +250,6 @@ def measure(
                 {key: times[key] for key in (*kernels, *routines)},
                 times["empty"],
                 times["all"],
-                times["fresh"] - times["kept"],
             )
         )
     return tuple(loops)
@@ -274,7 +268,7 @@ def write(loops: Sequence[Loop], images: Path) -> Chapter:
         evaluations = loop.called["system"] / loop.iterations.sum()
         evaluate, kernel = loop.part("evaluate") / evaluations, loop.from_c_s["system"]
         arrays = loop.system_s - kernel - loop.empty_s
-        parts = (kernel, loop.empty_s, arrays, loop.fresh_s, evaluate - loop.system_s, evaluate)
+        parts = (kernel, loop.empty_s, arrays, evaluate - loop.system_s, evaluate)
         inside.append([loop.task.title, evaluations, *(1e6 * seconds for seconds in parts)])
     often = [
         [name, *(loop.called[name] / loop.iterations.sum() for loop in loops)]
@@ -293,16 +287,12 @@ calls them; the rest is Python and NumPy. Reading the clock is part of the time,
 {study.figure("performance_shares", "Shares of the named steps in the time of an iteration")}
 
 Inside one evaluation, in µs: the C kernel itself, a call by ctypes with all addresses at hand, the
-arrays that Derivatives.system makes and cuts up around the call (and what of that is the price
-of writing into memory fresh from the system), and the rest: norms, and finding the caches as the
-loop leaves them.
+arrays that Derivatives.system makes and cuts up around the call, and the rest: norms, and caches
+that the loop has filled with other things, where the parts before were measured in a row.
 
 {
         study.table(
-            [
-                *("task", "evaluations an iteration", "kernel", "call", "arrays"),
-                *("(fresh memory)", "the rest", "in all"),
-            ],
+            ["task", "evaluations an iteration", "kernel", "call", "arrays", "the rest", "in all"],
             inside,
         )
     }
