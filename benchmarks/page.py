@@ -421,8 +421,8 @@ def write(results: Results, page: Path) -> None:
         "Written by `make bench` from `build/bench/results.json`; do not edit. Each solver drives "
         "the same simulated robots in closed loop. All run on one core, in processes of their "
         "own, and take turns step by step in an order that changes, so what disturbs the machine "
-        f"disturbs all. {results['rounds']} runs of each task, which differ in initial state and "
-        "measurement noise; noise and disturbances are the same for all.",
+        f"disturbs all. Runs of each task: {results['rounds']}; they differ in initial state and "
+        "measurement noise, which are the same for all solvers.",
         "",
         f"Machine: {machine['cpu']}, core {results['core']} of {machine['cores']}, "
         f"{machine['system']}; load average at the start {machine['load']:.1f}. "

@@ -65,7 +65,9 @@ class Acados(ShootingPeer):
         options.sim_method_num_stages = 4
         options.sim_method_num_steps = task.substeps
         options.qp_solver = "PARTIAL_CONDENSING_HPIPM"
-        options.qp_solver_cond_N = task.horizon
+        # Both make it about twice as fast here as its defaults do, and converge as well.
+        options.qp_solver_cond_N = task.horizon // 5
+        options.hpipm_mode = "SPEED"
         options.hessian_approx = hessian
         options.regularize_method = regularization
         options.nlp_solver_type = "SQP_RTI" if real_time else "SQP"
