@@ -149,7 +149,7 @@ def calls(of: Build, moment: Moment) -> dict[str, Call]:
     }
     return {
         name: Call(
-            of.library.function(name, len(given) + 1, size),
+            of.library.function(name, len(given) + 1),
             (*(np.array(array, dtype=np.float64, order="C") for array in given), np.zeros(size)),
         )
         for name, (given, size) in arrays.items()

@@ -12,9 +12,11 @@ import numpy as np
 from torch import Tensor
 
 from mpc_banded import native
-from mpc_banded.cache import LibraryCache
+from mpc_banded.cache import LibraryCache, NotBuilt
 from mpc_banded.derivatives import Derivatives, Merit, NewtonSystem, Point
+from mpc_banded.expressions import LONGEST, TooLong
 from mpc_banded.kernels import MERIT_SIZE, StageFunctions
+from mpc_banded.tracing import UnsupportedOperation
 from mpc_banded.transcription import StageData, Transcription
 
 _log = logging.getLogger(__name__)
@@ -23,6 +25,8 @@ _log = logging.getLogger(__name__)
 #: eager ones are finite.
 COMPARED = 1e-9
 COMPARISONS = 5
+#: Nodes up to which a trace is short enough to only look for a library.
+LOOKED_UP = 6_000
 
 
 class CompiledDerivatives(Derivatives):
@@ -42,13 +46,15 @@ class CompiledDerivatives(Derivatives):
         self._functions = f = StageFunctions(derivatives)
         live = len(f.live)
         self.library = library
-        self._system = library.function("system", 5 + live, f.system_size)
-        self._merit = library.function("merit", 4 + live, MERIT_SIZE)
-        self._advance = library.function("advance", 6, f.advanced.size)
-        self._rollout = library.function("rollout", 2 + live, prod(f.states.shape))
-        self._cost_curvature = library.function("cost_curvature", 2 + live, t.problem.nx + t.n)
-        self._linearised_defects = library.function("linearised_defects", 3, prod(f.defects.shape))
-        self._pulled_back = library.function("pulled_back", 3, t.problem.nx + t.n)
+        if library.signature != f.signature:
+            raise ValueError(f"{library.path} is of another problem")
+        self._system = library.function("system", 5 + live)
+        self._merit = library.function("merit", 4 + live)
+        self._advance = library.function("advance", 6)
+        self._rollout = library.function("rollout", 2 + live)
+        self._cost_curvature = library.function("cost_curvature", 2 + live)
+        self._linearised_defects = library.function("linearised_defects", 3)
+        self._pulled_back = library.function("pulled_back", 3)
         self._data: StageData | None = None
         self._live: list[int] = []
         self._kept: list[Tensor] = []
@@ -177,7 +183,13 @@ def compiled(
             f"recovery {derivatives.recovery!r} sees the costs as a black box; only 'stagewise' "
             "can be compiled"
         )
-    return loaded(derivatives, cache.library(StageFunctions(derivatives).source(), build))
+    try:
+        source = StageFunctions(derivatives).source(LONGEST if build else LOOKED_UP)
+    except TooLong as error:
+        if build:
+            raise UnsupportedOperation(f"{error}; fewer substeps make less") from error
+        raise NotBuilt(f"{error}: too long to look for its library") from error
+    return loaded(derivatives, cache.library(source, build))
 
 
 def loaded(derivatives: Derivatives, library: native.Library) -> CompiledDerivatives:

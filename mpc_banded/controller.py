@@ -140,7 +140,8 @@ class RecedingHorizonController:
         """Use machine code from the next step on; the plan and the warm start are kept.
 
         That takes about a second, less if the cache has it. A loop that must not wait lets
-        another process do it (background.py) and calls ``load``.
+        another process do it (background.py) and calls ``load``. What a function closes over is
+        read once, now; what changes later belongs into the parameters.
 
         Args:
             cache: Where compiled libraries are kept; the user's if not given.
@@ -148,7 +149,8 @@ class RecedingHorizonController:
 
         Raises:
             UnsupportedOperation: A function of the problem cannot be compiled.
-            NotBuilt: The cache does not have the library, and ``build`` is false.
+            NotBuilt: The cache does not have the library, and ``build`` is false; or it would
+                take long to find out.
             NoCompiler: There is no C compiler, and the cache does not have the library.
             UnsafeCache: Others may write to the folder of the cache.
             ValueError: The recovery is not stagewise, or compiled and eager results differ.

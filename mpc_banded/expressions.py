@@ -35,6 +35,10 @@ _COMMUTATIVE = frozenset(
 )
 
 
+#: Nodes of a graph: some seconds of tracing, and half a minute of a C compiler.
+LONGEST = 60_000
+
+
 @dataclass(frozen=True)
 class Node:
     """One scalar.
@@ -49,10 +53,19 @@ class Node:
     operands: tuple[Any, ...]
 
 
-class Graph:
-    """Scalar nodes in an order in which each follows its operands."""
+class TooLong(NotImplementedError):
+    """A graph has more nodes than it may have."""
 
-    def __init__(self) -> None:
+
+class Graph:
+    """Scalar nodes in an order in which each follows its operands.
+
+    Args:
+        limit: Largest number of nodes; one more raises TooLong.
+    """
+
+    def __init__(self, limit: int = LONGEST) -> None:
+        self._limit = limit
         self.nodes: list[Node] = []
         self._numbers: dict[tuple[Any, ...], int] = {}
         self.zero, self.one = self.constant(0.0), self.constant(1.0)
@@ -94,6 +107,8 @@ class Graph:
     def _node(self, operation: str, operands: tuple[int, ...]) -> int:
         key = (operation, *operands)
         if key not in self._numbers:
+            if len(self.nodes) >= self._limit:
+                raise TooLong(f"more than {self._limit} operations in one stage")
             self._numbers[key] = len(self.nodes)
             self.nodes.append(Node(operation, operands))
         return self._numbers[key]

@@ -11,6 +11,7 @@ would be long, one product with a probe is compiled, and taken for all probes in
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from mpc_banded import native
 from mpc_banded.derivatives import Derivatives
-from mpc_banded.expressions import Graph
+from mpc_banded.expressions import LONGEST, Graph, TooLong
 from mpc_banded.native import Argument, Result, Section
 from mpc_banded.tracing import UnsupportedOperation, trace
 from mpc_banded.transcription import SCHEMES
@@ -98,54 +99,73 @@ class StageFunctions:
         self.longest = self.advanced.place(N)
         self.stepped = self.advanced.place(N, self._barrier.width)
 
-    def source(self) -> str:
-        """The C source of all kernels."""
+    @property
+    def signature(self) -> str:
+        """A digest of all sizes: libraries with the same one can be called alike."""
+        p = self._problem
+        shapes = [p.parameters[name] for name in self.parameter_names]
+        sizes = (p.horizon, p.nx, p.nu, self._barrier.rows, self._band, len(p.cost_names), shapes)
+        return hashlib.sha256(repr(sizes).encode()).hexdigest()[: native.SIGNATURE - 1]
+
+    def source(self, limit: int = LONGEST) -> str:
+        """The C source of all kernels.
+
+        Raises:
+            UnsupportedOperation: A function of the problem has no scalar form.
+            TooLong: It has more than ``limit`` operations.
+        """
         t = self._t
-        return native.PRELUDE + "\n".join(
-            [
-                native.c_function(
-                    "system",
-                    ("w", "multipliers", "duals", "scalars", *self.live),
-                    (*self._system_parts(), self._terminal_section()),
-                    self.system_size,
-                ),
-                native.c_function(
-                    "merit",
-                    ("w", "multipliers", "scalars", *self.live),
-                    (self._merit_section(), self._terminal_merit_section()),
-                    MERIT_SIZE,
-                ),
-                native.c_function(
-                    "advance",
-                    ("duals", "distances", "row_jacobian", "step", "scalars"),
-                    (self._advance_section(),),
-                    self.advanced.size,
-                ),
-                native.c_function(
-                    "rollout",
-                    ("w", *self.live),
-                    (self._first_state_section(), self._rollout_section()),
-                    prod(self.states.shape),
-                ),
-                native.c_function(
-                    "cost_curvature",
-                    ("w", *self.live),
-                    (self._cost_curvature_section(), self._terminal_curvature_section()),
-                    self._problem.nx + t.n,
-                ),
-                native.c_function(
-                    "linearised_defects",
-                    ("w", "defect_jacobian"),
-                    (self._linearised_defects_section(),),
-                    prod(self.defects.shape),
-                ),
-                native.c_function(
-                    "pulled_back",
-                    ("multipliers", "defect_jacobian"),
-                    (self._pulled_back_section(),),
-                    self._problem.nx + self._t.n,
-                ),
-            ]
+        c_function = functools.partial(native.c_function, limit=limit)
+        signature = f'const char signature[] = "{self.signature}";\n'
+        return (
+            native.PRELUDE
+            + signature
+            + "\n".join(
+                [
+                    c_function(
+                        "system",
+                        ("w", "multipliers", "duals", "scalars", *self.live),
+                        (*self._system_parts(limit), self._terminal_section()),
+                        self.system_size,
+                    ),
+                    c_function(
+                        "merit",
+                        ("w", "multipliers", "scalars", *self.live),
+                        (self._merit_section(), self._terminal_merit_section()),
+                        MERIT_SIZE,
+                    ),
+                    c_function(
+                        "advance",
+                        ("duals", "distances", "row_jacobian", "step", "scalars"),
+                        (self._advance_section(),),
+                        self.advanced.size,
+                    ),
+                    c_function(
+                        "rollout",
+                        ("w", *self.live),
+                        (self._first_state_section(), self._rollout_section()),
+                        prod(self.states.shape),
+                    ),
+                    c_function(
+                        "cost_curvature",
+                        ("w", *self.live),
+                        (self._cost_curvature_section(), self._terminal_curvature_section()),
+                        self._problem.nx + t.n,
+                    ),
+                    c_function(
+                        "linearised_defects",
+                        ("w", "defect_jacobian"),
+                        (self._linearised_defects_section(),),
+                        prod(self.defects.shape),
+                    ),
+                    c_function(
+                        "pulled_back",
+                        ("multipliers", "defect_jacobian"),
+                        (self._pulled_back_section(),),
+                        self._problem.nx + self._t.n,
+                    ),
+                ]
+            )
         )
 
     def _parameters(self, first: int) -> tuple[Argument, ...]:
@@ -184,9 +204,9 @@ class StageFunctions:
     def _window(self) -> Argument:
         return Argument("w", (self._width,), self._t.block)
 
-    def _system_parts(self) -> list[Section | str]:
+    def _system_parts(self, limit: int) -> list[Section | str]:
         """Sections of the Newton system, with second derivatives written out or probed."""
-        graph = Graph()
+        graph = Graph(limit)
         section = self._hessian_section()
         shapes = [argument.shape for argument in section.arguments]
         (products,) = trace(section.function, shapes, graph)
@@ -559,6 +579,8 @@ def _traced(name: str, function: Callable[..., Tensor], *arguments: Any) -> Tens
     """What a function of the problem returns; its name is in the error if it cannot be traced."""
     try:
         return function(*arguments)
+    except TooLong:
+        raise
     except UnsupportedOperation as error:
         raise UnsupportedOperation(f"{name}: {error}") from error
     except Exception as error:

@@ -21,13 +21,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpc_banded.expressions import Graph, Node
+from mpc_banded.expressions import LONGEST, Graph, Node
 from mpc_banded.tracing import trace
 
+#: Most characters of a library's signature.
+SIGNATURE = 64
 #: No -ffast-math: NaN and infinity must reach the checks of the solver.
 FLAGS = (
     *("-O1", "-ftree-vectorize", "-march=native"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"),
 )
 
 
@@ -89,23 +91,28 @@ class Section:
     probes: tuple[int, ...] = ()
 
 
-def c_function(name: str, arrays: Sequence[str], parts: Sequence[Section | str], size: int) -> str:
+def c_function(
+    name: str,
+    arrays: Sequence[str],
+    parts: Sequence[Section | str],
+    size: int,
+    limit: int = LONGEST,
+) -> str:
     """C source of ``void name(const double *array .., double *out)`` with ``out`` of that size.
 
-    Parts are sections, or C statements as they stand. Beside the function stands ``name_size``,
-    by which a caller can tell that both mean the same function.
+    Parts are sections, or C statements as they stand; ``limit`` is that of a section's graph.
     """
-    lines = [f"const long {name}_size = {size};", f"void {name}("]
+    lines = [f"void {name}("]
     lines += [f"    const double *restrict {array}," for array in arrays]
     lines += ["    double *restrict out)", "{", f"    memset(out, 0, {size} * sizeof *out);"]
     for part in parts:
-        lines += [part] if isinstance(part, str) else _loop(part)
+        lines += [part] if isinstance(part, str) else _loop(part, limit)
     return "\n".join([*lines, "}", ""])
 
 
-def _loop(section: Section) -> list[str]:
+def _loop(section: Section, limit: int) -> list[str]:
     """Statements that carry out a section."""
-    graph = Graph()
+    graph = Graph(limit)
     shapes = [argument.shape for argument in section.arguments]
     results = [numbers.ravel() for numbers in trace(section.function, shapes, graph)]
     lines = [f"    for (int k = 0; k < {section.stages}; ++k) {{"]
@@ -233,18 +240,19 @@ class Library:
         self.path = path
         self._library = ctypes.CDLL(str(path))
 
-    def function(self, name: str, pointers: int, size: int) -> Callable[..., None]:
+    @property
+    def signature(self) -> str:
+        """What the source says in ``const char signature[]``; empty if it says nothing."""
+        try:
+            return (ctypes.c_char * SIGNATURE).in_dll(self._library, "signature").value.decode()
+        except ValueError:
+            return ""
+
+    def function(self, name: str, pointers: int) -> Callable[..., None]:
         """A kernel by name, to be called with that many addresses, the last one of its output.
 
-        Raises:
-            ValueError: The library has no such kernel with an output of that size.
+        Memory is at stake: compare the signature first.
         """
-        try:
-            found = ctypes.c_long.in_dll(self._library, f"{name}_size").value
-        except ValueError:
-            found = -1
-        if found != size:
-            raise ValueError(f"{self.path} is not of this problem: {name} has size {found}")
         kernel = self._library[name]
         kernel.restype = None
         kernel.argtypes = [ctypes.c_void_p] * pointers

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
-from mpc_banded.expressions import BINARY, UNARY, Graph
+from mpc_banded.expressions import BINARY, UNARY, Graph, TooLong
 
 
 class UnsupportedOperation(NotImplementedError):
@@ -45,6 +45,7 @@ def trace(
     Raises:
         UnsupportedOperation: The function does what has no scalar form, or depends on values
             in its control flow.
+        TooLong: The graph's limit is reached.
     """
     with _Scalars(graph) as scalars:
         arguments = []
@@ -53,7 +54,7 @@ def trace(
             arguments.append(_NodeTensor(np.array(numbers, dtype=np.int64).reshape(shape)))
         try:
             return [scalars.unwrapped(result) for result in function(*arguments)]
-        except UnsupportedOperation:
+        except (UnsupportedOperation, TooLong):
             raise
         except Exception as error:  # whatever a function of somebody else's may raise
             raise UnsupportedOperation(
@@ -506,8 +507,12 @@ _BOOLEAN: dict[str, _Rule] = {
     **{f"bitwise_{name}": _elementwise(name) for name in ("and", "or", "xor", "not")},
     "isnan": lambda s, a: s.elementwise("ne", a, a),
     "isinf": lambda s, a: s.elementwise("eq", s.elementwise("fabs", a), math.inf),
-    "any": lambda s, a, dims=None, keepdim=False: s.reduced("or", a, dims, keepdim, 0.0),
-    "all": lambda s, a, dims=None, keepdim=False: s.reduced("and", a, dims, keepdim, 1.0),
+    "any": lambda s, a, dims=None, keepdim=False: s.reduced(
+        "or", s.elementwise("ne", a, 0.0), dims, keepdim, 0.0
+    ),
+    "all": lambda s, a, dims=None, keepdim=False: s.reduced(
+        "and", s.elementwise("ne", a, 0.0), dims, keepdim, 1.0
+    ),
 }
 
 _RULES: dict[str, _Rule] = {

@@ -33,7 +33,7 @@ def source(factor=2.0):
 def product(library):
     """What the kernel makes of (1, 2, 3)."""
     w, out = np.array([1.0, 2.0, 3.0]), np.empty(3)
-    library.function("times", 2, 3)(w.ctypes.data, out.ctypes.data)
+    library.function("times", 2)(w.ctypes.data, out.ctypes.data)
     return out.tolist()
 
 

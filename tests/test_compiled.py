@@ -28,8 +28,9 @@ from problems import (
     van_der_pol,
 )
 
+from mpc_banded import compiled as compiled_module
 from mpc_banded import kernels, native
-from mpc_banded.cache import LibraryCache
+from mpc_banded.cache import LibraryCache, NotBuilt
 from mpc_banded.compiled import CompiledDerivatives, compiled
 from mpc_banded.config import Config
 from mpc_banded.derivatives import RECOVERIES, Derivatives, Merit, NewtonSystem, Point
@@ -38,6 +39,7 @@ from mpc_banded.native import Argument, Result, Section
 from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.robots.robot import BUILT_IN
 from mpc_banded.solver import NewtonSolver, SolverOptions, Status
+from mpc_banded.tracing import UnsupportedOperation
 from mpc_banded.transcription import SCHEMES, Transcription
 
 pytestmark = pytest.mark.skipif(
@@ -445,7 +447,7 @@ def test_each_operation_is_torchs_also_where_it_is_not_finite(tmp_path):
     source = native.PRELUDE + native.c_function("kernel", ("a", "b"), (section,), expected.size)
     native.build(source, tmp_path / "kernel.so")
     found = np.empty(expected.shape)
-    kernel = native.Library(tmp_path / "kernel.so").function("kernel", 3, expected.size)
+    kernel = native.Library(tmp_path / "kernel.so").function("kernel", 3)
     kernel(a.ctypes.data, b.ctypes.data, found.ctypes.data)
     for name, one, other in zip(
         (*OF_ONE, *OF_TWO, "where", "isnan", "isfinite", "clamp"),
@@ -501,9 +503,29 @@ def test_the_same_problem_has_the_same_source():
     assert one == other
 
 
+def test_a_function_that_is_too_long_is_refused_or_left_to_another_process(libraries, monkeypatch):
+    eager = Derivatives(Transcription(bicycle().problem, "rk4"))
+    monkeypatch.setattr(compiled_module, "LOOKED_UP", 100)
+    with pytest.raises(NotBuilt, match="more than 100 operations in one stage"):
+        compiled(eager, libraries, build=False)
+    monkeypatch.setattr(compiled_module, "LONGEST", 100)
+    with pytest.raises(UnsupportedOperation, match=r"more than 100 .* fewer substeps"):
+        compiled(eager, libraries)
+
+
+def test_a_library_of_equal_sizes_but_other_parameters_is_refused(libraries):
+    first, other = (
+        Derivatives(Transcription(double_integrator(parameters=shapes).problem, "euler"))
+        for shapes in ({"a": (3,), "b": (1,)}, {"a": (1,), "b": (3,)})
+    )
+    library = compiled(first, libraries).library
+    with pytest.raises(ValueError, match="is of another problem"):
+        CompiledDerivatives(other, library)
+
+
 def test_a_library_of_another_problem_is_refused(machine):
     (_, one), (_, other) = problem_of("unicycle"), problem_of("bicycle")
-    with pytest.raises(ValueError, match="is not of this problem: system has size"):
+    with pytest.raises(ValueError, match="is of another problem"):
         CompiledDerivatives(other, machine(one).library)
 
 
@@ -517,7 +539,9 @@ def test_what_the_compiler_gets_wrong_is_found(monkeypatch, libraries):
     """Before anything is controlled by it."""
     _, eager = problem_of("double_integrator")
     right = native.c_function
-    monkeypatch.setattr(native, "c_function", lambda *a: right(*a).replace("(0.1)", "(0.100001)"))
+    monkeypatch.setattr(
+        native, "c_function", lambda *a, **k: right(*a, **k).replace("(0.1)", "(0.100001)")
+    )
     with pytest.raises(ValueError, match=r"compiled and eager .* differ by"):
         compiled(eager, libraries)
 

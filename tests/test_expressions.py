@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from interpreter import ON_ARRAYS, interpreted
 
-from mpc_banded.expressions import BINARY, UNARY, Graph
+from mpc_banded.expressions import BINARY, UNARY, Graph, TooLong
 
 SPECIAL = (0.0, -0.0, 1.0, -1.0, -2.5, math.inf, -math.inf, math.nan)
 
@@ -176,3 +176,12 @@ def test_nodes_that_depend_on_an_input():
     assert of_x not in graph.depending(numbers, 1)
     assert graph.depending(numbers, 1) >= {y, of_y, of_both}
     assert graph.depending(numbers, 2) == set()
+
+
+def test_a_graph_has_no_more_nodes_than_it_may():
+    graph = Graph(limit=4)
+    a, b = graph.input(0, 0), graph.input(0, 1)
+    assert len(graph.nodes) == 4  # zero and one are always there
+    assert graph.apply("add", a, graph.zero) == a
+    with pytest.raises(TooLong, match="more than 4 operations"):
+        graph.apply("add", a, b)

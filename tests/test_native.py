@@ -28,7 +28,7 @@ def kernel(tmp_path):
     def made(names, parts, size):
         path = tmp_path / "kernel.so"
         build(native.PRELUDE + c_function("kernel", names, parts, size), path)
-        function = Library(path).function("kernel", len(names) + 1, size)
+        function = Library(path).function("kernel", len(names) + 1)
 
         def call(*arrays):
             out = np.full(size, np.nan)  # what lay there before does not matter
@@ -102,12 +102,13 @@ def test_values_that_are_not_finite_go_in_and_out(kernel):
     assert np.isnan(found[1:]).all()
 
 
-def test_kernel_of_another_size_or_name_is_refused(tmp_path):
-    path = tmp_path / "kernel.so"
-    build(native.PRELUDE + c_function("kernel", (), [], 3), path)
-    for name, size in (("kernel", 4), ("another", 3)):
-        with pytest.raises(ValueError, match=f"{path} is not of this problem: {name}"):
-            Library(path).function(name, 1, size)
+def test_library_tells_its_signature(tmp_path):
+    path, kernel = tmp_path / "kernel.so", native.PRELUDE + c_function("kernel", (), [], 3)
+    build(kernel, path)
+    assert Library(path).signature == ""
+    other = tmp_path / "other.so"
+    build(f'{kernel}const char signature[] = "two by three";', other)
+    assert Library(other).signature == "two by three"
 
 
 # --- compilers ------------------------------------------------------------------------------
