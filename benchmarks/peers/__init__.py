@@ -49,8 +49,9 @@ _SQP = (
     "Multiple shooting, explicit Runge-Kutta (4 stages), nonlinear least-squares costs, slacks on "
     "the soft rows, partial condensing with HPIPM (`qp_solver_cond_N` = N / 5, `hpipm_mode` "
     "`SPEED`: twice as fast as the defaults here), tol 1e-6, `qp_tol` 1e-7, at most 200 "
-    "iterations; C code compiled with `-O3 -march=native`. Warm start: states, inputs, multipliers and slacks shifted by one stage through the Python interface; that shift "
-    "is in its wall time, not in its own clock. "
+    "iterations; C code compiled with `-O3 -march=native`. Warm start: states, inputs, "
+    "multipliers and slacks shifted by one stage through the Python interface; that shift is in "
+    "its wall time, not in its own clock. "
 )
 
 ENTRIES = (
