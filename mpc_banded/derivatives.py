@@ -15,6 +15,7 @@ not thread-safe. There are two ways to the Hessian:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -127,8 +128,14 @@ class Derivatives:
         self._comb = None
         if recovery != "stagewise":
             self._comb = comb.Comb(transcription.n, self.half_bandwidth, recovery)
-        self._defect_rows = _defect_rows(transcription)
-        self._stage_probes = _stage_probes(transcription)
+
+    @functools.cached_property
+    def _defect_rows(self) -> Tensor:
+        return _defect_rows(self.transcription)
+
+    @functools.cached_property
+    def _stage_probes(self) -> tuple[Tensor, ...]:
+        return _stage_probes(self.transcription)
 
     def system(self, point: Point, data: StageData, penalty: float) -> NewtonSystem:
         """The Newton system at a point, with the penalty rho of its matrix."""

@@ -150,12 +150,12 @@ def _probed(section: Section, graph: Graph, results: Sequence[np.ndarray]) -> li
     lines = [f"static const double unit[{entries * count}] = {{{table}}};"]
     lines += _statements(graph, [number for number in needed if number not in varying])
     sizes = [len(numbers) for numbers in results]
-    lines += [f"double p{i}[{size * count}];" for i, size in enumerate(sizes)]
+    lines += [f"double product{i}[{size * count}];" for i, size in enumerate(sizes)]
     lines.append(f"for (int j = 0; j < {count}; ++j) {{")
     lines += _statements(graph, [n for n in needed if n in varying], (probe, count))
     for i, numbers in enumerate(results):
         lines += [
-            f"p{i}[{entry * count} + j] = {_c_operand(graph, int(number))};"
+            f"product{i}[{entry * count} + j] = {_c_operand(graph, int(number))};"
             for entry, number in enumerate(numbers)
         ]
     lines.append("}")
@@ -164,7 +164,7 @@ def _probed(section: Section, graph: Graph, results: Sequence[np.ndarray]) -> li
         lines += [
             f"static const int places{i}[{size * count}] = {{{places}}};",
             f"for (int e = 0; e < {size * count}; ++e)",
-            f"    if (places{i}[e] >= 0) o{i}[places{i}[e]] += p{i}[e];",
+            f"    if (places{i}[e] >= 0) o{i}[places{i}[e]] += product{i}[e];",
         ]
     return [f"        {line}" for line in lines]
 

@@ -447,9 +447,10 @@ def _filled(
 
 
 def _check_default(values: Any, dtype: torch.dtype | None) -> None:
-    """Numbers without a type of their own are float32 in torch."""
+    """Numbers without a type of their own are of torch's default type."""
     exact = np.asarray(values, dtype=np.float64)
-    if dtype is None and (exact.astype(np.float32).astype(np.float64) != exact).any():
+    default = dtype is None and torch.get_default_dtype() != torch.float64
+    if default and (exact.astype(np.float32).astype(np.float64) != exact).any():
         raise UnsupportedOperation(f"{values} in torch's default type; name dtype=torch.float64")
 
 
