@@ -49,6 +49,7 @@ class Barrier:
 
     def __init__(self, problem: OptimalControlProblem) -> None:
         self._nu, self._nx = problem.nu, problem.nx
+        self._input_bounds = problem.input_bounds
         self._lower, self._upper = (torch.from_numpy(bound) for bound in problem.input_bounds)
         low, high = problem.state_bounds
         at_low, at_high = np.flatnonzero(np.isfinite(low)), np.flatnonzero(np.isfinite(high))
@@ -95,7 +96,7 @@ class Barrier:
 
     def interior(self, u: np.ndarray, share: float = 1e-2) -> np.ndarray:
         """Inputs (..., nu) moved a share of their range, or of 1, inside the bounds."""
-        lower, upper = self._lower.numpy(), self._upper.numpy()
+        lower, upper = self._input_bounds
         margin = share * np.minimum(upper - lower, 1.0)
         return np.minimum(np.maximum(u, lower + margin), upper - margin)
 

@@ -9,8 +9,6 @@ from dataclasses import astuple, fields
 from math import prod
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mpc_banded import native
 from mpc_banded.cache import LibraryCache, NotBuilt
@@ -56,14 +54,14 @@ class CompiledDerivatives(Derivatives):
         self._cost_curvature = library.function("cost_curvature", 2 + live)
         self._linearised_defects = library.function("linearised_defects", 3)
         self._pulled_back = library.function("pulled_back", 3)
-        self._live: tuple[StageData | None, list[Tensor], list[int]] = (None, [], [])
+        self._live: tuple[StageData | None, list[int]] = (None, [])
 
     def system(self, point: Point, data: StageData, penalty: float) -> NewtonSystem:
         """See Derivatives.system."""
         f = self._functions
         out = np.empty(f.system_size)
         scalars = np.array([point.mu, penalty])
-        w = np.concatenate([data.initial_state.numpy(), point.z])
+        w = np.concatenate([data.state, point.z])
         arrays = (w, point.multipliers, point.duals, scalars)
         _call(self._system, arrays, self._live_addresses(data), out)
         jacobian = f.defect_jacobian.of(out)
@@ -86,7 +84,7 @@ class CompiledDerivatives(Derivatives):
     def merit(self, z: np.ndarray, multipliers: np.ndarray, mu: float, data: StageData) -> Merit:
         """See Derivatives.merit."""
         out, scalars = np.empty(MERIT_SIZE), np.array([mu])
-        w = np.concatenate([data.initial_state.numpy(), z])
+        w = np.concatenate([data.state, z])
         _call(self._merit, (w, multipliers, scalars), self._live_addresses(data), out)
         return Merit(*out.tolist())
 
@@ -120,7 +118,7 @@ class CompiledDerivatives(Derivatives):
         f, problem = self._functions, self.transcription.problem
         out = np.empty(prod(f.states.shape))
         padded = np.hstack([inputs, np.zeros((problem.horizon, problem.nx))])
-        w = np.concatenate([data.initial_state.numpy(), padded.reshape(-1)])
+        w = np.concatenate([data.state, padded.reshape(-1)])
         _call(self._rollout, (w,), self._live_addresses(data), out)
         return f.states.of(out)
 
@@ -128,7 +126,7 @@ class CompiledDerivatives(Derivatives):
         """See Derivatives.mean_curvature."""
         nx = self.transcription.problem.nx
         out = np.empty(nx + self.transcription.n)
-        w = np.concatenate([data.initial_state.numpy(), z])
+        w = np.concatenate([data.state, z])
         _call(self._cost_curvature, (w,), self._live_addresses(data), out)
         return float(np.abs(out[nx:]).mean())
 
@@ -143,11 +141,10 @@ class CompiledDerivatives(Derivatives):
         """Addresses of weights and parameters, looked up once for each solve."""
         if data is not self._live[0]:
             names = self._functions.parameter_names
-            tensors = (data.weights, *(data.parameters[name] for name in names))
-            kept = [tensor.to(torch.float64).contiguous() for tensor in tensors]
+            arrays = (data.factors, *(data.values[name] for name in names))
             # At once, for threads that share this.
-            self._live = (data, kept, [tensor.data_ptr() for tensor in kept])
-        return self._live[2]
+            self._live = (data, [array.ctypes.data for array in arrays])
+        return self._live[1]
 
 
 def _call(

@@ -293,7 +293,7 @@ class Derivatives:
     ) -> tuple[_Parts, Tensor]:
         problem, block = self.transcription.problem, self.transcription.block
         nx, width = problem.nx, block + problem.nx
-        padded = np.concatenate([data.initial_state.numpy(), z])
+        padded = np.concatenate([data.state, z])
         windows = np.lib.stride_tricks.sliding_window_view(padded, width)[::block]
         # One replica for each probe: a plain backward pass then serves them all, without the
         # overhead of vectorising every operation.

@@ -9,6 +9,7 @@ dynamics become *defects*, one per interval, that vanish when the trajectory obe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,15 +78,33 @@ COUPLINGS = {
 class StageData:
     """The live inputs of one solve: nothing in it is ever baked into a derivative.
 
+    Compiled derivatives read the arrays. Eager ones read tensors of the same memory, made when
+    they are first asked for: torch takes longer to be asked than some solves take.
+
     Attributes:
-        initial_state: Measured state x_0, (nx,).
-        parameters: Name -> (N + 1, *shape).
-        weights: Factor of each named cost, (number of costs,).
+        state: Measured state x_0, (nx,).
+        values: Name of a parameter -> (N + 1, *shape), in C order.
+        factors: Weight of each named cost, (number of costs,).
     """
 
-    initial_state: Tensor
-    parameters: Parameters
-    weights: Tensor
+    state: np.ndarray
+    values: Mapping[str, np.ndarray]
+    factors: np.ndarray
+
+    @functools.cached_property
+    def initial_state(self) -> Tensor:
+        """The state as a tensor."""
+        return torch.from_numpy(self.state)
+
+    @functools.cached_property
+    def parameters(self) -> Parameters:
+        """The parameters as tensors."""
+        return {name: torch.from_numpy(value) for name, value in self.values.items()}
+
+    @functools.cached_property
+    def weights(self) -> Tensor:
+        """The weights as a tensor."""
+        return torch.from_numpy(self.factors)
 
 
 @dataclass(frozen=True)
@@ -161,9 +180,9 @@ class Transcription:
         arrays = problem.stage_parameters(parameters)
         factors = problem.checked_weights(weights)
         return StageData(
-            torch.as_tensor(np.array(initial_state, dtype=np.float64)),
-            {name: torch.as_tensor(np.array(value)) for name, value in arrays.items()},
-            torch.tensor([factors[name] for name in problem.cost_names], dtype=torch.float64),
+            np.array(initial_state, dtype=np.float64),
+            {name: np.array(value, order="C") for name, value in arrays.items()},
+            np.array([factors[name] for name in problem.cost_names]),
         )
 
     def predicted(self, x: Tensor, u: Tensor, p: Parameters) -> Tensor:
