@@ -303,8 +303,8 @@ Calls for each iteration:
 
 An evaluation more than one an iteration is the one at which a control step finds that it has
 converged; each multiplier sweep of a step takes one solve and two products with the Jacobian. The
-line search asks for one candidate at a time, since it nearly always takes the first: several in one
-call paid where a call was an eager one of torch, which costs the same for four.
+line search asks for one candidate at a time, since it nearly always takes the first: several in
+one call paid where a call was an eager one of torch, which costs the same for four.
 """
     return Chapter("Shares of an iteration", text.strip(), ())
 
