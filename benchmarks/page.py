@@ -168,6 +168,16 @@ def _fastest(figures: dict[str, Figures], names: Iterable[str]) -> Figures | Non
     return min(found, key=lambda f: f.median, default=None)
 
 
+#: What stands behind the bars of speed.
+_LIMIT = (
+    "What limits this package on the small tasks is Python: machine code is a fifth to a quarter of "
+    "an iteration there, and with a dozen processes taking turns on one core the interpreter finds "
+    "its caches cold in every step, which costs it more than solvers that are compiled as a whole. "
+    "On the chains it is the arithmetic of the derivatives. [performance.md](performance.md) has "
+    "the profile, and how far each part is from what the core can do."
+)
+
+
 def bars(all_figures: dict[str, dict[str, Figures]], launch: Results | None = None) -> str:
     """The bars that the package set itself, each with what was reached.
 
@@ -438,6 +448,8 @@ def write(results: Results, page: Path) -> None:
         "horizon are judged in [banded_hessian.md](banded_hessian.md).",
         "",
         bars(figures, results.get("launch")),
+        "",
+        _LIMIT,
         "",
         "## Time of a step",
         "",
