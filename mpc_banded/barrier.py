@@ -15,7 +15,7 @@ Biegler, Math. Program. 106, 2006, section 2; the slacks' reset: Curtis and Noce
 ``1 / (t / nu + 1 / (q + kappa / v))``.
 
 All functions are torch functions of one stage with any leading batch dimensions: derivatives.py
-calls them on all stages at once, compiled.py turns them into machine code.
+calls them on all stages at once, kernels.py has them turned into machine code.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class CompiledDerivatives(Derivatives):
     """Derivatives by a compiled library; see StageFunctions.
 
     Args:
-        derivatives: The eager ones; what happens once a solve is left to them.
+        derivatives: The eager ones; the check of the bandwidth is left to them.
         library: Built from the source of their StageFunctions.
 
     Raises:

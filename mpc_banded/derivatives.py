@@ -139,16 +139,13 @@ class Derivatives:
 
     def system(self, point: Point, data: StageData, penalty: float) -> NewtonSystem:
         """The Newton system at a point, with the penalty rho of its matrix."""
-        problem, block = self.transcription.problem, self.transcription.block
         mu = _scalar(point.mu)
-        stages = torch.from_numpy(point.z).reshape(problem.horizon, block)
         duals = torch.from_numpy(point.duals)
         inside: list[Tensor] = []
 
         def of_inequalities(h: Tensor) -> Tensor:
             """Their multipliers, from duals made safe at this point."""
-            rows = self.barrier.row_values(stages[:, problem.nu :], h)
-            distances = self.barrier.distances(stages[:, : problem.nu], rows, mu)
+            rows, distances = self._distances(point.z, h, mu)
             safe = self.barrier.safeguarded(duals, distances, mu)
             inside[:] = rows, distances, safe
             return self.barrier.of_inequalities(safe)
@@ -176,13 +173,9 @@ class Derivatives:
 
     def merit(self, z: np.ndarray, multipliers: np.ndarray, mu: float, data: StageData) -> Merit:
         """The merit function at one trajectory (n,)."""
-        problem, block = self.transcription.problem, self.transcription.block
         with torch.no_grad():
-            point = torch.from_numpy(z)
-            terms = self.transcription.terms(point, data)
-            stages = point.reshape(problem.horizon, block)
-            rows = self.barrier.row_values(stages[:, problem.nu :], terms.inequalities)
-            distances = self.barrier.distances(stages[:, : problem.nu], rows, _scalar(mu))
+            terms = self.transcription.terms(torch.from_numpy(z), data)
+            _, distances = self._distances(z, terms.inequalities, _scalar(mu))
             barrier = self.barrier.value(distances, _scalar(mu)).sum()
             d = terms.defects
             dynamics = (torch.from_numpy(multipliers) * d).sum()
@@ -213,14 +206,17 @@ class Derivatives:
 
     def central_duals(self, z: np.ndarray, mu: float, data: StageData) -> np.ndarray:
         """Duals ``mu / distance`` at a trajectory (n,): those of a cold start."""
-        problem, block = self.transcription.problem, self.transcription.block
         with torch.no_grad():
-            point = torch.from_numpy(z)
-            stages = point.reshape(problem.horizon, block)
-            h = self.transcription.terms(point, data).inequalities
-            rows = self.barrier.row_values(stages[:, problem.nu :], h)
-            distances = self.barrier.distances(stages[:, : problem.nu], rows, _scalar(mu))
+            h = self.transcription.terms(torch.from_numpy(z), data).inequalities
+            _, distances = self._distances(z, h, _scalar(mu))
         return mu / distances.numpy()
+
+    def _distances(self, z: np.ndarray, h: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (N, r) and distances (N, 2 nu + 2 r) at ``z`` with its inequalities (N, m)."""
+        problem = self.transcription.problem
+        stages = torch.from_numpy(z).reshape(problem.horizon, self.transcription.block)
+        rows = self.barrier.row_values(stages[:, problem.nu :], h)
+        return rows, self.barrier.distances(stages[:, : problem.nu], rows, mu)
 
     def rollout(self, inputs: np.ndarray, data: StageData) -> np.ndarray:
         """The states (N + 1, nx) that inputs (N, nu) lead to; see Transcription.predicted."""

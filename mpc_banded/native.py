@@ -124,7 +124,7 @@ def _loop(section: Section, limit: int) -> list[str]:
     for i, result in enumerate(section.results):
         lines.append(f"        double *o{i} = out + {result.offset} + k * {result.stride};")
     stored = _probed if section.probes else _stored
-    return [*lines, *stored(section, graph, results), "        (void)0;", "    }"]
+    return [*lines, *stored(section, graph, results), "    }"]
 
 
 def _stored(section: Section, graph: Graph, results: Sequence[np.ndarray]) -> list[str]:
