@@ -214,6 +214,9 @@ class RecedingHorizonController:
             deadline = np.inf if deadline_s is None else began + deadline_s
             begin = self._cold(data) if start is None or self._restart else start
             solution = self._solver.solve(begin, data, deadline)
+            if begin is start and solution.status is Status.NON_FINITE:
+                # The plan may be at fault, after a state that was finite and nonsense.
+                solution = self._solver.solve(self._cold(data), data, deadline)
         return self._decide(state, start, solution, time.perf_counter() - began)
 
     def _decide(
