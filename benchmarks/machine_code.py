@@ -29,8 +29,9 @@ from benchmarks.tasks import Task
 from mpc_banded import banded, expressions, kernels, native
 from mpc_banded.cache import LibraryCache
 from mpc_banded.compiled import CompiledDerivatives
-from mpc_banded.derivatives import Derivatives, Point
+from mpc_banded.derivatives import Derivatives
 from mpc_banded.kernels import MERIT_SIZE, StageFunctions
+from mpc_banded.newton import Point
 from mpc_banded.transcription import StageData, Transcription
 
 #: Kernels that a Newton iteration calls.

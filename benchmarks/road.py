@@ -26,7 +26,8 @@ from benchmarks.tasks import Task
 from mpc_banded import banded, native
 from mpc_banded.cache import LibraryCache
 from mpc_banded.comb import Comb, hessian_vector_products
-from mpc_banded.derivatives import Derivatives, Point
+from mpc_banded.derivatives import Derivatives
+from mpc_banded.newton import Point
 from mpc_banded.transcription import merit
 
 PENALTY = 100.0

@@ -23,7 +23,7 @@ from benchmarks.stagewise import Stagewise, without_inequalities
 from benchmarks.study import Chapter, Verdict, number
 from mpc_banded import banded
 from mpc_banded.comb import Comb, hessian_vector_products
-from mpc_banded.derivatives import Point
+from mpc_banded.newton import Point
 from mpc_banded.transcription import merit
 
 PENALTY = 100.0

@@ -7,14 +7,17 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, fields
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from mpc_banded import native
+from mpc_banded.banded import NotPositiveDefinite
 from mpc_banded.cache import LibraryCache, NotBuilt
-from mpc_banded.derivatives import Derivatives, Merit, NewtonSystem, Point
+from mpc_banded.derivatives import Derivatives, Merit
 from mpc_banded.expressions import LONGEST, TooLong
 from mpc_banded.kernels import MERIT_SIZE, StageFunctions
+from mpc_banded.newton import NewtonStep, NewtonSystem, Point
 from mpc_banded.tracing import UnsupportedOperation
 from mpc_banded.transcription import StageData, Transcription
 
@@ -28,8 +31,22 @@ COMPARISONS = 5
 LOOKED_UP = 6_000
 
 
+class _Inputs:
+    """What a kernel reads, in one block of memory whose addresses are known.
+
+    Looking up the address of an array takes longer than copying it, where it is as short as here.
+    """
+
+    def __init__(self, **sizes: int) -> None:
+        self._memory = np.zeros(sum(sizes.values()))
+        ends = np.cumsum(list(sizes.values())).tolist()
+        parts = np.split(self._memory, ends[:-1])
+        self.addresses = [part.ctypes.data for part in parts]
+        self.parts = dict(zip(sizes, parts, strict=True))
+
+
 class CompiledDerivatives(Derivatives):
-    """Derivatives by a compiled library; see StageFunctions.
+    """Derivatives by a compiled library; see StageFunctions. For one thread at a time.
 
     Args:
         derivatives: The eager ones; the check of the bandwidth is left to them.
@@ -48,79 +65,86 @@ class CompiledDerivatives(Derivatives):
         if library.signature != f.signature:
             raise ValueError(f"{library.path} is of another problem")
         self._system = library.function("system", 5 + live)
+        self._newton_step = library.function("newton_step", 5)
         self._merit = library.function("merit", 4 + live)
-        self._advance = library.function("advance", 6)
         self._rollout = library.function("rollout", 2 + live)
         self._cost_curvature = library.function("cost_curvature", 2 + live)
-        self._linearised_defects = library.function("linearised_defects", 3)
-        self._pulled_back = library.function("pulled_back", 3)
+        problem = t.problem
+        given = _Inputs(
+            state=problem.nx,
+            z=t.n,
+            multipliers=problem.horizon * problem.nx,
+            duals=problem.horizon * self.barrier.width,
+            scalars=4,
+        )
+        self._given, self._addresses = given.parts, given.addresses
+        self._workspace = np.zeros(library.integer("workspace_size"))
+        self._workspace_address = self._workspace.ctypes.data
         self._live: tuple[StageData | None, list[int]] = (None, [])
 
     def system(self, point: Point, data: StageData, penalty: float) -> NewtonSystem:
         """See Derivatives.system."""
-        f = self._functions
-        out = np.empty(f.system_size)
-        scalars = np.array([point.mu, penalty])
-        w = np.concatenate([data.state, point.z])
-        arrays = (w, point.multipliers, point.duals, scalars)
-        _call(self._system, arrays, self._live_addresses(data), out)
-        jacobian = f.defect_jacobian.of(out)
-        jacobian[0, :, : self.transcription.problem.nx] = 0.0  # x_0 is no unknown
-        return NewtonSystem(
-            f.costs.of(out),
-            float(out[f.barrier_value.offset]),
-            f.defects.of(out),
-            f.rows.of(out),
-            f.distances.of(out),
-            f.duals.of(out),
-            f.cost_gradient.of(out),
-            f.barrier_gradient.of(out),
-            f.dynamics_gradient.of(out),
-            f.bands.of(out).T,
-            jacobian,
-            f.row_jacobian.of(out),
+        given = self._given
+        given["state"][:] = data.state
+        given["z"][:] = point.z
+        given["multipliers"][:] = point.multipliers.ravel()
+        given["duals"][:] = point.duals.ravel()
+        given["scalars"][:2] = point.mu, penalty
+        w, _, multipliers, duals, scalars = self._addresses
+        out = np.empty(self._functions.system.size)
+        live = self._live_addresses(data)
+        address = out.ctypes.data
+        self._system(w, multipliers, duals, scalars, *live, address)
+        return _System(point, out, address, self._functions)
+
+    def newton_step(
+        self, system: NewtonSystem, penalty: float, shift: float, accuracy: float
+    ) -> NewtonStep:
+        """See Derivatives.newton_step; the system must come from here."""
+        assert isinstance(system, _System)
+        given, step = self._given, self._functions.step
+        given["multipliers"][:] = system.point.multipliers.ravel()
+        given["scalars"][:] = system.point.mu, penalty, shift, accuracy
+        _, _, multipliers, _, scalars = self._addresses
+        out = np.empty(step.size)
+        self._newton_step(
+            system.address, multipliers, scalars, self._workspace_address, out.ctypes.data
+        )
+        slope, bend, dynamics, squared, failed = step["summary"].of(out).tolist()
+        if failed >= 0:
+            raise NotPositiveDefinite(int(failed))
+        return NewtonStep(
+            step["z"].of(out),
+            step["multipliers"].of(out),
+            step["defect_change"].of(out),
+            slope,
+            bend,
+            dynamics,
+            squared,
+            float(step["longest"].of(out).min()),
+            step["duals"].of(out),
         )
 
     def merit(self, z: np.ndarray, multipliers: np.ndarray, mu: float, data: StageData) -> Merit:
         """See Derivatives.merit."""
-        out, scalars = np.empty(MERIT_SIZE), np.array([mu])
-        w = np.concatenate([data.state, z])
-        _call(self._merit, (w, multipliers, scalars), self._live_addresses(data), out)
+        given = self._given
+        given["state"][:] = data.state
+        given["z"][:] = z
+        given["multipliers"][:] = multipliers.ravel()
+        given["scalars"][0] = mu
+        w, _, of_dynamics, _, scalars = self._addresses
+        out = np.empty(MERIT_SIZE)
+        self._merit(w, of_dynamics, scalars, *self._live_addresses(data), out.ctypes.data)
         return Merit(*out.tolist())
-
-    def advance(
-        self, system: NewtonSystem, step: np.ndarray, mu: float
-    ) -> tuple[float, np.ndarray]:
-        """See Derivatives.advance."""
-        f = self._functions
-        out, scalars = np.empty(f.advanced.size), np.array([mu])
-        arrays = (system.duals, system.distances, system.row_jacobian, step, scalars)
-        _call(self._advance, arrays, (), out)
-        return float(f.longest.of(out).min()), f.stepped.of(out)
-
-    def linearised_defects(self, system: NewtonSystem, step: np.ndarray) -> np.ndarray:
-        """See Derivatives.linearised_defects."""
-        nx = self.transcription.problem.nx
-        out = np.empty(system.defects.shape)
-        w = np.concatenate([np.zeros(nx), step])
-        _call(self._linearised_defects, (w, system.defect_jacobian), (), out)
-        return out
-
-    def pulled_back(self, system: NewtonSystem, multipliers: np.ndarray) -> np.ndarray:
-        """See Derivatives.pulled_back."""
-        nx = self.transcription.problem.nx
-        out = np.empty(nx + self.transcription.n)
-        _call(self._pulled_back, (multipliers, system.defect_jacobian), (), out)
-        return out[nx:]
 
     def rollout(self, inputs: np.ndarray, data: StageData) -> np.ndarray:
         """See Derivatives.rollout."""
-        f, problem = self._functions, self.transcription.problem
-        out = np.empty(prod(f.states.shape))
+        shape, problem = self._functions.states_shape, self.transcription.problem
+        out = np.empty(prod(shape))
         padded = np.hstack([inputs, np.zeros((problem.horizon, problem.nx))])
         w = np.concatenate([data.state, padded.reshape(-1)])
         _call(self._rollout, (w,), self._live_addresses(data), out)
-        return f.states.of(out)
+        return out.reshape(shape)
 
     def mean_curvature(self, z: np.ndarray, data: StageData) -> float:
         """See Derivatives.mean_curvature."""
@@ -145,6 +169,36 @@ class CompiledDerivatives(Derivatives):
             # At once, for threads that share this.
             self._live = (data, [array.ctypes.data for array in arrays])
         return self._live[1]
+
+
+class _System(NewtonSystem):
+    """A Newton system as the kernel left it: arrays are cut out when they are asked for."""
+
+    def __init__(
+        self, point: Point, out: np.ndarray, address: int, functions: StageFunctions
+    ) -> None:
+        parts = functions.system
+        begin = parts["summary"].begin
+        cost, kkt_residual, defect_norm, nothing = out[begin : begin + 4].tolist()
+        safe = Point(point.z, point.multipliers, parts["duals"].of(out), point.mu)
+        self.__dict__.update(
+            point=safe,
+            cost=cost,
+            kkt_residual=kkt_residual,
+            defect_norm=defect_norm,
+            finite=kkt_residual + defect_norm + nothing < np.inf,
+            barrier=out.item(parts["barrier"].begin),
+            address=address,
+            _out=out,
+            _parts=parts,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.__dict__["_parts"]:
+            raise AttributeError(name)
+        value = self._parts[name].of(self._out)
+        self.__dict__[name] = value.T if name == "bands" else value
+        return self.__dict__[name]
 
 
 def _call(
@@ -225,13 +279,15 @@ def _compare(eager: Derivatives, machine: CompiledDerivatives) -> None:
     else:
         _log.warning("compiled derivatives could not be compared: no finite ones were found")
     got = machine.system(point, data, 1.0)
-    pairs = {f.name: (getattr(wanted, f.name), getattr(got, f.name)) for f in fields(NewtonSystem)}
+    names = [f.name for f in fields(NewtonSystem) if f.name != "point"]
+    pairs = {name: (getattr(wanted, name), getattr(got, name)) for name in names}
+    pairs["duals"] = (wanted.point.duals, got.point.duals)
     arguments = (point.z, point.multipliers, point.mu, data)
     merits = [np.array(astuple(each.merit(*arguments))) for each in (eager, machine)]
     pairs["merit"] = (merits[0], merits[1])
     for name, (a, b) in pairs.items():
         finite = np.isfinite(a)
-        a, b = np.asarray(a)[finite], np.asarray(b)[finite]
+        a, b = 1.0 * np.asarray(a)[finite], 1.0 * np.asarray(b)[finite]
         if a.size and not np.abs(a - b).max() <= COMPARED * (1.0 + np.abs(a).max()):
             raise ValueError(
                 f"compiled and eager {name} differ by {np.abs(a - b).max():.1e}: look for float32 "

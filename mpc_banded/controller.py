@@ -17,7 +17,8 @@ import numpy as np
 
 from mpc_banded.cache import LibraryCache
 from mpc_banded.compiled import CompiledDerivatives, compiled, loaded
-from mpc_banded.derivatives import Derivatives, Point
+from mpc_banded.derivatives import Derivatives
+from mpc_banded.newton import Point
 from mpc_banded.problem import OptimalControlProblem, Trajectory
 from mpc_banded.solver import NewtonSolver, Solution, SolverOptions, Status
 from mpc_banded.transcription import StageData, Transcription

@@ -25,58 +25,15 @@ from torch import Tensor
 
 from mpc_banded import banded, comb
 from mpc_banded.barrier import Barrier
+from mpc_banded.newton import (
+    NewtonStep,
+    NewtonSystem,
+    Point,
+    newton_step,
+    summary,
+    transposed_product,
+)
 from mpc_banded.transcription import StageData, Terms, Transcription, merit
-
-
-@dataclass(frozen=True)
-class Point:
-    """Primal and dual iterate: what a warm start consists of.
-
-    Attributes:
-        z: (n,).
-        multipliers: lambda of the dynamics (N, nx).
-        duals: Of the inequalities, (N, 2 nu + 2 r), see Barrier.
-        mu: Barrier parameter that they belong to.
-    """
-
-    z: np.ndarray
-    multipliers: np.ndarray
-    duals: np.ndarray
-    mu: float
-
-
-@dataclass(frozen=True)
-class NewtonSystem:
-    """All that a Newton step from one point needs.
-
-    Attributes:
-        costs: Weighted named costs, (number of costs,).
-        barrier: Value of the barrier terms.
-        defects: (N, nx).
-        rows: Values of the softened rows (N, r): the inequalities, then the state bounds.
-        distances: Of the inequalities (N, 2 nu + 2 r), see Barrier.
-        duals: The point's, within range of the central path there; same shape.
-        cost_gradient: Gradient of the sum of costs, (n,).
-        barrier_gradient: Gradient of the barrier terms, (n,).
-        dynamics_gradient: ``J' lambda``, (n,).
-        bands: ``H_L + rho J'J + B`` in lower band storage (b + 1, n): Hessian of the Lagrangian,
-            penalty of the linearised defects, primal-dual curvature of the barrier.
-        defect_jacobian: (N, nx, 2 nx + nu): of d_k by (x_k, u_k, x_{k+1}), zero by x_0.
-        row_jacobian: (N, r, nu + nx): of the rows by (u_k, x_{k+1}).
-    """
-
-    costs: np.ndarray
-    barrier: float
-    defects: np.ndarray
-    rows: np.ndarray
-    distances: np.ndarray
-    duals: np.ndarray
-    cost_gradient: np.ndarray
-    barrier_gradient: np.ndarray
-    dynamics_gradient: np.ndarray
-    bands: np.ndarray
-    defect_jacobian: np.ndarray
-    row_jacobian: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -156,20 +113,36 @@ class Derivatives:
         gradient = self.barrier.gradient(row_jacobian, distances, mu)
         curvature = self.barrier.curvature(row_jacobian, distances, safe)
         banded.add_blocks(parts.bands, curvature.numpy())
+        costs, defects = parts.terms.costs.detach().numpy(), parts.terms.defects.detach().numpy()
+        of_barrier = gradient.numpy().reshape(-1)
+        of_dynamics = transposed_product(parts.defect_jacobian, point.multipliers)
+        kkt_residual, defect_norm = summary(parts.gradient, of_barrier, of_dynamics, defects)
+        finite = np.isfinite(kkt_residual + defect_norm) and np.isfinite(parts.bands).all()
         return NewtonSystem(
-            parts.terms.costs.detach().numpy(),
+            Point(point.z, point.multipliers, safe.numpy(), point.mu),
+            float(costs.sum()),
+            kkt_residual,
+            defect_norm,
+            bool(finite),
             float(self.barrier.value(distances, mu).sum()),
-            parts.terms.defects.detach().numpy(),
+            costs,
+            defects,
             rows.numpy(),
             distances.numpy(),
-            safe.numpy(),
+            parts.gradient + of_barrier,
             parts.gradient,
-            gradient.numpy().reshape(-1),
-            _defects_transposed(parts.defect_jacobian, point.multipliers),
+            of_barrier,
+            of_dynamics,
             parts.bands,
             parts.defect_jacobian,
             row_jacobian.numpy(),
         )
+
+    def newton_step(
+        self, system: NewtonSystem, penalty: float, shift: float, accuracy: float
+    ) -> NewtonStep:
+        """The step from a system; see newton.newton_step."""
+        return newton_step(system, self.barrier, penalty, shift, accuracy)
 
     def merit(self, z: np.ndarray, multipliers: np.ndarray, mu: float, data: StageData) -> Merit:
         """The merit function at one trajectory (n,)."""
@@ -180,29 +153,6 @@ class Derivatives:
             d = terms.defects
             dynamics = (torch.from_numpy(multipliers) * d).sum()
         return Merit(*map(float, (terms.costs.sum(), barrier, dynamics, 0.5 * (d * d).sum())))
-
-    def advance(
-        self, system: NewtonSystem, step: np.ndarray, mu: float
-    ) -> tuple[float, np.ndarray]:
-        """Longest length of a step (n,) inside the input bounds, and the duals after it."""
-        arrays = (system.duals, system.distances, system.row_jacobian)
-        duals, distances, jacobian = map(torch.from_numpy, arrays)
-        stages = torch.from_numpy(step).reshape(len(duals), -1)
-        longest, stepped = self.barrier.advance(duals, distances, jacobian, stages, _scalar(mu))
-        return float(longest.min()), stepped.numpy()
-
-    def linearised_defects(self, system: NewtonSystem, step: np.ndarray) -> np.ndarray:
-        """Change of the defects (N, nx) along a step (n,): J s."""
-        jacobian = system.defect_jacobian
-        _, nx, width = jacobian.shape
-        padded = np.concatenate([np.zeros(nx), step])
-        windows = np.lib.stride_tricks.sliding_window_view(padded, width)[:: width - nx]
-        change: np.ndarray = np.matmul(jacobian, windows[:, :, None])[:, :, 0]
-        return change
-
-    def pulled_back(self, system: NewtonSystem, multipliers: np.ndarray) -> np.ndarray:
-        """Gradient (n,) of the linearised defects' sum weighted by multipliers (N, nx): J' l."""
-        return _defects_transposed(system.defect_jacobian, multipliers)
 
     def central_duals(self, z: np.ndarray, mu: float, data: StageData) -> np.ndarray:
         """Duals ``mu / distance`` at a trajectory (n,): those of a cold start."""
@@ -274,7 +224,7 @@ class Derivatives:
         parts, of_h = way(z, data, torch.from_numpy(multipliers), penalty, of_inequalities)
         gradient = (
             parts.gradient
-            - _defects_transposed(parts.defect_jacobian, multipliers)
+            - transposed_product(parts.defect_jacobian, multipliers)
             + inequalities_transposed(parts.inequality_jacobian, of_h.numpy())
         )
         return replace(parts, gradient=gradient)
@@ -406,15 +356,6 @@ def _overlapped(blocks: np.ndarray, overlap: int, half_bandwidth: int) -> np.nda
     bands[:, :, :shown] += lower[:, overlap:, :shown]
     bands[:-1, -overlap:, :shown] += lower[1:, :overlap, :shown]
     return bands.reshape(-1, half_bandwidth + 1).T
-
-
-def _defects_transposed(jacobian: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
-    """J' lambda of the defect Jacobian and multipliers (N, nx); (n,)."""
-    nx = jacobian.shape[1]
-    parts = np.matmul(multipliers[:, None, :], jacobian)[:, 0, :]
-    result = parts[:, nx:].copy()
-    result[:-1, -nx:] += parts[1:, :nx]
-    return result.reshape(-1)
 
 
 def inequalities_transposed(jacobian: np.ndarray, multipliers: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@ Every term belongs to one stage, so one stage is all that has to be compiled: to
 it twice inside the trace, a one-hot probe for each row of ``w_k = (x_k, u_k, x_{k+1})``, and what
 remains of that after the zeros are gone (tracing.py) is the sparse code of the block's entries. A
 loop over the stages adds the blocks into the band where they overlap (native.py). Where that
-would be long, one product with a probe is compiled, and taken for all probes in a loop.
+would be long, one product with a probe is compiled, and taken for all probes in a loop. The step
+from such a system is the same for every problem but for its sizes: newton.c.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from importlib import resources
 from math import prod
 from typing import Any
 
@@ -25,41 +26,57 @@ from mpc_banded import native
 from mpc_banded.derivatives import Derivatives
 from mpc_banded.expressions import LONGEST, Graph, TooLong
 from mpc_banded.native import Argument, Result, Section
+from mpc_banded.newton import MAX_SWEEPS
 from mpc_banded.tracing import UnsupportedOperation, trace
 from mpc_banded.transcription import SCHEMES
 
-#: mu and rho.
+#: mu and rho; a step takes the shift and the accuracy as well.
 _SCALARS = (Argument("scalars", (), 0, 0), Argument("scalars", (), 0, 1))
 #: Scalar operations of one stage's second derivatives up to which each entry has code of its own;
 #: beyond, products with probes keep the code short.
 WRITTEN_OUT = 6_000
 #: Parts of the merit function, see Merit.
 MERIT_SIZE = 4
+#: Probes are taken in groups of this size: whole vectors of any machine.
+LANES = 8
+#: The beginning of a Newton step; the last figure of the summary says where the factor failed.
+_STEP = """\
+    const int failed = factor(system, scalars[2], (double *)workspace);
+    out[S_SUMMARY + 4] = failed;
+    if (failed >= 0)
+        return;
+    sweep(system, multipliers, scalars[1], scalars[3], (double *)workspace, out);"""
 
 
-@dataclass(frozen=True)
 class _Field:
-    """A part of an output array: where it starts, its shape, and the entries before row 0."""
+    """A part of an output array: where it starts, its shape, and the entries before row 0.
 
-    offset: int
-    shape: tuple[int, ...]
-    skipped: int = 0
+    Attributes:
+        begin: Where row 0 starts.
+    """
+
+    def __init__(self, offset: int, shape: tuple[int, ...], skipped: int = 0) -> None:
+        self.offset, self.shape = offset, shape
+        self.begin = offset + skipped
+        self.end = self.begin + prod(shape)
 
     def of(self, out: np.ndarray) -> np.ndarray:
-        begin = self.offset + self.skipped
-        return out[begin : begin + prod(self.shape)].reshape(self.shape)
+        return out[self.begin : self.end].reshape(self.shape)
 
 
-class _Layout:
-    """Hands out places in an output array."""
+class _Layout(dict[str, _Field]):
+    """Places of named parts in an output array."""
 
-    def __init__(self) -> None:
-        self.size = 0
+    size = 0
 
-    def place(self, *shape: int, skipped: int = 0) -> _Field:
-        field = _Field(self.size, shape, skipped)
-        self.size += skipped + prod(shape)
-        return field
+    def place(self, name: str, *shape: int, skipped: int = 0) -> None:
+        self[name] = _Field(self.size, shape, skipped)
+        self.size = self[name].end
+
+    def defines(self, prefix: str) -> str:
+        """C macros of where row 0 of each part starts."""
+        lines = [f"#define {prefix}{name.upper()} {field.begin}\n" for name, field in self.items()]
+        return "".join(lines)
 
 
 class StageFunctions:
@@ -79,25 +96,32 @@ class StageFunctions:
         self.parameter_names = tuple(problem.parameters)
         #: Names of the arrays that come from StageData, in the order of the C arguments.
         self.live = ("weights", *(f"p{i}" for i in range(len(self.parameter_names))))
-        layout = _Layout()
-        self.costs = layout.place(len(problem.cost_names))
-        self.barrier_value = layout.place()
-        self.defects = layout.place(N, nx)
-        self.rows = layout.place(N, r)
-        self.distances = layout.place(N, self._barrier.width)
-        self.duals = layout.place(N, self._barrier.width)
+        self.system = layout = _Layout()
+        layout.place("costs", len(problem.cost_names))
+        layout.place("barrier")
+        layout.place("defects", N, nx)
+        layout.place("rows", N, r)
+        layout.place("distances", N, self._barrier.width)
+        layout.place("duals", N, self._barrier.width)
+        layout.place("gradient", t.n)
         # Stage k adds to (x_k, u_k, x_{k+1}): x_0 comes first and is skipped.
-        self.cost_gradient = layout.place(t.n, skipped=nx)
-        self.barrier_gradient = layout.place(t.n)
-        self.dynamics_gradient = layout.place(t.n, skipped=nx)
-        self.bands = layout.place(t.n, band, skipped=nx * band)
-        self.defect_jacobian = layout.place(N, nx, width)
-        self.row_jacobian = layout.place(N, r, block)
-        self.system_size = layout.size
-        self.advanced = _Layout()
-        self.states = _Field(0, (N + 1, nx))
-        self.longest = self.advanced.place(N)
-        self.stepped = self.advanced.place(N, self._barrier.width)
+        layout.place("cost_gradient", t.n, skipped=nx)
+        layout.place("barrier_gradient", t.n)
+        layout.place("dynamics_gradient", t.n, skipped=nx)
+        layout.place("bands", t.n, band, skipped=nx * band)
+        layout.place("defect_jacobian", N, nx, width)
+        layout.place("row_jacobian", N, r, block)
+        layout.place("summary", 4)
+        self._cleared = layout.size
+        layout.place("scratch", nx + 3, width + 3)
+        self.step = layout = _Layout()
+        layout.place("z", t.n)
+        layout.place("multipliers", N, nx)
+        layout.place("defect_change", N, nx)
+        layout.place("summary", 5)
+        layout.place("longest", N)
+        layout.place("duals", N, self._barrier.width)
+        self.states_shape = (N + 1, nx)
 
     @property
     def signature(self) -> str:
@@ -114,59 +138,58 @@ class StageFunctions:
             UnsupportedOperation: A function of the problem has no scalar form.
             TooLong: It has more than ``limit`` operations.
         """
-        t = self._t
-        c_function = functools.partial(native.c_function, limit=limit)
+        function = functools.partial(native.c_function, limit=limit)
+        live = self.live
+        functions = [
+            function(
+                "system",
+                ("w", "multipliers", "duals", "scalars", *live),
+                (*self._system_parts(limit), self._terminal_section(), "    summarise(out);"),
+                self._cleared,
+            ),
+            function(
+                "newton_step",
+                ("system", "multipliers", "scalars", "workspace"),
+                (_STEP, self._advance_section()),
+                self.step.size,
+            ),
+            function(
+                "merit",
+                ("w", "multipliers", "scalars", *live),
+                (self._merit_section(), self._terminal_merit_section()),
+                MERIT_SIZE,
+            ),
+            function(
+                "rollout",
+                ("w", *live),
+                (self._first_state_section(), self._rollout_section()),
+                prod(self.states_shape),
+            ),
+            function(
+                "cost_curvature",
+                ("w", *live),
+                (self._cost_curvature_section(), self._terminal_curvature_section()),
+                self._problem.nx + self._t.n,
+            ),
+        ]
         signature = f'const char signature[] = "{self.signature}";\n'
-        return (
-            native.PRELUDE
-            + signature
-            + "\n".join(
-                [
-                    c_function(
-                        "system",
-                        ("w", "multipliers", "duals", "scalars", *self.live),
-                        (*self._system_parts(limit), self._terminal_section()),
-                        self.system_size,
-                    ),
-                    c_function(
-                        "merit",
-                        ("w", "multipliers", "scalars", *self.live),
-                        (self._merit_section(), self._terminal_merit_section()),
-                        MERIT_SIZE,
-                    ),
-                    c_function(
-                        "advance",
-                        ("duals", "distances", "row_jacobian", "step", "scalars"),
-                        (self._advance_section(),),
-                        self.advanced.size,
-                    ),
-                    c_function(
-                        "rollout",
-                        ("w", *self.live),
-                        (self._first_state_section(), self._rollout_section()),
-                        prod(self.states.shape),
-                    ),
-                    c_function(
-                        "cost_curvature",
-                        ("w", *self.live),
-                        (self._cost_curvature_section(), self._terminal_curvature_section()),
-                        self._problem.nx + t.n,
-                    ),
-                    c_function(
-                        "linearised_defects",
-                        ("w", "defect_jacobian"),
-                        (self._linearised_defects_section(),),
-                        prod(self.defects.shape),
-                    ),
-                    c_function(
-                        "pulled_back",
-                        ("multipliers", "defect_jacobian"),
-                        (self._pulled_back_section(),),
-                        self._problem.nx + self._t.n,
-                    ),
-                ]
-            )
-        )
+        return "\n".join([native.PRELUDE, signature, self._newton(), *functions])
+
+    def _newton(self) -> str:
+        """The machine code of a Newton step, for the sizes of this problem."""
+        p = self._problem
+        sizes = {
+            "N": p.horizon,
+            "NX": p.nx,
+            "NU": p.nu,
+            "BAND": self._band,
+            "COSTS": len(p.cost_names),
+            "SWEEPS": MAX_SWEEPS,
+        }
+        defines = "".join(f"#define {name} {size}\n" for name, size in sizes.items())
+        defines += self.system.defines("O_") + self.step.defines("S_")
+        text = resources.files(__package__).joinpath("newton.c").read_text(encoding="utf-8")
+        return defines + text
 
     def _parameters(self, first: int) -> tuple[Argument, ...]:
         """The parameters at stage ``first + k``."""
@@ -209,16 +232,16 @@ class StageFunctions:
         graph = Graph(limit)
         section = self._hessian_section()
         shapes = [argument.shape for argument in section.arguments]
-        (products,) = trace(section.function, shapes, graph)
+        products, _ = trace(section.function, shapes, graph)
         needed = graph.reachable(products.tolist())
-        operations = len(graph.depending(needed, len(shapes) - 1)) * len(section.probes)
+        operations = len(graph.depending(needed, len(shapes) - 1)) * prod(shapes[-1])
         if operations <= WRITTEN_OUT:
             return [self._system_section(written_out=True)]
         return [
             self._system_section(written_out=False),
             section,
-            self._jacobian_section(),
-            self._squared_jacobian(),
+            *self._constant_jacobian_sections(),
+            "    add_squared_jacobian(out, scalars[1]);",
         ]
 
     def _system_section(self, written_out: bool) -> Section:
@@ -266,7 +289,8 @@ class StageFunctions:
                 *derived,
             ]
 
-        derived = (Result(self.defect_jacobian.offset, nx * width),) if written_out else ()
+        o = self.system
+        derived = (Result(o["defect_jacobian"].offset, nx * width),) if written_out else ()
         return Section(
             system,
             (
@@ -279,37 +303,80 @@ class StageFunctions:
                 *self._parameters(1),
             ),
             (
-                Result(self.costs.offset),
-                Result(self.barrier_value.offset),
-                Result(self.defects.offset, nx),
-                Result(self.rows.offset, r),
-                Result(self.distances.offset, barrier.width),
-                Result(self.duals.offset, barrier.width),
-                Result(self.cost_gradient.offset, t.block),
-                Result(self.barrier_gradient.offset, t.block),
-                Result(self.dynamics_gradient.offset, t.block),
-                Result(self.bands.offset, t.block * self._band, self._lower(range(width))),
-                Result(self.row_jacobian.offset, r * t.block),
+                Result(o["costs"].offset),
+                Result(o["barrier"].offset),
+                Result(o["defects"].offset, nx),
+                Result(o["rows"].offset, r),
+                Result(o["distances"].offset, barrier.width),
+                Result(o["duals"].offset, barrier.width),
+                Result(o["cost_gradient"].offset, t.block),
+                Result(o["barrier_gradient"].offset, t.block),
+                Result(o["dynamics_gradient"].offset, t.block),
+                Result(o["bands"].offset, t.block * self._band, self._lower(width)),
+                Result(o["row_jacobian"].offset, r * t.block),
                 *derived,
             ),
             p.horizon,
         )
 
     def _hessian_section(self) -> Section:
-        """Products of the Lagrangian's Hessian with probes; one at each entry of w."""
+        """Products of the Lagrangian's Hessian, and of the defects' Jacobian, with probes.
+
+        One probe at each entry of w that has curvature. The gradient of the Lagrangian is linear
+        in the multipliers, so its slope along a probe, derived by them, is a column of the
+        Jacobian.
+        """
+        curved, width, o = list(self._curved), self._width, self.system
 
         def products(*arguments: Tensor) -> list[Tensor]:
-            probe = arguments[-1]
-            w, slope = self._slope(*arguments[:-1])
-            return [_gradient((slope * probe).sum(), w)]
+            w, multipliers, slope = self._slope(*arguments[:-1])
+            along = (slope[curved] * arguments[-1][: len(curved)]).sum()
+            return [_gradient(along, w), _gradient(along, multipliers)]
 
+        count = -(-len(curved) // LANES) * LANES
+        column, probe = np.divmod(np.arange(width * count), max(count, 1))
+        # The Hessian is symmetric: the products of one entry are a column of the band.
+        row = np.array([*curved, *[-1] * (count - len(curved))], dtype=int)[probe]
+        kept = (row >= column) & (row - column < self._band) & np.isin(column, curved)
+        band = np.where(kept, column * self._band + row - column, -1)
         return Section(
             products,
-            (*self._slope_arguments(), Argument("unit", (self._width,))),
-            (Result(self.bands.offset, self._t.block * self._band, self._lower(self._curved)),),
+            (*self._slope_arguments(), Argument("unit", (count,))),
+            (
+                Result(o["bands"].offset, self._t.block * self._band, tuple(band.tolist())),
+                self._jacobian_result(curved, count),
+            ),
             self._problem.horizon,
-            self._curved,
+            probed=True,
         )
+
+    def _constant_jacobian_sections(self) -> list[Section]:
+        """The other columns of the defects' Jacobian; they do not depend on w."""
+        straight = [entry for entry in range(self._width) if entry not in self._curved]
+        if not straight:
+            return []
+
+        def products(*arguments: Tensor) -> list[Tensor]:
+            _, multipliers, slope = self._slope(*arguments[:-1])
+            return [_gradient((slope[straight] * arguments[-1]).sum(), multipliers)]
+
+        return [
+            Section(
+                products,
+                (*self._slope_arguments(), Argument("unit", (len(straight),))),
+                (self._jacobian_result(straight, len(straight)),),
+                self._problem.horizon,
+                probed=True,
+            )
+        ]
+
+    def _jacobian_result(self, columns: Sequence[int], count: int) -> Result:
+        """Place of products (nx, count) that are columns of the defects' Jacobian."""
+        nx, width = self._problem.nx, self._width
+        places = np.full((nx, count), -1)
+        places[:, : len(columns)] = np.arange(nx)[:, None] * width + np.array(columns, dtype=int)
+        offset = self.system["defect_jacobian"].offset
+        return Result(offset, nx * width, tuple(places.ravel().tolist()))
 
     def _slope(
         self,
@@ -319,15 +386,17 @@ class StageFunctions:
         mu: Tensor,
         weights: Tensor,
         *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The gradient of the Lagrangian by w."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of the Lagrangian by w, with what it depends on first."""
         p, barrier = self._problem, self._barrier
         w.requires_grad_()
+        multipliers.requires_grad_()
         costs, defect, h = self._terms(w, weights, parameters)
         u, x_next = w[p.nx : p.nx + p.nu].detach(), w[p.nx + p.nu :].detach()
         distances = barrier.distances(u, barrier.row_values(x_next, h.detach()), mu)
         of_h = barrier.of_inequalities(barrier.safeguarded(duals, distances, mu))
-        return w, _gradient(costs.sum() + (multipliers * defect).sum() - (of_h * h).sum(), w)
+        slope = _gradient(costs.sum() + (multipliers * defect).sum() - (of_h * h).sum(), w)
+        return w, multipliers, slope
 
     def _slope_arguments(self) -> tuple[Argument, ...]:
         nx, width = self._problem.nx, self._barrier.width
@@ -346,64 +415,15 @@ class StageFunctions:
         """Entries of w by which the slope changes: columns of its Hessian that are not zero."""
         graph = Graph()
         shapes = [argument.shape for argument in self._slope_arguments()]
-        (slope,) = trace(lambda *arguments: [self._slope(*arguments)[1]], shapes, graph)
+        (slope,) = trace(lambda *arguments: [self._slope(*arguments)[2]], shapes, graph)
         found = (graph.nodes[number] for number in graph.reachable(slope.tolist()))
         return tuple(
             sorted({n.operands[1] for n in found if n.operation == "input" and not n.operands[0]})
         )
 
-    def _jacobian_section(self) -> Section:
-        """The rows of the defects' Jacobian: products of its transpose with unit vectors."""
-        p, width = self._problem, self._width
-
-        def products(*arguments: Tensor) -> list[Tensor]:
-            w, probe = arguments[0].requires_grad_(), arguments[-1]
-            _, defect, _ = self._terms(w, arguments[1], arguments[2:-1])
-            return [_gradient((defect * probe).sum(), w)]
-
-        entry, row = np.divmod(np.arange(width * p.nx), p.nx)
-        return Section(
-            products,
-            (
-                self._window(),
-                Argument("weights", (len(p.cost_names),)),
-                *self._parameters(0),
-                *self._parameters(1),
-                Argument("unit", (p.nx,)),
-            ),
-            (
-                Result(
-                    self.defect_jacobian.offset,
-                    p.nx * width,
-                    tuple((row * width + entry).tolist()),
-                ),
-            ),
-            p.horizon,
-            tuple(range(p.nx)),
-        )
-
-    def _squared_jacobian(self) -> str:
-        """C statements that add ``rho J'J`` to the band, from the Jacobian in the output."""
-        p, width, band = self._problem, self._width, self._band
-        return f"""\
-    for (int k = 0; k < {p.horizon}; ++k) {{
-        const double *jacobian = out + {self.defect_jacobian.offset} + k * {p.nx * width};
-        double *bands = out + {self.bands.offset} + k * {self._t.block * band};
-        for (int j = 0; j < {width}; ++j) {{
-            const int last = j + {band} < {width} ? j + {band} : {width};
-            for (int row = 0; row < {p.nx}; ++row) {{
-                const double *of_row = jacobian + row * {width};
-                const double factor = scalars[1] * of_row[j];
-                if (factor != 0)
-                    for (int i = j; i < last; ++i)
-                        bands[j * {band} + i - j] += factor * of_row[i];
-            }}
-        }}
-    }}"""
-
     def _terminal_section(self) -> Section:
         p, t = self._problem, self._t
-        last, stage_costs = p.horizon * t.block, len(p.stage_costs)
+        last, stage_costs, o = p.horizon * t.block, len(p.stage_costs), self.system
 
         def terminal(x: Tensor, weights: Tensor, *parameters: Tensor) -> list[Tensor]:
             x.requires_grad_()
@@ -415,9 +435,9 @@ class StageFunctions:
             terminal,
             self._terminal_arguments(),
             (
-                Result(self.costs.offset + stage_costs),
-                Result(self.cost_gradient.offset + last),
-                Result(self.bands.offset + last * self._band, 0, self._lower(range(p.nx), p.nx)),
+                Result(o["costs"].offset + stage_costs),
+                Result(o["cost_gradient"].offset + last),
+                Result(o["bands"].offset + last * self._band, 0, self._lower(p.nx)),
             ),
             1,
         )
@@ -476,6 +496,7 @@ class StageFunctions:
 
     def _advance_section(self) -> Section:
         barrier, block, r = self._barrier, self._t.block, self._barrier.rows
+        o, step = self.system, self.step
 
         def advance(*arguments: Tensor) -> list[Tensor]:
             return list(barrier.advance(*arguments))
@@ -483,13 +504,16 @@ class StageFunctions:
         return Section(
             advance,
             (
-                Argument("duals", (barrier.width,), barrier.width),
-                Argument("distances", (barrier.width,), barrier.width),
-                Argument("row_jacobian", (r, block), r * block),
-                Argument("step", (block,), block),
+                Argument("system", (barrier.width,), barrier.width, o["duals"].offset),
+                Argument("system", (barrier.width,), barrier.width, o["distances"].offset),
+                Argument("system", (r, block), r * block, o["row_jacobian"].offset),
+                Argument("out", (block,), block, step["z"].offset),
                 Argument("scalars", ()),
             ),
-            (Result(self.longest.offset, 1), Result(self.stepped.offset, barrier.width)),
+            (
+                Result(step["longest"].offset, 1),
+                Result(step["duals"].offset, barrier.width),
+            ),
             self._problem.horizon,
         )
 
@@ -543,34 +567,12 @@ class StageFunctions:
         at_end = Result(self._problem.horizon * self._t.block)
         return Section(curvature, self._terminal_arguments(), (at_end,), 1)
 
-    def _linearised_defects_section(self) -> Section:
-        nx, width = self._problem.nx, self._width
-        return Section(
-            lambda w, jacobian: [jacobian @ w],
-            (self._window(), Argument("defect_jacobian", (nx, width), nx * width)),
-            (Result(0, nx),),
-            self._problem.horizon,
-        )
-
-    def _pulled_back_section(self) -> Section:
-        nx, width = self._problem.nx, self._width
-        return Section(
-            lambda multipliers, jacobian: [multipliers @ jacobian],
-            (
-                Argument("multipliers", (nx,), nx),
-                Argument("defect_jacobian", (nx, width), nx * width),
-            ),
-            (Result(0, self._t.block),),
-            self._problem.horizon,
-        )
-
-    def _lower(self, columns: Sequence[int], rows: int = 0) -> tuple[int, ...]:
-        """Places in rows of band storage of some columns of a block, (rows, columns).
+    def _lower(self, size: int) -> tuple[int, ...]:
+        """Places in rows of band storage of a block (size, size).
 
         Only its lower triangle is kept; the rest has place -1.
         """
-        i, j = np.divmod(np.arange((rows or self._width) * len(columns)), max(len(columns), 1))
-        j = np.asarray(columns, dtype=int)[j]
+        i, j = np.divmod(np.arange(size * size), size)
         kept = (i >= j) & (i - j < self._band)
         return tuple(np.where(kept, j * self._band + i - j, -1).tolist())
 

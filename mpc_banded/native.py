@@ -78,17 +78,17 @@ class Section:
         function: Torch function of the arguments, for one stage; returns a tensor per result.
         arguments, results: Where it reads and writes.
         stages: Number of stages.
-        probes: If given, the function is linear in its last argument, and is evaluated for unit
-            vectors of it: ones at these entries. A result with e entries then has
-            (e, number of probes). What does not depend on the probe is computed once, and the
-            rest for several probes at a time by the vector unit.
+        probed: The function is linear in its last argument, and is evaluated for all unit vectors
+            of it. A result with e entries then has (e, number of unit vectors). What does not
+            depend on the probe is computed once, and the rest for several probes at a time by the
+            vector unit.
     """
 
     function: Callable[..., Sequence[torch.Tensor]]
     arguments: tuple[Argument, ...]
     results: tuple[Result, ...]
     stages: int
-    probes: tuple[int, ...] = ()
+    probed: bool = False
 
 
 def c_function(
@@ -116,14 +116,14 @@ def _loop(section: Section, limit: int) -> list[str]:
     shapes = [argument.shape for argument in section.arguments]
     results = [numbers.ravel() for numbers in trace(section.function, shapes, graph)]
     lines = [f"    for (int k = 0; k < {section.stages}; ++k) {{"]
-    of_probe = len(section.arguments) - 1 if section.probes else -1
+    of_probe = len(section.arguments) - 1 if section.probed else -1
     for i, argument in enumerate(section.arguments):
         if i != of_probe:
             start = f"{argument.array} + {argument.offset} + k * {argument.stride}"
             lines.append(f"        const double *a{i} = {start};")
     for i, result in enumerate(section.results):
         lines.append(f"        double *o{i} = out + {result.offset} + k * {result.stride};")
-    stored = _probed if section.probes else _stored
+    stored = _probed if section.probed else _stored
     return [*lines, *stored(section, graph, results), "    }"]
 
 
@@ -140,14 +140,11 @@ def _stored(section: Section, graph: Graph, results: Sequence[np.ndarray]) -> li
 
 
 def _probed(section: Section, graph: Graph, results: Sequence[np.ndarray]) -> list[str]:
-    count, probe = len(section.probes), len(section.arguments) - 1
-    entries = math.prod(section.arguments[-1].shape)
+    count, probe = math.prod(section.arguments[-1].shape), len(section.arguments) - 1
     needed = graph.reachable(np.concatenate(results).tolist())
     varying = graph.depending(needed, probe)
-    unit = np.zeros((entries, count), dtype=int)
-    unit[list(section.probes), range(count)] = 1
-    table = ", ".join(map(str, unit.ravel()))
-    lines = [f"static const double unit[{entries * count}] = {{{table}}};"]
+    table = ", ".join(str(int(i == j)) for i in range(count) for j in range(count))
+    lines = [f"static const double unit[{count * count}] = {{{table}}};"]
     lines += _statements(graph, [number for number in needed if number not in varying])
     sizes = [len(numbers) for numbers in results]
     lines += [f"double product{i}[{size * count}];" for i, size in enumerate(sizes)]
@@ -157,16 +154,31 @@ def _probed(section: Section, graph: Graph, results: Sequence[np.ndarray]) -> li
         lines += [
             f"product{i}[{entry * count} + j] = {_c_operand(graph, int(number))};"
             for entry, number in enumerate(numbers)
+            if number != graph.zero
         ]
     lines.append("}")
-    for i, (result, size) in enumerate(zip(section.results, sizes, strict=True)):
-        places = ", ".join(map(str, _places(result, size * count)))
+    for i, (result, numbers) in enumerate(zip(section.results, results, strict=True)):
+        places = np.reshape(_places(result, len(numbers) * count), (-1, count)).copy()
+        places[numbers == graph.zero] = -1
+        runs = _runs(places.ravel())
+        if not runs:
+            continue
+        table = ", ".join(f"{{{begin}, {place}, {length}}}" for begin, place, length in runs)
         lines += [
-            f"static const int places{i}[{size * count}] = {{{places}}};",
-            f"for (int e = 0; e < {size * count}; ++e)",
-            f"    if (places{i}[e] >= 0) o{i}[places{i}[e]] += product{i}[e];",
+            f"static const int runs{i}[][3] = {{{table}}};",
+            f"for (int r = 0; r < {len(runs)}; ++r)",
+            f"    for (int e = 0; e < runs{i}[r][2]; ++e)",
+            f"        o{i}[runs{i}[r][1] + e] += product{i}[runs{i}[r][0] + e];",
         ]
     return [f"        {line}" for line in lines]
+
+
+def _runs(places: np.ndarray) -> list[tuple[int, int, int]]:
+    """Stretches of entries whose places follow one another: first entry, its place, length."""
+    kept = np.flatnonzero(places >= 0)
+    breaks = (np.diff(kept) != 1) | (np.diff(places[kept]) != 1)
+    stretches = np.split(kept, np.flatnonzero(breaks) + 1)
+    return [(int(s[0]), int(places[s[0]]), len(s)) for s in stretches if len(s)]
 
 
 def _places(result: Result, size: int) -> Sequence[int]:
@@ -247,6 +259,10 @@ class Library:
             return (ctypes.c_char * SIGNATURE).in_dll(self._library, "signature").value.decode()
         except ValueError:
             return ""
+
+    def integer(self, name: str) -> int:
+        """What the source says in ``const int name``."""
+        return ctypes.c_int.in_dll(self._library, name).value
 
     def function(self, name: str, pointers: int) -> Callable[..., None]:
         """A kernel by name, to be called with that many addresses, the last one of its output.

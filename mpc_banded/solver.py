@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Newton loop: evaluate, factor, step, line search, multipliers, terminate.
+"""The Newton loop: evaluate, terminate, step, line search.
 
 Each iteration takes all derivatives once, factors one positive definite band, and solves the
-exact KKT system of the dynamics with it: ``H + rho J'J`` is factored, and the multipliers are
-swept by the augmented Lagrangian until the linearised defects vanish. On the augmented Lagrangian
+exact KKT system of the dynamics with it (newton.py). On the augmented Lagrangian
 *at the new multipliers* the step s then has the slope ``-s'H s - rho |d|^2``, with a rho of the
 line search's own that is raised until the slope is negative; if no rho does, the matrix is
 shifted. Unit steps are accepted near a solution (Nocedal and Wright, Numerical Optimization, 2nd
@@ -19,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded import banded
-from mpc_banded.derivatives import Derivatives, Merit, NewtonSystem, Point
+from mpc_banded.banded import NotPositiveDefinite
+from mpc_banded.derivatives import Derivatives, Merit
+from mpc_banded.newton import NewtonStep, NewtonSystem, Point
 from mpc_banded.transcription import StageData
 
-#: Multiplier sweeps with one factor.
-MAX_SWEEPS = 6
 #: Step lengths that the line search tries after the first.
 MAX_HALVINGS = 12
 #: Relative rounding error of the merit function.
@@ -134,26 +132,6 @@ class Solution:
     iterations: tuple[Iteration, ...]
 
 
-@dataclass(frozen=True)
-class _Iterate:
-    """A point with its Newton system, the gradient of costs and barrier, and residuals."""
-
-    point: Point
-    system: NewtonSystem
-    gradient: np.ndarray
-    kkt_residual: float
-    defect_norm: float
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A Newton step (n,), the multipliers it leads to, and what it changes to first order."""
-
-    z: np.ndarray
-    multipliers: np.ndarray
-    defect_change: np.ndarray
-
-
 class NewtonSolver:
     """Solves one transcription again and again; remembers the regularisation in between.
 
@@ -201,15 +179,15 @@ class NewtonSolver:
         history: list[Iteration] = []
         while True:
             began = time.perf_counter()
-            iterate = self._evaluate(point, data)
-            while self._barrier_solved(iterate):
-                mu = iterate.point.mu
+            system = self._evaluate(point, data)
+            while self._barrier_solved(system):
+                mu = system.point.mu
                 mu = max(options.barrier * self._scale, min(0.1 * mu, mu**1.5))
-                iterate = self._evaluate(replace(iterate.point, mu=mu), data)
-            status = self._terminate(iterate, len(history), deadline)
-            outcome = status or self._advance(iterate, data)
+                system = self._evaluate(replace(system.point, mu=mu), data)
+            status = self._terminate(system, len(history), deadline)
+            outcome = status or self._advance(system, data)
             if isinstance(outcome, Status):
-                return self._finish(iterate, outcome, history)
+                return self._finish(system, outcome, history)
             point, record = outcome
             history.append(record)
             self._iteration_s = max(time.perf_counter() - began, 0.8 * self._iteration_s)
@@ -237,29 +215,22 @@ class NewtonSolver:
         inputs[:] = self.derivatives.barrier.interior(inputs, share)
         return stages.reshape(-1)
 
-    def _evaluate(self, point: Point, data: StageData) -> _Iterate:
-        s = self.derivatives.system(point, data, self.options.penalty * self._scale)
-        gradient = s.cost_gradient + s.barrier_gradient
-        residual = gradient + s.dynamics_gradient
-        size = max(np.abs(s.cost_gradient).max(), np.abs(s.barrier_gradient).max())
-        kkt = float(np.abs(residual).max() / (1.0 + size))
-        point = replace(point, duals=s.duals)
-        return _Iterate(point, s, gradient, kkt, float(np.abs(s.defects).max()))
+    def _evaluate(self, point: Point, data: StageData) -> NewtonSystem:
+        return self.derivatives.system(point, data, self.options.penalty * self._scale)
 
-    def _barrier_solved(self, iterate: _Iterate) -> bool:
-        mu = iterate.point.mu / self._scale
-        solved = max(iterate.kkt_residual, iterate.defect_norm) <= 10.0 * mu
+    def _barrier_solved(self, system: NewtonSystem) -> bool:
+        mu = system.point.mu / self._scale
+        solved = max(system.kkt_residual, system.defect_norm) <= 10.0 * mu
         return solved and mu > self.options.barrier * (1.0 + 1e-9)
 
-    def _terminate(self, iterate: _Iterate, iterations: int, deadline: float) -> Status | None:
+    def _terminate(self, system: NewtonSystem, iterations: int, deadline: float) -> Status | None:
         options = self.options
-        finite = np.isfinite(iterate.kkt_residual + iterate.defect_norm)
-        if not (finite and np.isfinite(iterate.system.bands).all()):
+        if not system.finite:
             return Status.NON_FINITE
         if (
-            iterate.kkt_residual <= options.kkt_tolerance
-            and iterate.defect_norm <= options.defect_tolerance
-            and iterate.point.mu <= options.barrier * self._scale * (1.0 + 1e-9)
+            system.kkt_residual <= options.kkt_tolerance
+            and system.defect_norm <= options.defect_tolerance
+            and system.point.mu <= options.barrier * self._scale * (1.0 + 1e-9)
         ):
             return Status.CONVERGED
         if iterations >= options.max_iterations:
@@ -270,7 +241,7 @@ class NewtonSolver:
             return Status.DEADLINE
         return None
 
-    def _advance(self, iterate: _Iterate, data: StageData) -> tuple[Point, Iteration] | Status:
+    def _advance(self, system: NewtonSystem, data: StageData) -> tuple[Point, Iteration] | Status:
         """The next point and the record of this iteration, or the status that says why not."""
         shift, factorizations = self._shift, 0
         failure = Status.NOT_POSITIVE_DEFINITE
@@ -278,19 +249,18 @@ class NewtonSolver:
             factorizations += 1
             first = self.options.regularization_min * self._scale
             try:
-                factor = self._factor(iterate, shift)
-            except banded.NotPositiveDefinite:
+                step = self._step(system, shift)
+            except NotPositiveDefinite:
                 shift = max(8.0 * shift, first)
                 continue
-            step = self._step(iterate, factor)
-            found = self._line_search(iterate, step, data)
+            found = self._line_search(system, step, data)
             if found is not None:
                 length, point = found
                 record = Iteration(
-                    float(iterate.system.costs.sum()),
-                    iterate.point.mu,
-                    iterate.kkt_residual,
-                    iterate.defect_norm,
+                    system.cost,
+                    system.point.mu,
+                    system.kkt_residual,
+                    system.defect_norm,
                     shift,
                     length,
                     factorizations,
@@ -302,65 +272,46 @@ class NewtonSolver:
         self._shift = 0.0
         return failure
 
-    def _factor(self, iterate: _Iterate, shift: float) -> banded.BandedCholesky:
-        matrix = iterate.system.bands.copy(order="K")
-        matrix[0] += shift
-        return banded.cholesky(matrix)
-
-    def _step(self, iterate: _Iterate, factor: banded.BandedCholesky) -> _Step:
-        """Solution of the KKT system: sweeps of the multipliers with one factor."""
-        s, rho = iterate.system, self.options.penalty * self._scale
-        accuracy = max(0.1 * self.options.defect_tolerance, 0.01 * iterate.defect_norm)
-        shifted = iterate.point.multipliers + rho * s.defects
-        for _ in range(MAX_SWEEPS):
-            step = factor.solve(-iterate.gradient - self.derivatives.pulled_back(s, shifted))
-            change = self.derivatives.linearised_defects(s, step)
-            reached = shifted + rho * change
-            if np.abs(s.defects + change).max() <= accuracy:
-                break
-            shifted = reached + rho * s.defects
-        return _Step(step, reached, change)
+    def _step(self, system: NewtonSystem, shift: float) -> NewtonStep:
+        accuracy = max(0.1 * self.options.defect_tolerance, 0.01 * system.defect_norm)
+        penalty = self.options.penalty * self._scale
+        return self.derivatives.newton_step(system, penalty, shift, accuracy)
 
     def _line_search(
-        self, iterate: _Iterate, step: _Step, data: StageData
+        self, system: NewtonSystem, step: NewtonStep, data: StageData
     ) -> tuple[float, Point] | None:
         """Longest of a halving sequence of lengths that satisfies Armijo's condition."""
-        s, point, lam = iterate.system, iterate.point, step.multipliers
-        d = s.defects
-        slope = float(iterate.gradient @ step.z + (lam * step.defect_change).sum())
-        bend = float((d * step.defect_change).sum())
-        rho = self.options.merit_penalty * self._scale
-        here = Merit(
-            float(s.costs.sum()), s.barrier, float((lam * d).sum()), float((d * d).sum()) / 2
-        )
+        point, lam = system.point, step.multipliers
+        slope, rho = step.slope, self.options.merit_penalty * self._scale
+        here = Merit(system.cost, system.barrier, step.dynamics, step.squared_defects)
         noise = ROUNDING * (abs(here.cost) + abs(here.barrier))
-        if slope + 0.5 * rho * bend > noise:
+        if slope + 0.5 * rho * step.bend > noise:
             largest = self.options.penalty * self._scale
-            if not 2.0 * slope < -bend * largest:
+            if not 2.0 * slope < -step.bend * largest:
                 return None
-            rho = -2.0 * slope / bend
-        slope += rho * bend
+            rho = -2.0 * slope / step.bend
+        slope += rho * step.bend
         if slope > noise:
             return None
         if -slope <= noise:  # a decrease that cannot be seen: trust Newton's method
             noise = np.inf
-        length, duals = self.derivatives.advance(s, step.z, point.mu)
+        length = step.longest
         for _ in range(MAX_HALVINGS + 1):
             z = point.z + length * step.z
             reached = self.derivatives.merit(z, lam, point.mu, data).value(rho)
             if reached <= here.value(rho) + self.options.armijo_slope * length * slope + noise:
                 multipliers = point.multipliers + length * (lam - point.multipliers)
-                return length, Point(z, multipliers, duals, point.mu)
+                return length, Point(z, multipliers, step.duals, point.mu)
             length *= 0.5
         return None
 
-    def _finish(self, iterate: _Iterate, status: Status, history: list[Iteration]) -> Solution:
+    def _finish(self, system: NewtonSystem, status: Status, history: list[Iteration]) -> Solution:
         return Solution(
-            iterate.point,
+            system.point,
             status,
-            iterate.system.costs,
-            np.maximum(-iterate.system.rows, 0.0),
-            iterate.kkt_residual,
-            iterate.defect_norm,
+            system.costs,
+            np.maximum(-system.rows, 0.0),
+            system.kkt_residual,
+            system.defect_norm,
             tuple(history),
         )

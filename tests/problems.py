@@ -12,7 +12,8 @@ import torch
 
 from mpc_banded.barrier import Barrier
 from mpc_banded.controller import ControlStep, RecedingHorizonController
-from mpc_banded.derivatives import Derivatives, Point
+from mpc_banded.derivatives import Derivatives
+from mpc_banded.newton import Point
 from mpc_banded.problem import STATE_BOUND_PENALTY, OptimalControlProblem
 from mpc_banded.solver import NewtonSolver, Solution, SolverOptions
 from mpc_banded.transcription import SCHEMES, StageData, Transcription

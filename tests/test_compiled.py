@@ -33,9 +33,10 @@ from mpc_banded import kernels, native
 from mpc_banded.cache import LibraryCache, NotBuilt
 from mpc_banded.compiled import CompiledDerivatives, compiled
 from mpc_banded.config import Config
-from mpc_banded.derivatives import RECOVERIES, Derivatives, Merit, NewtonSystem, Point
+from mpc_banded.derivatives import RECOVERIES, Derivatives, Merit
 from mpc_banded.kernels import StageFunctions
 from mpc_banded.native import Argument, Result, Section
+from mpc_banded.newton import NewtonSystem, Point
 from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.robots.robot import BUILT_IN
 from mpc_banded.solver import NewtonSolver, SolverOptions, Status

@@ -22,7 +22,8 @@ from problems import (
 
 from mpc_banded import RecedingHorizonController, banded
 from mpc_banded.barrier import optimal_slacks
-from mpc_banded.derivatives import RECOVERIES, Derivatives, NewtonSystem, Point
+from mpc_banded.derivatives import RECOVERIES, Derivatives
+from mpc_banded.newton import NewtonSystem, Point
 from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.transcription import SCHEMES, StageData, Terms, Transcription
 
