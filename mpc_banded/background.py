@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles a configuration in another process, while this one goes on.
+"""Compiles while the control loop goes on.
 
-Tracing holds the interpreter for a good part of a second, so the control loop must not do it. The
-other process is the command ``mpc_banded compile``; all that comes back is the path of a library
-in the cache.
+Where the functions of a problem are traced already, only the C compiler is left to run, and a
+thread waits for it. Tracing long functions holds the interpreter for seconds, which the control
+loop must not do: then all is left to another process, the command ``mpc_banded compile``. Either
+way all that comes back is the path of a library in the cache.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol
 
 import yaml
 
+from mpc_banded.cache import NotBuilt
 from mpc_banded.config import Config
 
 #: How the sentence of the command begins if it fails.
 NOT_COMPILED = "not compiled: "
-#: Niceness of the other process: the control loop goes first.
+#: Niceness of compilers: the control loop goes first.
 NICENESS = 10
 #: How long the other process may take to clear up when it is ended early.
 GRACE_S = 2.0
@@ -38,17 +41,96 @@ sys.exit(main(["compile", "--params", "/dev/stdin"]))
 
 
 class CompilationFailed(RuntimeError):
-    """The other process found that it cannot compile; the message is its own."""
+    """There will be no library; the message says why."""
 
 
-class BackgroundCompilation:
-    """One compilation, begun when this is made.
+class Compilation(Protocol):
+    """A compilation under way.
+
+    Attributes:
+        remarks: What it had to say, line by line, once it is done.
+    """
+
+    remarks: list[str]
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the beginning."""
+
+    def poll(self) -> Path | None:
+        """The library in the cache once it is there, None before.
+
+        Raises:
+            CompilationFailed: There will be none.
+        """
+
+    def close(self) -> None:
+        """End it, and all that it has started, if it is still under way."""
+
+
+def begin(config: Config, missing: NotBuilt) -> Compilation:
+    """Compile what a controller of this configuration did not find in the cache.
+
+    Raises:
+        OSError: There can be no other process.
+    """
+    return OtherProcess(config) if missing.build is None else Compiler(missing)
+
+
+class Compiler:
+    """Runs the C compiler on functions that have been traced.
+
+    Args:
+        missing: What to build.
+    """
+
+    def __init__(self, missing: NotBuilt) -> None:
+        assert missing.build is not None
+        self.remarks: list[str] = []
+        self._build = missing.build
+        self._began = time.monotonic()
+        self._compiler: subprocess.Popen[str] | None = None
+        self._closed = False
+        self._outcome: Path | Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="compiler", daemon=True)
+        self._thread.start()
+
+    @property
+    def elapsed_s(self) -> float:
+        """See Compilation."""
+        return time.monotonic() - self._began
+
+    def _run(self) -> None:
+        try:
+            self._outcome = self._build(self._started)
+        except Exception as error:  # of any kind: it is raised again where it is asked for
+            self._outcome = error
+
+    def _started(self, compiler: subprocess.Popen[str]) -> None:
+        _yield_to_others(compiler)
+        self._compiler = compiler
+        if self._closed:
+            _signal(compiler, signal.SIGKILL)
+
+    def poll(self) -> Path | None:
+        """See Compilation."""
+        if isinstance(self._outcome, Exception):
+            raise CompilationFailed(" ".join(str(self._outcome).split())) from self._outcome
+        return self._outcome
+
+    def close(self) -> None:
+        """See Compilation."""
+        self._closed = True
+        if self._compiler is not None and self._compiler.returncode is None:
+            _signal(self._compiler, signal.SIGKILL)
+        self._thread.join(GRACE_S)
+
+
+class OtherProcess:
+    """Traces and compiles in another process.
 
     Args:
         config: What to compile.
-
-    Attributes:
-        remarks: What the other process had to say, line by line, once it is done.
 
     Raises:
         OSError: There can be no other process.
@@ -74,22 +156,15 @@ class BackgroundCompilation:
             )
             opened.pop_all()
         given.close()
-        with suppress(OSError):  # a sandbox may forbid it
-            # A real-time node would have a real-time compiler, which no niceness holds back.
-            os.sched_setscheduler(self._process.pid, os.SCHED_BATCH, os.sched_param(0))
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, NICENESS)
+        _yield_to_others(self._process)
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the beginning."""
+        """See Compilation."""
         return time.monotonic() - self._began
 
     def poll(self) -> Path | None:
-        """The library in the cache once it is there, None before.
-
-        Raises:
-            CompilationFailed: There will be none.
-        """
+        """See Compilation."""
         status = self._process.poll()
         if status is None:
             return None
@@ -100,19 +175,28 @@ class BackgroundCompilation:
         raise CompilationFailed(told.removeprefix(NOT_COMPILED))
 
     def close(self) -> None:
-        """End the other process, and the compiler that it runs, if they are still there."""
+        """See Compilation."""
         if self._process.poll() is None:
-            self._signal(signal.SIGTERM)
+            _signal(self._process, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE_S)
-            self._signal(signal.SIGKILL)
+            _signal(self._process, signal.SIGKILL)
             self._process.wait()
         self._output.close()
         self._errors.close()
 
-    def _signal(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+
+def _yield_to_others(process: subprocess.Popen[Any]) -> None:
+    with suppress(OSError):  # a sandbox may forbid it
+        # A real-time node would have a real-time compiler, which no niceness holds back.
+        os.sched_setscheduler(process.pid, os.SCHED_BATCH, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
+
+
+def _signal(leader: subprocess.Popen[Any], number: int) -> None:
+    """Signal a process group."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, number)
 
 
 def _lines(file: IO[str]) -> list[str]:

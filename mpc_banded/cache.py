@@ -20,7 +20,7 @@ import pwd
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,7 +41,14 @@ class UnsafeCache(PermissionError):
 
 
 class NotBuilt(LookupError):
-    """A library is not in the cache."""
+    """A library is not in the cache.
+
+    Attributes:
+        build: Builds it; None where even that would take long to prepare. Returns its path in the
+            cache, and raises as RecedingHorizonController.compile does.
+    """
+
+    build: Callable[[native.Started], Path] | None = None
 
 
 class LibraryCache:
@@ -67,8 +74,10 @@ class LibraryCache:
         except OSError as error:
             raise _unusable(folder, error) from error
 
-    def library(self, source: str, build: bool = True) -> native.Library:
-        """The library of a C source, from the cache or built.
+    def library(
+        self, source: str, build: bool = True, started: native.Started | None = None
+    ) -> native.Library:
+        """The library of a C source, from the cache or built; ``started`` as for native.build.
 
         Raises:
             NotBuilt: It is not in the cache, or must not be loaded, and ``build`` is false.
@@ -83,7 +92,7 @@ class LibraryCache:
             raise NotBuilt(f"{path} {fault}")
         if fault:
             try:
-                self._build(source, path, made_from)
+                self._build(source, path, made_from, started)
             except OSError as error:
                 raise _unusable(self.folder, error) from error
         return _loaded(path)
@@ -111,7 +120,13 @@ class LibraryCache:
             return "was made from something else or elsewhere"
         return None if record.get("content") == _digest(content) else "is damaged"
 
-    def _build(self, source: str, path: Path, made_from: dict[str, str]) -> None:
+    def _build(
+        self,
+        source: str,
+        path: Path,
+        made_from: dict[str, str],
+        started: native.Started | None,
+    ) -> None:
         with self._building():
             fault = self._fault(path, made_from)
             if not fault:
@@ -121,7 +136,7 @@ class LibraryCache:
             # Into place at once, the record last: whoever looks meanwhile finds all or nothing.
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=SCRATCH) as scratch:
                 built, record = Path(scratch, path.name), Path(scratch, "record")
-                native.build(source, built)
+                native.build(source, built, started)
                 content = {"made_from": made_from, "content": _digest(built.read_bytes())}
                 record.write_text(json.dumps(content, indent=1), encoding="utf-8")
                 built.chmod(0o600)

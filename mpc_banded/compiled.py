@@ -224,7 +224,8 @@ def compiled(
 
     Raises:
         UnsupportedOperation: A function cannot be compiled.
-        NotBuilt: The cache does not have the library, and ``build`` is false.
+        NotBuilt: The cache does not have the library, and ``build`` is false; how to build it is
+            in the error, unless it would take long to find out.
         NoCompiler: There is no C compiler, and the cache does not have the library.
         ValueError: The recovery is not stagewise, or compiled and eager differ.
     """
@@ -240,9 +241,19 @@ def compiled(
             raise UnsupportedOperation(f"{error}; fewer substeps make less") from error
         raise NotBuilt(f"{error}: too long to look for its library") from error
     eager = _eager(derivatives)
-    result = CompiledDerivatives(eager, cache.library(source, build))
-    _compare(eager, result)
-    return result
+
+    def built(started: native.Started | None = None) -> CompiledDerivatives:
+        result = CompiledDerivatives(eager, cache.library(source, started=started))
+        _compare(eager, result)
+        return result
+
+    try:
+        cache.library(source, build=False)
+    except NotBuilt as missing:
+        if not build:
+            missing.build = lambda started: built(started).library.path
+            raise
+    return built()
 
 
 def _eager(derivatives: Derivatives) -> Derivatives:

@@ -24,6 +24,8 @@ import torch
 from mpc_banded.expressions import LONGEST, Graph, Node
 from mpc_banded.tracing import trace
 
+#: Is handed a process that has begun.
+Started = Callable[[subprocess.Popen[str]], None]
 #: Most characters of a library's signature.
 SIGNATURE = 64
 #: No -ffast-math: NaN and infinity must reach the checks of the solver.
@@ -291,14 +293,30 @@ def c_compiler() -> list[str]:
     raise NoCompiler("no C compiler: cc, gcc and clang are not in PATH, and CC is not set")
 
 
-def build(source: str, path: Path) -> None:
+def build(source: str, path: Path, started: Started | None = None) -> None:
     """Compile C source to a shared library.
+
+    Args:
+        source: C.
+        path: Of the library.
+        started: Is handed the compiler, the leader of a process group of its own, while it runs.
 
     Raises:
         NoCompiler: There is none, or it fails; the message holds what it said.
     """
     command = [*c_compiler(), *FLAGS, "-x", "c", "-", "-o", str(path), "-lm"]
-    done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = done.stderr.strip()[:500] or f"exit status {done.returncode}"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command,
+        stdin=pipe,
+        stdout=subprocess.DEVNULL,
+        stderr=pipe,
+        text=True,
+        start_new_session=started is not None,
+    ) as compiler:
+        if started is not None:
+            started(compiler)
+        _, errors = compiler.communicate(source)
+    if compiler.returncode:
+        said = errors.strip()[:500] or f"exit status {compiler.returncode}"
         raise NoCompiler(f"{shlex.join(command)} failed: {said}")

@@ -23,6 +23,7 @@ ORDER = (
     "problem",
     "transcription",
     "barrier",
+    "newton",
     "derivatives",
     "expressions",
     "tracing",

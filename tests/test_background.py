@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from mpc_banded import messages, native
-from mpc_banded.background import NICENESS, BackgroundCompilation, CompilationFailed
-from mpc_banded.cache import LibraryCache
+from mpc_banded import background, compiled, messages, native
+from mpc_banded.background import NICENESS, CompilationFailed, Compiler, OtherProcess
+from mpc_banded.cache import LibraryCache, NotBuilt
 from mpc_banded.cli import main
 from mpc_banded.config import Config
 from mpc_banded.demo import figure_of_eight
@@ -79,16 +79,23 @@ def parameters(tmp_path):
 
 @pytest.fixture
 def begin():
-    """Starts compilations, and ends them with the test."""
+    """Starts compilations of one kind, and ends them with the test."""
     begun = []
 
-    def started(config):
-        begun.append(BackgroundCompilation(config))
+    def started(kind, config):
+        begun.append(kind(config) if kind is OtherProcess else kind(missing(config)))
         return begun[-1]
 
     yield started
     for compilation in begun:
         compilation.close()
+
+
+def missing(config):
+    """How to build what the cache does not have."""
+    with pytest.raises(NotBuilt) as error:
+        config.controller().compile(build=False)
+    return error.value
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +212,7 @@ def test_other_process_is_nice_and_fills_the_cache(folder, begin, compiler, monk
     damaged.unlink()  # in place it would be damaged in this process, too
     damaged.write_bytes(b"damaged")
     compiler('nice > {folder}/niceness; exec {real} "$@"')
-    compilation = begin(config)
+    compilation = begin(OtherProcess, config)
     assert compilation.poll() is None
     library = until(compilation.poll)
     assert library == damaged
@@ -233,7 +240,7 @@ def test_failure_comes_back_in_the_words_of_the_other_process(
     python.write_text(f"#!/bin/sh\n{does}\n")
     python.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(python))
-    compilation = begin(Config(SHORT))
+    compilation = begin(OtherProcess, Config(SHORT))
     with pytest.raises(CompilationFailed) as failure:
         until(compilation.poll)
     assert str(failure.value) == told
@@ -242,15 +249,16 @@ def test_failure_comes_back_in_the_words_of_the_other_process(
 def test_no_process_at_all_is_an_error_of_the_system(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(FileNotFoundError):
-        BackgroundCompilation(Config(SHORT))
+        OtherProcess(Config(SHORT))
 
 
+@pytest.mark.parametrize("kind", [OtherProcess, Compiler])
 def test_end_while_the_compiler_runs_leaves_no_process_and_no_file(
-    folder, begin, compiler, tmp_path
+    folder, begin, compiler, tmp_path, kind
 ):
     """Not even one that the compiler has started, as gcc does, and that is in no hurry."""
     compiler("(trap '' TERM; while :; do sleep 0.1; done) & echo $! > {folder}/number; wait")
-    compilation = begin(Config(SHORT))
+    compilation = begin(kind, Config(SHORT))
     file = tmp_path / "number"
     number = int(until(lambda: file.is_file() and file.read_text()))
     leader = os.getpgid(number)
@@ -261,6 +269,40 @@ def test_end_while_the_compiler_runs_leaves_no_process_and_no_file(
     assert until(lambda: not group(leader))
     assert list(folder.iterdir()) == []
     compilation.close()  # once more does no harm
+
+
+# --- the compiler alone ---------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("folder")
+def test_short_functions_need_no_other_process(monkeypatch):
+    config = Config(SHORT)
+    for length, kind in ((compiled.LOOKED_UP, Compiler), (10, OtherProcess)):
+        monkeypatch.setattr(compiled, "LOOKED_UP", length)
+        compilation = background.begin(config, missing(config))
+        assert isinstance(compilation, kind)
+        compilation.close()
+
+
+def test_compiler_is_nice_and_fills_the_cache(folder, begin, compiler, tmp_path):
+    compiler('nice > {folder}/niceness; exec {real} "$@"')
+    compilation = begin(Compiler, Config(SHORT))
+    library = until(compilation.poll)
+    assert compilation.poll() == library
+    assert compilation.elapsed_s > 0.0
+    assert (tmp_path / "niceness").read_text().strip() == str(os.nice(0) + NICENESS)
+    assert sorted(folder.iterdir()) == [library.with_suffix(".json"), library]
+    controller = Config(SHORT).controller()
+    controller.load(library)
+    assert controller.library == library
+
+
+def test_failure_of_the_compiler_comes_back_in_one_line(folder, begin, compiler):
+    compiler("echo one >&2; echo two >&2; exit 1")
+    compilation = begin(Compiler, Config(SHORT))
+    with pytest.raises(CompilationFailed, match=r"failed: one two$"):
+        until(compilation.poll)
+    assert list(folder.iterdir()) == []
 
 
 # --- the switch -----------------------------------------------------------------------------

@@ -51,9 +51,9 @@ def builds(monkeypatch):
     """Paths of what was built meanwhile."""
     made, build = [], native.build
 
-    def counted(text, path):
+    def counted(text, path, started=None):
         made.append(path)
-        build(text, path)
+        build(text, path, started)
 
     monkeypatch.setattr(native, "build", counted)
     return made
@@ -371,7 +371,7 @@ def test_file_system_without_locks_will_do(folder, monkeypatch):
 
 
 def test_interrupted_build_leaves_nothing(folder, monkeypatch):
-    def interrupted(_, path):
+    def interrupted(_, path, __):
         path.write_bytes(b"half of it")
         raise KeyboardInterrupt
 

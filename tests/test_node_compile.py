@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node drives while another process compiles, then goes over to the result, unnoticed."""
+"""The node drives while a compiler runs, then goes over to the result, unnoticed."""
 
 import signal
 import time
@@ -98,15 +98,15 @@ def resident_mb(pid):
 
 
 def compiling(node, folder):
-    """Ids of the compiler and of the process that started it, once the node has got so far."""
+    """Id of the compiler, once the node has got so far."""
     file, end = folder / "compiler", time.monotonic() + PATIENCE_S
     while not (file.is_file() and file.read_text()):
         assert node.alive, node.output
         assert time.monotonic() < end, node.output
         time.sleep(0.05)
     compiler = int(file.read_text())
-    assert parent(parent(compiler)) == node.pid
-    return compiler, parent(compiler)
+    assert parent(compiler) == node.pid
+    return compiler
 
 
 def next_facts(robot):
@@ -117,7 +117,7 @@ def next_facts(robot):
 
 def test_switch_misses_no_cycle_and_cannot_be_felt(unicycle, tmp_path):
     robot = unicycle(PATIENT)
-    processes = compiling(robot.node, tmp_path)
+    compiler = compiling(robot.node, tmp_path)
     assert robot.facts.get("derivatives", "eager") == "eager"
 
     def velocities():
@@ -140,9 +140,9 @@ def test_switch_misses_no_cycle_and_cannot_be_felt(unicycle, tmp_path):
     assert np.diff(stamps).max() < 2.0 * robot.config.period_s
     assert np.abs(np.diff(velocities(), axis=0)).max() < 1e-6
     assert velocities()[-1, 0] > 0.5
-    # The library takes 0.1 MB, and tracing was done elsewhere.
+    # The library takes 0.1 MB.
     assert resident_mb(robot.node.pid) < before_mb + 5.0
-    assert not any(map(alive, processes))
+    assert not alive(compiler)
     (library,) = (tmp_path / "cache").glob("*.so")
     assert robot.node.output.count(f"s: {library}") == 1
     robot.assert_commands_allowed()
@@ -189,8 +189,8 @@ def test_signal_during_compilation_ends_all_processes_and_leaves_nothing(
     tmp_path, environment, number
 ):
     node = Process("node", tmp_path / "log", environment=environment(PATIENT))
-    processes = compiling(node, tmp_path)
+    compiler = compiling(node, tmp_path)
     assert node.stop(number) == 0
-    assert not any(map(alive, processes))
+    assert not alive(compiler)
     assert list((tmp_path / "cache").iterdir()) == []
     assert "Traceback" not in node.output

@@ -15,8 +15,8 @@ from rclpy.node import Node
 from rclpy.timer import Timer
 from std_srvs.srv import SetBool, Trigger
 
-from mpc_banded import messages
-from mpc_banded.background import BackgroundCompilation, CompilationFailed
+from mpc_banded import background, messages
+from mpc_banded.background import CompilationFailed
 from mpc_banded.cache import NotBuilt
 from mpc_banded.config import Config
 from mpc_banded.loop import ControlLoop
@@ -128,13 +128,13 @@ class MpcTask:
         if self._compilation is not None:
             self._use_compiled(self._compilation)
 
-    def _begin_compilation(self, config: Config) -> BackgroundCompilation | None:
-        """Take compiled derivatives from the cache, or let another process fill it."""
+    def _begin_compilation(self, config: Config) -> background.Compilation | None:
+        """Take compiled derivatives from the cache, or have them compiled beside the loop."""
         try:
             try:
                 self._loop.controller.compile(build=False)
-            except NotBuilt:
-                return BackgroundCompilation(config)
+            except NotBuilt as missing:
+                return background.begin(config, missing)
             self._now_compiled("from the cache")
         except (UnsupportedOperation, OSError, ValueError) as error:
             self._stay_eager(error)
@@ -145,8 +145,8 @@ class MpcTask:
         library = self._loop.controller.library
         self._node.get_logger().info(f"derivatives are compiled, {how}: {library}")
 
-    def _use_compiled(self, compilation: BackgroundCompilation) -> None:
-        """Go over to compiled derivatives, between two cycles, once another process has them."""
+    def _use_compiled(self, compilation: background.Compilation) -> None:
+        """Go over to compiled derivatives, between two cycles, once they are there."""
         log = self._node.get_logger()
         try:
             library = compilation.poll()
@@ -157,7 +157,7 @@ class MpcTask:
         except (CompilationFailed, OSError, ValueError) as error:
             self._stay_eager(error)
         for remark in compilation.remarks:
-            log.info(f"the compiling process said: {remark}")
+            log.info(f"the compiler said: {remark}")
         self._end_compilation()
 
     def _stay_eager(self, error: Exception) -> None:
