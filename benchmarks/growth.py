@@ -2,7 +2,7 @@
 """Growth of one Newton iteration with the horizon, in time and memory.
 
 Time is that of the solver's own iterations, told apart by what they call: the derivatives, the
-factorisation, the substitutions and the line search. Memory is the peak resident set of a process
+step and the line search. Memory is the peak resident set of a process
 of its own, less what it held before the problem was built.
 """
 
@@ -26,20 +26,17 @@ import numpy as np
 
 from benchmarks import study
 from benchmarks.study import Chapter, Verdict, number
-from mpc_banded import banded
 from mpc_banded.derivatives import Derivatives
 from mpc_banded.solver import NewtonSolver, SolverOptions
 
 #: The growth exponent is fitted from this horizon on, and may be this much.
 FITTED_FROM, BAR = 100, 1.05
 ITERATIONS = 3
-PARTS = ("evaluate", "factor", "step", "line search", "rest")
+PARTS = ("evaluate", "step", "line search", "rest")
 #: What part of an iteration each method of the derivatives serves.
 SERVES = {
     "system": "evaluate",
-    "pulled_back": "step",
-    "linearised_defects": "step",
-    "advance": "line search",
+    "newton_step": "step",
     "merit": "line search",
     "mean_curvature": "beginning",
     "central_duals": "beginning",
@@ -64,12 +61,6 @@ def stopwatch(derivatives: Derivatives) -> Iterator[dict[str, list[float]]]:
         for method, part in SERVES.items():
             call = timed(part, getattr(derivatives, method))
             patches.enter_context(mock.patch.object(derivatives, method, call))
-        for owner, name, part in (
-            (banded, "cholesky", "factor"),
-            (banded.BandedCholesky, "solve", "step"),
-        ):
-            call = timed(part, getattr(owner, name))
-            patches.enter_context(mock.patch.object(owner, name, call))
         yield calls
 
 
@@ -222,8 +213,8 @@ def write(figures: Figures, images: Path) -> Chapter:
     text = f"""
 The package's own solver on the bicycle, rk4, one obstacle, from the cold start over
 {ITERATIONS} iterations. {missing}Times of one iteration in ms by horizon N, and the growth
-exponent, fitted from N = {number(first)} on. "Evaluate" brings all derivatives, "factor" and
-"step" solve the Newton system with all sweeps of the multipliers, "rest" is the solver's own
+exponent, fitted from N = {number(first)} on. "Evaluate" brings all derivatives, "step" factors
+the Newton matrix and solves with all sweeps of the multipliers, "rest" is the solver's own
 arithmetic:
 
 {paragraphs}

@@ -11,14 +11,15 @@ from benchmarks import study
 from benchmarks.machine_code import (
     ADDITIONS,
     DIVISIONS,
+    FACTOR,
     OTHERS,
     PRODUCTS,
     ROOTS,
+    SOLVE,
     WIDE_DIVISION,
     WIDE_ROOT,
     Build,
     Core,
-    of_lapack,
     operations,
 )
 from benchmarks.shares import Loop
@@ -54,7 +55,7 @@ class Work:
     """What one routine does in one call.
 
     Attributes:
-        name: Of the kernel or LAPACK's routine.
+        name: Of the kernel.
         counts: Operations by kind.
         bytes: Of its arrays, each once.
         seconds: Measured, of one call.
@@ -132,10 +133,7 @@ def measure(
     for of, loop in zip(builds, loops, strict=True):
         given = {name: call.arrays for name, call in loop.kernels.items()}
         counts = operations(of.source, given, folder)
-        n, b = of.eager.transcription.n, loop.half_bandwidth
-        counts |= of_lapack(n, b)
         sizes = {name: call.bytes for name, call in loop.kernels.items()}
-        sizes |= dict.fromkeys(of_lapack(n, b), 8 * n * (b + 1))
         work.append(
             tuple(
                 Work(
@@ -233,7 +231,7 @@ kernels (read and written). One operation among independent ones, in ns:
 {study.table(["operation", "ns"], costs)}
 
 What each routine does in one call. Operations are counted by running its source with numbers
-that count (for LAPACK by formula); *bytes* are its arrays, each once. The columns *alone* say how
+that count; *bytes* are its arrays, each once. The columns *alone* say how
 long additions and products would take at the scalar peak, divisions and roots one by one,
 functions of the C library one by one, and the arrays through the cache. They overlap in time,
 and compilers join what they see twice, so a call can take less than their sum.
@@ -254,7 +252,7 @@ and compilers join what they see twice, so a call can take less than their sum.
 A whole iteration, in µs. The *scalar limit* takes for each routine the busiest of what works at
 the same time: arithmetic and functions, or divisions, or bytes. The *vector limit* is the same
 where arithmetic and divisions fill the vectors, which for the kernels means several stages at a
-time; functions stay scalar. Products with the Jacobian and probes in a loop fill vectors within
+time; functions stay scalar. The factorisation, the sweeps and probes in a loop fill vectors within
 one stage already, and can pass the scalar limit. *Arithmetic at peak* takes every operation at
 the vector peak and leaves functions out.
 
@@ -269,6 +267,8 @@ the vector peak and leaves functions out.
     }
 
 {_conclusions(figures, sums)}
+
+{_beside_lapack(loops)}
 """
     return Chapter("The limit", text.strip(), ())
 
@@ -320,12 +320,31 @@ How much faster an iteration could become says what would be next:
 
 {gains}
 
-Where there is more to gain around the machine code, the way is fewer and larger calls: factor,
-sweeps and line search in the library beside the system, so that Python is entered once an
-iteration, and buffers that are kept instead of arrays made at each call. Where there is more to
-gain in it, the kernels have to work on several stages at a time, with stages along the vectors,
-one division for each divisor, and a vectorised library for sines and logarithms; for LAPACK, a
-factorisation by blocks of one stage fits the vectors better than single columns of the band."""
+Where there is more to gain around the machine code, what is left is one call for a whole solve,
+which would need the loop a second time in C; as it is, the loop is written once, and drives eager
+derivatives and compiled ones alike. Where there is more to gain in it, the kernels have to work on
+several stages at a time, with stages along the vectors, one division for each divisor, and a
+vectorised library for sines and logarithms."""
+
+
+def _beside_lapack(loops: Sequence[Loop]) -> str:
+    lines = []
+    for loop in loops:
+        ours = [loop.from_c_s[name] for name in ("newton_factor", "newton_sweep")]
+        theirs = [loop.lapack_s[name] for name in (FACTOR, SOLVE)]
+        lines.append(
+            f"- **{loop.task.title}**: factor {number(1e6 * ours[0])} µs, dpbtrf "
+            f"{number(1e6 * theirs[0])} µs; sweep {number(1e6 * ours[1])} µs with products and "
+            f"slopes, dpbtrs {number(1e6 * theirs[1])} µs."
+        )
+    return "\n".join(
+        [
+            "LAPACK sees a band where the factorisation sees stages, whose columns end where the",
+            "next stage does, and have their size at compile time:",
+            "",
+            *lines,
+        ]
+    )
 
 
 def _plot(figures: Figures, images: Path) -> None:

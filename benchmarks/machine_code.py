@@ -34,10 +34,10 @@ from mpc_banded.kernels import MERIT_SIZE, StageFunctions
 from mpc_banded.newton import Point
 from mpc_banded.transcription import StageData, Transcription
 
-#: Kernels that a Newton iteration calls.
-KERNELS = ("system", "merit", "advance", "linearised_defects", "pulled_back")
-#: LAPACK's part in it.
-FACTOR, SOLVE = "LAPACK dpbtrf", "LAPACK dpbtrs"
+#: Kernels of a Newton iteration; a step is the three whose names begin with it.
+KERNELS = ("system", "newton_factor", "newton_sweep", "newton_bounds", "merit")
+#: LAPACK's routines, that see a band and no stages.
+FACTOR, SOLVE = "dpbtrf", "dpbtrs"
 #: Limits for kernels.WRITTEN_OUT: below all problems, above all.
 PROBED, WRITTEN_OUT = 0, 10**9
 
@@ -129,32 +129,30 @@ class Call:
 
 def calls(of: Build, moment: Moment) -> dict[str, Call]:
     """Every kernel of an iteration with arguments as the loop has them at a moment."""
-    f, t = StageFunctions(of.eager), of.eager.transcription
-    point, data, nx = moment.point, moment.data, t.problem.nx
-    s = of.derivatives.system(point, data, moment.penalty)
-    gradient = s.cost_gradient + s.barrier_gradient + s.dynamics_gradient
-    step = banded.cholesky(s.bands).solve(-gradient)
-    w = np.concatenate([data.initial_state.numpy(), point.z])
-    tensors = [data.weights, *(data.parameters[name] for name in f.parameter_names)]
-    live = [tensor.numpy() for tensor in tensors]
-    scalars = np.array([point.mu, moment.penalty])
-    arrays: dict[str, tuple[list[np.ndarray], int]] = {
-        "system": ([w, point.multipliers, point.duals, scalars, *live], f.system_size),
-        "merit": ([w, point.multipliers, scalars, *live], MERIT_SIZE),
-        "advance": ([s.duals, s.distances, s.row_jacobian, step, scalars], f.advanced.size),
-        "linearised_defects": (
-            [np.concatenate([np.zeros(nx), step]), s.defect_jacobian],
-            s.defects.size,
-        ),
-        "pulled_back": ([point.multipliers, s.defect_jacobian], nx + t.n),
+    f, horizon = StageFunctions(of.eager), of.eager.transcription.problem.horizon
+    point, data = moment.point, moment.data
+    w = np.concatenate([data.state, point.z])
+    live = [data.factors, *(data.values[name] for name in f.parameter_names)]
+    scalars = np.array([point.mu, moment.penalty, 0.0, np.inf])
+    system, step = np.zeros(f.system.size), np.zeros(f.step.size)
+    workspace = np.zeros(of.library.integer("workspace_size"))
+    # Copies: kernels read rows that lie one after another.
+    multipliers, duals = (np.array(a, order="C") for a in (point.multipliers, point.duals))
+    # Of each routine those before it have made what it reads.
+    bounds = np.zeros(horizon * (1 + duals.shape[1]))
+    arrays: dict[str, tuple[np.ndarray, ...]] = {
+        "system": (w, multipliers, duals, scalars, *live, system),
+        "newton_factor": (system, scalars, workspace, np.zeros(1)),
+        "newton_sweep": (system, multipliers, scalars, workspace, step),
+        "newton_bounds": (system, scalars, f.step["z"].of(step), bounds),
+        "merit": (w, multipliers, scalars, *live, np.zeros(MERIT_SIZE)),
     }
-    return {
-        name: Call(
-            of.library.function(name, len(given) + 1),
-            (*(np.array(array, dtype=np.float64, order="C") for array in given), np.zeros(size)),
-        )
-        for name, (given, size) in arrays.items()
+    found = {
+        name: Call(of.library.function(name, len(given)), given) for name, given in arrays.items()
     }
+    for call in found.values():
+        call()
+    return found
 
 
 def lapack(of: Build, moment: Moment) -> dict[str, Callable[[], object]]:
@@ -196,7 +194,7 @@ def _counting() -> str:
 
     kinds = {"+": ADDITIONS, "-": ADDITIONS, "*": PRODUCTS, "/": DIVISIONS}
     kinds |= dict.fromkeys(("<", "<=", ">", ">=", "==", "!="), OTHERS)
-    added, other = _KINDS.index(ADDITIONS), _KINDS.index(OTHERS)
+    added, product, other = map(_KINDS.index, (ADDITIONS, PRODUCTS, OTHERS))
     return "\n".join(
         [
             "#include <math.h>",
@@ -209,6 +207,10 @@ def _counting() -> str:
             "    explicit operator bool() const { return value != 0; }",
             "    Number &operator+=(Number b)",
             f"        {{ ++counts[{added}]; value += b.value; return *this; }}",
+            "    Number &operator-=(Number b)",
+            f"        {{ ++counts[{added}]; value -= b.value; return *this; }}",
+            "    Number &operator*=(Number b)",
+            f"        {{ ++counts[{product}]; value *= b.value; return *this; }}",
             "};",
             *(infix(symbol, kind) for symbol, kind in kinds.items()),
             f"static Number operator-(Number a) {{ ++counts[{other}]; return -a.value; }}",
@@ -217,6 +219,7 @@ def _counting() -> str:
             function("copysign", OTHERS, 2),
             *(function(name, name, 1) for name in _UNARY),
             *(function(name, name, 2) for name in _BINARY),
+            "#define LANES 1",  # nothing that only fills a vector counts
             "#define double Number",
             "#define restrict __restrict__",
             *(f"#define {name} counted_{name}" for name in KERNELS),  # system() is C's already
@@ -261,16 +264,6 @@ def operations(
 def _fresh(folder: Path) -> Path:
     """A path for a library that no other one had: loaded ones are known by their paths."""
     return Path(tempfile.mkdtemp(dir=folder)) / "library.so"
-
-
-def of_lapack(n: int, half_bandwidth: int) -> dict[str, dict[str, int]]:
-    """Operations of a banded factorisation and of a solve with it (Golub and Van Loan, 4.3)."""
-    b = half_bandwidth
-    half = n * b * (b + 1) // 2
-    return {
-        FACTOR: {ADDITIONS: half, PRODUCTS: half + n * b, DIVISIONS: n, ROOTS: n},
-        SOLVE: {ADDITIONS: 2 * n * b, PRODUCTS: 2 * n * b, DIVISIONS: 2 * n},
-    }
 
 
 # Time

@@ -105,7 +105,7 @@ class Ways:
         system = of.eager.system(at.point, at.data, PENALTY)
         barrier = of.eager.barrier
         duals, distances, rows = map(
-            torch.from_numpy, (system.duals, system.distances, system.row_jacobian)
+            torch.from_numpy, (system.point.duals, system.distances, system.row_jacobian)
         )
         self.of_inequalities = barrier.of_inequalities(duals)
         self.curvature = barrier.curvature(rows, distances, duals).numpy()

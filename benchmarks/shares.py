@@ -17,9 +17,6 @@ import mpc_banded as mb
 from benchmarks import study
 from benchmarks.harness import PLANT_SUBSTEPS, disturbances
 from benchmarks.machine_code import (
-    FACTOR,
-    KERNELS,
-    SOLVE,
     Build,
     Call,
     Core,
@@ -35,21 +32,17 @@ from benchmarks.study import Chapter, number
 from benchmarks.tasks import NUMPY, Task
 from mpc_banded.cache import LibraryCache
 
-#: The solver's steps: method -> name on the page.
-STEPS = {
-    "_evaluate": "evaluate",
-    "_factor": "factor",
-    "_step": "step",
-    "_line_search": "line search",
-}
-SOLVER, CONTROLLER = "rest of the solver", "rest of the controller"
-PARTS = (*STEPS.values(), SOLVER, CONTROLLER)
-#: In which step the loop calls what.
+#: The solver's steps: method -> name on the page. The step begins with a factorisation, in one
+#: call: its share is that of its machine code.
+STEPS = {"_evaluate": "evaluate", "_step": "step", "_line_search": "line search"}
+FACTOR, SOLVER, CONTROLLER = "factor", "rest of the solver", "rest of the controller"
+PARTS = ("evaluate", FACTOR, "step", "line search", SOLVER, CONTROLLER)
+#: In which part the loop calls what.
 CALLED = {
     "evaluate": ("system",),
-    "factor": (FACTOR,),
-    "step": (SOLVE, "pulled_back", "linearised_defects"),
-    "line search": ("merit", "advance"),
+    FACTOR: ("newton_factor",),
+    "step": ("newton_sweep", "newton_bounds"),
+    "line search": ("merit",),
 }
 
 
@@ -63,10 +56,11 @@ class Loop:
         iterations: Of each control step, (steps,).
         total_s: Processor time of each control step, (steps,).
         parts_s: The same by PARTS, (steps,) each; they add up to the total.
-        called: Kernel or LAPACK routine -> number of calls in the whole run.
+        called: Kernel -> number of calls in the whole run.
         moment: The last point at which derivatives were taken.
         kernels: The kernels with the arguments that they have there.
-        from_c_s: Seconds of one call from C; of LAPACK, of one call of its bare wrapper.
+        from_c_s: Kernel -> seconds of one call from C.
+        lapack_s: LAPACK's routine, on the same band -> seconds of one call of its bare wrapper.
         empty_s: Seconds of a call by ctypes, addresses at hand, of a kernel that does nothing.
         system_s: Seconds of Derivatives.system, which calls the kernel and cuts up its output.
     """
@@ -80,6 +74,7 @@ class Loop:
     moment: Moment
     kernels: dict[str, Call]
     from_c_s: dict[str, float]
+    lapack_s: dict[str, float]
     empty_s: float
     system_s: float
 
@@ -156,9 +151,10 @@ def _timed_run(
         began = clock()
         result = made.step(state, parameters)
         total = clock() - began
-        named = [spent[name] for name in STEPS]
+        evaluate, step, search = (spent[name] for name in STEPS)
+        rest = spent["solve"] - evaluate - step - search
         totals.append(total)
-        parts.append([*named, spent["solve"] - sum(named), total - spent["solve"]])
+        parts.append([evaluate, 0.0, step, search, rest, total - spent["solve"]])
         return result
 
     made.reset()
@@ -171,8 +167,9 @@ def _timed_run(
 def _counted_run(
     task: Task, made: mb.RecedingHorizonController, steps: int
 ) -> tuple[dict[str, int], Moment]:
-    """How often the loop calls each kernel and LAPACK, and where it ended."""
-    counts = dict.fromkeys((*KERNELS, "_factor"), 0)
+    """How often the loop calls each kernel, and where it ended."""
+    methods = ("system", "newton_step", "merit")
+    counts = dict.fromkeys(methods, 0)
     ended: list[Moment] = []
 
     def counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -185,16 +182,12 @@ def _counted_run(
         return call
 
     made.reset()
-    solver = made._solver
-    with (
-        replaced(solver, ("_factor",), counted),
-        replaced(solver.derivatives, KERNELS, counted),
-    ):
+    with replaced(made._solver.derivatives, methods, counted):
         for _ in run(task, made.step, steps):
             pass
-    counts[FACTOR] = counts.pop("_factor")
-    counts[SOLVE] = counts["pulled_back"]  # one follows on the other
-    return counts, ended[0]
+    steps_taken = counts.pop("newton_step")
+    of_step = ("newton_factor", "newton_sweep", "newton_bounds")
+    return counts | dict.fromkeys(of_step, steps_taken), ended[0]
 
 
 def measure(
@@ -228,6 +221,7 @@ def measure(
         called, moment = _counted_run(of.task, made[name], steps[name])
         kernels, routines = calls(of, moment), lapack(of, moment)
         arguments = (moment.point, moment.data, moment.penalty)
+        factors = called["newton_factor"]
         times = fastest(
             {
                 **{key: core.from_c(call) for key, call in kernels.items()},
@@ -237,6 +231,10 @@ def measure(
             },
             rounds,
         )
+        # The factorisation, the same in each iteration, is taken out of the steps.
+        factor_s = times["newton_factor"] * np.array(iterations[0]) * factors / sum(iterations[0])
+        chosen[:, PARTS.index(FACTOR)] = factor_s
+        chosen[:, PARTS.index("step")] -= factor_s
         loops.append(
             Loop(
                 of.task,
@@ -247,7 +245,8 @@ def measure(
                 called,
                 moment,
                 kernels,
-                {key: times[key] for key in (*kernels, *routines)},
+                {key: times[key] for key in kernels},
+                {key: times[key] for key in routines},
                 times["empty"],
                 times["all"],
             )
@@ -278,8 +277,9 @@ def write(loops: Sequence[Loop], images: Path) -> Chapter:
 Closed loops as in the benchmarks, compiled derivatives, cache warm; processor time of
 controller.step by its named steps. Microseconds for each Newton iteration: all of a run over
 all iterations of it, so what happens once a control step is spread over its iterations. *In
-machine code* is what the kernels and LAPACK take of it, called from C as often as the loop
-calls them; the rest is Python and NumPy. Reading the clock is part of the time, at
+machine code* is what the kernels take of it, called from C as often as the loop calls them; the
+rest is Python and NumPy. The factorisation begins the call that makes a step, so all of it is
+machine code. Reading the clock is part of the time, at
 {number(1e6 * _clock_s())} µs a reading and two readings for each call of a named step.
 
 {study.table(header, rows)}
@@ -302,9 +302,9 @@ Calls for each iteration:
 {study.table(["routine", *(loop.task.title for loop in loops)], often)}
 
 An evaluation more than one an iteration is the one at which a control step finds that it has
-converged; each multiplier sweep of a step takes one solve and two products with the Jacobian. The
-line search asks for one candidate at a time, since it nearly always takes the first: several in
-one call paid where a call was an eager one of torch, which costs the same for four.
+converged. The line search asks for one candidate at a time, since it nearly always takes the
+first: several in one call paid where a call was an eager one of torch, which costs the same for
+four.
 """
     return Chapter("Shares of an iteration", text.strip(), ())
 

@@ -39,13 +39,6 @@ WRITTEN_OUT = 6_000
 MERIT_SIZE = 4
 #: Probes are taken in groups of this size: whole vectors of any machine.
 LANES = 8
-#: The beginning of a Newton step; the last figure of the summary says where the factor failed.
-_STEP = """\
-    const int failed = factor(system, scalars[2], (double *)workspace);
-    out[S_SUMMARY + 4] = failed;
-    if (failed >= 0)
-        return;
-    sweep(system, multipliers, scalars[1], scalars[3], (double *)workspace, out);"""
 
 
 class _Field:
@@ -119,7 +112,7 @@ class StageFunctions:
         layout.place("multipliers", N, nx)
         layout.place("defect_change", N, nx)
         layout.place("summary", 5)
-        layout.place("longest", N)
+        layout.place("longest", N)  # and the duals right behind it: results of one kernel
         layout.place("duals", N, self._barrier.width)
         self.states_shape = (N + 1, nx)
 
@@ -148,10 +141,10 @@ class StageFunctions:
                 self._cleared,
             ),
             function(
-                "newton_step",
-                ("system", "multipliers", "scalars", "workspace"),
-                (_STEP, self._advance_section()),
-                self.step.size,
+                "newton_bounds",
+                ("system", "scalars", "step"),
+                (self._bounds_section(),),
+                self.step.size - self.step["longest"].begin,
             ),
             function(
                 "merit",
@@ -494,9 +487,9 @@ class StageFunctions:
         first = len(self._problem.stage_costs)
         return torch.stack(costs) * weights[first:] if costs else weights[:0]
 
-    def _advance_section(self) -> Section:
+    def _bounds_section(self) -> Section:
         barrier, block, r = self._barrier, self._t.block, self._barrier.rows
-        o, step = self.system, self.step
+        o = self.system
 
         def advance(*arguments: Tensor) -> list[Tensor]:
             return list(barrier.advance(*arguments))
@@ -507,13 +500,10 @@ class StageFunctions:
                 Argument("system", (barrier.width,), barrier.width, o["duals"].offset),
                 Argument("system", (barrier.width,), barrier.width, o["distances"].offset),
                 Argument("system", (r, block), r * block, o["row_jacobian"].offset),
-                Argument("out", (block,), block, step["z"].offset),
+                Argument("step", (block,), block),
                 Argument("scalars", ()),
             ),
-            (
-                Result(step["longest"].offset, 1),
-                Result(step["duals"].offset, barrier.width),
-            ),
+            (Result(0, 1), Result(self._problem.horizon, barrier.width)),
             self._problem.horizon,
         )
 

@@ -5,10 +5,13 @@
  *
  *   N, NX, NU       stages, states, inputs
  *   BAND            rows of the band storage
- *   COSTS, ROWS     named costs, softened rows
+ *   COSTS           named costs
  *   O_...           where each part of a Newton system lies in its array
  *   S_...           where each part of a step lies in its array
  *   SWEEPS          multiplier sweeps with one factor
+ *
+ * Names that others see begin with newton_: the C library has an advance() of its own, which would be
+ * called in place of ours.
  *
  * Stage k sees a window of z: (x_k, u_k, x_{k+1}), after the one before has eliminated what lies
  * ahead of x_k. Columns are padded to whole vectors, so loops over rows have no remainder.
@@ -16,12 +19,20 @@
 
 #define BLOCK (NU + NX)
 #define WIDTH (BLOCK + NX)
+#ifndef LANES
 #define LANES 4
+#endif
 #define PADDED ((WIDTH + LANES - 1) / LANES)
 #define COLUMN (PADDED * LANES)
 
+#if LANES == 4
 typedef double lanes
     __attribute__((vector_size(LANES * sizeof(double)), aligned(sizeof(double)), may_alias));
+static inline double total(lanes sum) { return (sum[0] + sum[1]) + (sum[2] + sum[3]); }
+#else
+typedef double lanes;
+static inline double total(lanes sum) { return sum; }
+#endif
 
 /* Workspace: columns of the factor and inverses of its diagonal, stage by stage; a window; shifted
  * multipliers; a right-hand side with x_0 in front, which becomes the step, and room for what the
@@ -63,7 +74,7 @@ static inline double dot(const double *a, const double *b, int first)
     lanes sum = x[first / LANES] * y[first / LANES];
     for (int i = first / LANES + 1; i < PADDED; ++i)
         sum += x[i] * y[i];
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    return total(sum);
 }
 
 /* Adds rho J'J to the band, stage by stage: for systems whose second derivatives are probed. */
@@ -88,7 +99,8 @@ static void add_squared_jacobian(double *out, double rho)
                 int any = 0;
                 for (int row = 0; row < 4; ++row) {
                     factors[row] = rho * four[row * COLUMN + j];
-                    any |= factors[row] != 0;
+                    if (factors[row] != 0)
+                        any = 1;
                 }
                 if (any)
                     add_four((double *)sum, four, factors, j);
@@ -118,17 +130,17 @@ static void summarise(double *out)
     for (int i = 0; i < COSTS; ++i)
         cost += out[O_COSTS + i];
     lanes nothing = {0};
-    const double *bands = out + O_BANDS;
-    int i = 0;
-    for (; i + LANES <= N * BLOCK * BAND; i += LANES)
-        nothing += 0.0 * *(const lanes *)(bands + i);
-    for (; i < N * BLOCK * BAND; ++i)
-        nothing[0] += 0.0 * bands[i];
+    const double *bands = out + O_BANDS, *end = bands + N * BLOCK * BAND;
+    double rest = 0;
+    for (; bands + LANES <= end; bands += LANES)
+        nothing += 0.0 * *(const lanes *)bands;
+    for (; bands < end; ++bands)
+        rest += 0.0 * *bands;
     double *summary = out + O_SUMMARY;
     summary[0] = cost;
     summary[1] = residual / (1.0 + size);
     summary[2] = defect;
-    summary[3] = nothing[0] + nothing[1] + nothing[2] + nothing[3];
+    summary[3] = total(nothing) + rest; /* NaN if anything in the band is not finite */
 }
 
 /* Factors the first columns of a window of some rows; returns the first that fails, or -1. */
@@ -162,9 +174,9 @@ static inline int eliminate(double *window, double *inverse, int columns, int ro
     return -1;
 }
 
-/* Cholesky factor of the shifted Newton matrix, stage by stage; returns the unknown at which it
- * is not positive definite, or -1. */
-int factor(const double *system, double shift, double *workspace)
+/* Cholesky factor of the shifted Newton matrix, stage by stage. Scalars are mu, rho, shift and
+ * accuracy; failed becomes the unknown at which the matrix is not positive definite, or -1. */
+void newton_factor(const double *system, const double *scalars, double *workspace, double *failed)
 {
     double *window = workspace + W_WINDOW;
     memset(window, 0, WIDTH * COLUMN * sizeof *window);
@@ -182,19 +194,21 @@ int factor(const double *system, double shift, double *workspace)
             for (int i = last > first ? last : first; i < COLUMN; ++i)
                 column[i] = 0;
             if (j >= NX)
-                column[j] += shift;
+                column[j] += scalars[2];
         }
         double *inverse = workspace + W_INVERSE + k * BLOCK;
-        const int failed = k < N ? eliminate(window, inverse, BLOCK, WIDTH)
-                                 : eliminate(window, inverse, NX, NX);
-        if (failed >= 0)
-            return start + failed;
+        const int first = k < N ? eliminate(window, inverse, BLOCK, WIDTH)
+                                : eliminate(window, inverse, NX, NX);
+        if (first >= 0) {
+            *failed = start + first;
+            return;
+        }
         memcpy(workspace + W_FACTOR + k * BLOCK * COLUMN, window, columns * COLUMN * sizeof *window);
         for (int j = 0; k < N && j < NX; ++j)
             for (int i = j; i < NX; ++i)
                 window[j * COLUMN + i] = window[(BLOCK + j) * COLUMN + BLOCK + i];
     }
-    return -1;
+    *failed = -1;
 }
 
 /* Solves with the factor, in place: x (NX + n and what a window reads beyond), x_0 in front. */
@@ -219,10 +233,11 @@ static void solve(const double *workspace, double *x)
 }
 
 /* Multiplier sweeps with the factor, see newton.py: step, multipliers and slopes into out. */
-void sweep(
-    const double *system, const double *multipliers, double rho, double accuracy,
-    double *workspace, double *restrict out)
+void newton_sweep(
+    const double *system, const double *multipliers, const double *scalars, double *workspace,
+    double *restrict out)
 {
+    const double rho = scalars[1], accuracy = scalars[3];
     const double *defects = system + O_DEFECTS, *gradient = system + O_GRADIENT;
     double *shifted = workspace + W_SHIFTED, *padded = workspace + W_STEP;
     double *reached = out + S_MULTIPLIERS, *change = out + S_DEFECT_CHANGE;
@@ -254,7 +269,8 @@ void sweep(
                     part[0] += jacobian[i] * padded[k * BLOCK + i];
                 change[at] = (part[0] + part[1]) + (part[2] + part[3]);
                 reached[at] = shifted[at] + rho * change[at];
-                accurate &= fabs(defects[at] + change[at]) <= accuracy;
+                if (!(fabs(defects[at] + change[at]) <= accuracy))
+                    accurate = 0;
             }
         if (accurate)
             break;
@@ -276,6 +292,21 @@ void sweep(
     summary[1] = bend;
     summary[2] = dynamics;
     summary[3] = 0.5 * squared;
+}
+
+/* How far the step may go, and the duals after it: Barrier.advance at each stage. */
+void newton_bounds(const double *system, const double *scalars, const double *step, double *out);
+
+/* All of a step; a NaN of the system ends it like a matrix that is not positive definite. */
+void newton_step(
+    const double *system, const double *multipliers, const double *scalars, double *workspace,
+    double *out)
+{
+    newton_factor(system, scalars, workspace, out + S_SUMMARY + 4);
+    if (out[S_SUMMARY + 4] >= 0)
+        return;
+    newton_sweep(system, multipliers, scalars, workspace, out);
+    newton_bounds(system, scalars, out + S_Z, out + S_LONGEST);
 }
 
 #pragma GCC pop_options
