@@ -260,14 +260,14 @@ void newton_sweep(
             for (int row = 0; row < NX; ++row) {
                 const int at = k * NX + row;
                 const double *jacobian = system + O_DEFECT_JACOBIAN + at * WIDTH;
-                double part[LANES] = {0};
+                lanes sum = {0};
+                double rest = 0;
                 int i = 0;
                 for (; i + LANES <= WIDTH; i += LANES)
-                    for (int lane = 0; lane < LANES; ++lane)
-                        part[lane] += jacobian[i + lane] * padded[k * BLOCK + i + lane];
+                    sum += *(const lanes *)(jacobian + i) * *(lanes *)(padded + k * BLOCK + i);
                 for (; i < WIDTH; ++i)
-                    part[0] += jacobian[i] * padded[k * BLOCK + i];
-                change[at] = (part[0] + part[1]) + (part[2] + part[3]);
+                    rest += jacobian[i] * padded[k * BLOCK + i];
+                change[at] = total(sum) + rest;
                 reached[at] = shifted[at] + rho * change[at];
                 if (!(fabs(defects[at] + change[at]) <= accuracy))
                     accurate = 0;

@@ -478,7 +478,7 @@ def robot_derivatives(robot, **given):
 #: Scalar operations of a bicycle's kernels, with a tenth to spare.
 MOST_OPERATIONS = {
     "system": 2000,
-    "newton_step": 340,
+    "newton_bounds": 330,
     "merit": 1060,
     "rollout": 215,
     "cost_curvature": 26,
