@@ -280,6 +280,14 @@ over tensors of a few entries, and keeps their zeros.
 compilation, and 2.5 times slower than probes in a loop.
 - **Barrier terms in numpy, outside of the kernel**: some 220 numpy calls and about 0.25 ms an
 iteration; in the kernel they are a part of the system's microseconds.
+- **LAPACK on the band, and a call for each product and barrier term**: an iteration of the bicycle
+took 228 µs, of the chain with 4 masses 1 976 µs. Factorisation by stages, sweeps, slopes and duals
+in one call: 125 µs and 1 060 µs. On the bicycle it is mostly Python that is no longer run, on the
+chain vectors in place of scalars.
+- **A pass of its own for the defects' Jacobian, where derivatives are probed**: 163 µs of the
+chain's 787 µs a system; as derivatives of the Hessian's products by the multipliers its columns
+cost next to nothing.
+- **rho J'J one row at a time**: 240 µs of the same; four rows at a time, 90 µs.
 """
     return Chapter("The road to a Newton matrix", text.strip(), ())
 
