@@ -170,8 +170,8 @@ def _fastest(figures: dict[str, Figures], names: Iterable[str]) -> Figures | Non
 
 #: What stands behind the bars of speed.
 _LIMIT = (
-    "What limits this package on the small tasks is Python: machine code is a fifth to a quarter "
-    "of an iteration there, and with a dozen processes taking turns on one core the interpreter "
+    "What limits this package on the small tasks is Python: machine code is less than half of an "
+    "iteration there, and with a dozen processes taking turns on one core the interpreter "
     "finds its caches cold in every step, which costs it more than solvers that are compiled as a "
     "whole. On the chains it is the arithmetic of the derivatives. "
     "[performance.md](performance.md) has the profile, and how far each part is from what the "

@@ -252,7 +252,9 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._library = ctypes.CDLL(str(path))
+        # A call takes microseconds. Giving the interpreter away meanwhile would mean to wait
+        # for it again, for milliseconds if another thread is busy.
+        self._library = ctypes.PyDLL(str(path))
 
     @property
     def signature(self) -> str:

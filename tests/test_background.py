@@ -285,7 +285,7 @@ def test_short_functions_need_no_other_process(monkeypatch):
 
 
 def test_compiler_is_nice_and_fills_the_cache(folder, begin, compiler, tmp_path):
-    compiler('nice > {folder}/niceness; exec {real} "$@"')
+    compiler('sleep 0.5; nice > {folder}/niceness; exec {real} "$@"')
     compilation = begin(Compiler, Config(SHORT))
     library = until(compilation.poll)
     assert compilation.poll() == library
