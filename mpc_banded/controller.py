@@ -185,6 +185,7 @@ class RecedingHorizonController:
         *,
         elapsed_s: float | None = None,
         deadline_s: float | None = None,
+        max_iterations: int | None = None,
     ) -> ControlStep:
         """The command for the measured state.
 
@@ -193,6 +194,8 @@ class RecedingHorizonController:
             parameters: Name -> value of one stage, or of all (horizon + 1, ...).
             elapsed_s: Time since the last step in seconds; dt if not given.
             deadline_s: Seconds from now after which no further iteration is begun.
+            max_iterations: Fewer Newton iterations than the solver's options allow, to repeat what
+                a deadline once cut off.
 
         Raises:
             ValueError: A shape or a parameter is wrong.
@@ -206,6 +209,8 @@ class RecedingHorizonController:
             raise ValueError(f"elapsed_s is {elapsed_s}; allowed are finite values >= 0")
         if deadline_s is not None and np.isnan(deadline_s):
             raise ValueError("deadline_s is nan; allowed are numbers of seconds and None")
+        if max_iterations is not None and max_iterations < 0:
+            raise ValueError(f"max_iterations is {max_iterations}; allowed are integers >= 0")
         data = self.transcription.stage_data(state, parameters, self._weights)
         self._age_s += elapsed_s
         start = self._shifted(elapsed_s)
@@ -213,10 +218,10 @@ class RecedingHorizonController:
         if np.isfinite(state).all():
             deadline = np.inf if deadline_s is None else began + deadline_s
             begin = self._cold(data) if start is None or self._restart else start
-            solution = self._solver.solve(begin, data, deadline)
+            solution = self._solver.solve(begin, data, deadline, max_iterations)
             if begin is start and solution.status is Status.NON_FINITE:
                 # The plan may be at fault, after a state that was finite and nonsense.
-                solution = self._solver.solve(self._cold(data), data, deadline)
+                solution = self._solver.solve(self._cold(data), data, deadline, max_iterations)
         return self._decide(state, start, solution, time.perf_counter() - began)
 
     def _decide(

@@ -9,16 +9,17 @@ of one clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mpc_banded import messages
 from mpc_banded.config import Config
-from mpc_banded.controller import CommandSource, ControlStep
+from mpc_banded.controller import CommandSource, ControlStep, RecedingHorizonController
+from mpc_banded.messages import ReferenceTopic, StateTopic
 from mpc_banded.reference import (
     GoalReference,
     JointReference,
@@ -53,6 +54,7 @@ class Tick:
         reason: One plain sentence: what the robot is doing and why.
         step: The controller's step, None where it was not asked.
         state_age_s: Age of the state in seconds; infinite before the first one.
+        now_ns, latency_s: As they were given to ``tick``.
     """
 
     command: dict[str, float]
@@ -60,11 +62,21 @@ class Tick:
     reason: str
     step: ControlStep | None
     state_age_s: float
+    now_ns: int = 0
+    latency_s: float = 0.0
 
     @property
     def driving(self) -> bool:
         """Whether the command comes from the controller; it is a stop if not."""
         return self.code is Reason.DRIVING
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a solve may take: seconds, and Newton iterations; None is no limit."""
+
+    deadline_s: float | None = None
+    iterations: int | None = None
 
 
 #: How long the robot stands at most until its first plan has converged, under a deadline.
@@ -103,6 +115,18 @@ class ControlLoop:
         self.reference: Reference | None = None
         if self.robot.reference_message == "joint_trajectory":
             self.reference = JointReference({})
+        self._held: dict[str, float] = {}
+        self._parts: dict[str, tuple[Mapping[str, float], int]] = {}
+        self._inputs: dict[str, tuple[str, Callable[[Any, int], str | None]]] = {
+            **{t.topic: (t.type, partial(self._on_state, t)) for t in self.robot.state_topics},
+            **{
+                t.topic: (t.type, partial(self._on_reference, t))
+                for t in self.robot.reference_topics
+            },
+        }
+        #: (target frame, source frame) -> x, y, yaw of the source in the target; None where
+        #: nobody knows, and messages in other frames are refused.
+        self.transform: Callable[[str, str], tuple[float, float, float]] | None = None
         self._state: np.ndarray | None = None
         self._motion = Simulation(config, PREDICTION_SUBSTEP_S)
         self._sent: deque[tuple[int, dict[str, float]]] = deque(maxlen=SENT_COMMANDS)
@@ -117,16 +141,34 @@ class ControlLoop:
         self.controller.step(*self._made_up(), deadline_s=1.0)
         self.reset()
 
-    def on_state(self, message: Any, now_ns: int) -> str | None:
-        """Take a state message that came at ``now_ns``; returns why it was rejected, if it was."""
-        self._rejected = self._read_state(message, now_ns)
+    @property
+    def input_topics(self) -> dict[str, str]:
+        """Every topic that ``on_message`` takes, by its relative name, and its message type."""
+        return {topic: kind for topic, (kind, _) in self._inputs.items()}
+
+    def on_message(self, topic: str, message: Any, received_ns: int) -> str | None:
+        """Take a message of an input topic; returns why it was rejected, if it was.
+
+        Args:
+            topic: Its relative name, one of ``input_topics``.
+            message: As rclpy or rosbags give it.
+            received_ns: When it came.
+        """
+        _, take = self._inputs[topic]
+        return take(message, received_ns)
+
+    def _on_state(self, topic: StateTopic, message: Any, received_ns: int) -> str | None:
+        self._rejected = self._read_state(topic, message, received_ns)
         return self._rejected
 
-    def _read_state(self, message: Any, now_ns: int) -> str | None:
-        _, read, _ = messages.STATES[self.robot.state_message]
-        values = read(message)
+    def _read_state(self, topic: StateTopic, message: Any, received_ns: int) -> str | None:
+        parts = {**self._parts, topic.topic: (topic.read(message), received_ns)}
+        if len(parts) < len(self.robot.state_topics):
+            self._parts = parts
+            return None
+        merged = {name: x for values, _ in parts.values() for name, x in values.items()}
         try:
-            state = self.robot.state(values)
+            state = self.robot.state(merged)
         except KeyError as error:
             return str(error.args[0])
         bad = [
@@ -137,71 +179,99 @@ class ControlLoop:
         if self._state is not None:
             turns = np.round((self._state - state) / (2.0 * np.pi))
             state[self._cyclic] += 2.0 * np.pi * turns[self._cyclic]
-        self._state, self._state_ns = state, now_ns
+        self._parts = parts
+        self._state, self._state_ns = state, min(ns for _, ns in parts.values())
         return None
 
-    def on_reference(self, topic: str, message: Any) -> str | None:
-        """Take a message of a reference topic; returns why it was rejected, if it was."""
+    def _on_reference(self, topic: ReferenceTopic, message: Any, received_ns: int) -> str | None:
+        del received_ns
         try:
-            if topic == "plan":
-                path = PathReference(messages.path_points(message), self.config["reference_speed"])
+            if topic.topic == "plan":
+                path = PathReference(topic.read(message), self.config["reference_speed"])
                 known = self.reference
                 if isinstance(known, PathReference) and np.array_equal(known.points, path.points):
                     path.progress = known.progress
                 self.reference = path
-            elif topic == "goal_pose":
-                self.reference = GoalReference(*messages.goal_pose(message))
+            elif topic.topic == "goal_pose":
+                self.reference = GoalReference(*topic.read(message))
             else:
-                self.reference = self._joint_reference(messages.joint_goal(message))
+                self._hold(topic.topic, topic.read(message))
         except ValueError as error:
             return str(error)
         return None
 
-    def _joint_reference(self, goal: dict[str, float]) -> JointReference:
-        missing = [name for name in self.robot.reference if name not in goal]
+    def _hold(self, topic: str, read: Mapping[str, float] | Reference) -> None:
+        if not isinstance(read, Mapping):
+            self.reference = read
+            return
+        several = len(self.robot.reference_topics) > 1
+        missing = [] if several else [name for name in self.robot.reference if name not in read]
         if missing:
-            raise ValueError(f"joint_trajectory has no {missing}; it has {sorted(goal)}")
-        return JointReference(goal)
+            raise ValueError(f"{topic} has no {missing}; it has {sorted(read)}")
+        self.reference = JointReference({**self._held, **read})
+        self._held.update(read)
 
     def reset(self) -> None:
         """Forget the plan; the robot stands until the next one has converged."""
         self.controller.reset()
         self._stepped_ns = self._planning_ns = None
 
+    def adopt(self, config: Config, controller: RecedingHorizonController | None = None) -> None:
+        """Go over to another configuration between two ticks; the warm start is kept.
+
+        Args:
+            config: Of the same robot.
+            controller: Built from it, where that was done aside.
+        """
+        if controller is not None or self.config.rebuilds(config):
+            self.controller = controller or config.controller()
+        else:
+            self.controller.set_weights(config.section("weights"))
+        self.config = config
+
     def stop_command(self) -> dict[str, float]:
         """The command that stops the robot: zero, as near as the limits allow."""
         return self._within_limits(self.robot.stop_values(self._model))
 
-    def tick(self, now_ns: int, deadline_s: float | None = None, latency_s: float = 0.0) -> Tick:
+    def tick(
+        self,
+        now_ns: int,
+        *,
+        deadline_s: float | None = None,
+        latency_s: float = 0.0,
+        iterations: int | None = None,
+    ) -> Tick:
         """Decide what to send at ``now_ns``.
 
         Args:
             now_ns: Time of the tick.
             deadline_s: Time that the solve may take.
             latency_s: Time from the tick until the command is expected to be sent.
+            iterations: Newton iterations at most, to repeat what a deadline once cut off.
         """
         effect_ns = now_ns + int(1e9 * (latency_s + self.config["actuation_delay"]))
-        tick = self._decide(now_ns, effect_ns, deadline_s)
+        budget = Budget(deadline_s, iterations)
+        tick = replace(self._decide(now_ns, effect_ns, budget), now_ns=now_ns, latency_s=latency_s)
         self._sent.append((effect_ns, tick.command))
         return tick
 
-    def _decide(self, now_ns: int, effect_ns: int, deadline_s: float | None) -> Tick:
+    def _decide(self, now_ns: int, effect_ns: int, budget: Budget) -> Tick:
         age = np.inf if self._state is None else 1e-9 * (now_ns - self._state_ns)
         if not self.enabled:
             return self._stopped(Reason.DISABLED, "stopped: disabled on request", age)
         if self._state is None:
             return self._stopped(
                 Reason.NO_STATE,
-                f"waiting for the first {self.robot.state_message}{self._last_rejection()}",
+                f"waiting for the first {self._silent_topics()}{self._last_rejection()}",
                 age,
             )
         if not 0.0 <= age <= self.config["max_state_age"]:
             return self._stopped(Reason.STALE_STATE, self._staleness(age), age)
         if self.reference is None:
-            topics = " or ".join(messages.REFERENCES[self.robot.reference_message])
+            topics = " or ".join(topic.topic for topic in self.robot.reference_topics)
             return self._stopped(Reason.NO_REFERENCE, f"waiting for a reference on {topics}", age)
         state = self._predicted(self._state, effect_ns)
-        return self._drive(state, self.reference, age, effect_ns, deadline_s)
+        return self._drive(state, self.reference, age, effect_ns, budget)
 
     def _drive(
         self,
@@ -209,7 +279,7 @@ class ControlLoop:
         reference: Reference,
         age: float,
         now_ns: int,
-        deadline_s: float | None,
+        budget: Budget,
     ) -> Tick:
         """Step the controller for the state that the robot will be in at ``now_ns``."""
         elapsed = 0.0  # while the robot stands, its plan does not move on
@@ -219,9 +289,10 @@ class ControlLoop:
             state,
             self._parameters(reference, dict(zip(self.robot.states, state, strict=True))),
             elapsed_s=elapsed,
-            deadline_s=deadline_s,
+            deadline_s=budget.deadline_s,
+            max_iterations=budget.iterations,
         )
-        if self._stepped_ns is None and self._is_planning(step, now_ns, deadline_s):
+        if self._stepped_ns is None and self._is_planning(step, now_ns, budget):
             reason = f"stopped: planning, KKT residual {step.kkt_residual:.1e} so far"
             return Tick(self.stop_command(), Reason.PLANNING, reason, step, age)
         self._stepped_ns = now_ns
@@ -244,12 +315,12 @@ class ControlLoop:
             self._motion.advance(command, max(0.0, 1e-9 * duration_ns))
         return self._motion.state if np.isfinite(self._motion.state).all() else state
 
-    def _is_planning(self, step: ControlStep, now_ns: int, deadline_s: float | None) -> bool:
+    def _is_planning(self, step: ControlStep, now_ns: int, budget: Budget) -> bool:
         """Whether a robot that stands should wait for its first plan to converge."""
         if self._planning_ns is None:
             self._planning_ns = now_ns
         waited = now_ns - self._planning_ns >= FIRST_PLAN_NS
-        return not (waited or deadline_s is None or step.status is Status.CONVERGED)
+        return not (waited or budget.deadline_s is None or step.status is Status.CONVERGED)
 
     def _stopped(self, code: Reason, reason: str, age: float) -> Tick:
         self.reset()  # the robot leaves the plan
@@ -263,6 +334,10 @@ class ControlLoop:
             f"stopped: the state is {age:.2f} s old, max_state_age is {limit:g} s"
             f"{self._last_rejection()}"
         )
+
+    def _silent_topics(self) -> str:
+        names = [topic.topic for topic in self.robot.state_topics]
+        return " and ".join(name for name in names if name not in self._parts) or names[0]
 
     def _last_rejection(self) -> str:
         return f"; the last message was rejected: {self._rejected}" if self._rejected else ""

@@ -10,11 +10,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 Values = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StateTopic:
+    """A topic that carries the state, or a part of it.
+
+    Attributes:
+        topic: Its name, relative.
+        type: Of its messages, as ``nav_msgs/msg/Odometry``.
+        read: Message -> named values; units and names are those of the robot's states.
+        fill: Writes all named values of the state into a message, for the simulator.
+    """
+
+    topic: str
+    type: str
+    read: Callable[[Any], Values]
+    fill: Callable[[Any, Values], None] | None = None
+
+
+@dataclass(frozen=True)
+class CommandTopic:
+    """The topic that carries the command.
+
+    Attributes:
+        topic: Its name, relative.
+        type: Of its messages.
+        fill: Writes named values into a message.
+        read: Message -> named values; raises ValueError where it carries other ones.
+    """
+
+    topic: str
+    type: str
+    fill: Callable[[Any, Values], None]
+    read: Callable[[Any], Values]
+
+
+@dataclass(frozen=True)
+class ReferenceTopic:
+    """A topic that carries the reference, or a part of it.
+
+    Attributes:
+        topic: Its name, relative.
+        type: Of its messages.
+        read: Message -> named values that are held, or a Reference (reference.py). Held values of
+            several topics are merged by name. Raises ValueError saying why it carries none.
+    """
+
+    topic: str
+    type: str
+    read: Callable[[Any], Any]
 
 
 def yaw_of(quaternion: Any) -> float:
@@ -119,19 +171,54 @@ def joint_goal(message: Any) -> dict[str, float]:
     return {name: float(value) for name, value in zip(message.joint_names, positions, strict=True)}
 
 
-#: Kinds of state message: ROS type, reader, writer.
+def twist_command(names: tuple[str, ...]) -> CommandTopic:
+    """Body velocities in a TwistStamped; in a Twist as well, which the same functions serve."""
+    del names
+
+    def fill(message: Any, values: Values) -> None:
+        fill_twist(getattr(message, "twist", message), values)
+
+    def read(message: Any) -> Values:
+        return twist_values(getattr(message, "twist", message))
+
+    return CommandTopic("cmd_vel", "geometry_msgs/msg/TwistStamped", fill, read)
+
+
+def array_command(topic: str, names: tuple[str, ...]) -> CommandTopic:
+    """The named values one after the other in a Float64MultiArray."""
+
+    def fill(message: Any, values: Values) -> None:
+        message.data = [float(values[name]) for name in names]
+
+    def read(message: Any) -> Values:
+        if len(message.data) != len(names):
+            raise ValueError(f"{topic} has {len(message.data)} values; allowed are {names}")
+        return {name: float(x) for name, x in zip(names, message.data, strict=True)}
+
+    return CommandTopic(topic, "std_msgs/msg/Float64MultiArray", fill, read)
+
+
+#: Kinds of state message.
 STATES = {
-    "odometry": ("nav_msgs/msg/Odometry", odometry_values, fill_odometry),
-    "joint_states": ("sensor_msgs/msg/JointState", joint_values, fill_joint_state),
+    "odometry": StateTopic("odom", "nav_msgs/msg/Odometry", odometry_values, fill_odometry),
+    "joint_states": StateTopic(
+        "joint_states", "sensor_msgs/msg/JointState", joint_values, fill_joint_state
+    ),
 }
-#: Kinds of command message: topic and ROS type. "twist" is stamped or not by parameter.
-COMMANDS = {
-    "twist": ("cmd_vel", "geometry_msgs/msg/TwistStamped"),
-    "effort": ("effort_command", "std_msgs/msg/Float64MultiArray"),
-    "velocity": ("velocity_command", "std_msgs/msg/Float64MultiArray"),
+#: Kinds of command message: each makes the topic for the names of the values. "twist" is stamped
+#: or not by parameter.
+COMMANDS: dict[str, Callable[[tuple[str, ...]], CommandTopic]] = {
+    "twist": twist_command,
+    "effort": partial(array_command, "effort_command"),
+    "velocity": partial(array_command, "velocity_command"),
 }
-#: Kinds of reference message: the topics listened to, with their ROS types.
+#: Kinds of reference message: the topics listened to.
 REFERENCES = {
-    "path": {"plan": "nav_msgs/msg/Path", "goal_pose": "geometry_msgs/msg/PoseStamped"},
-    "joint_trajectory": {"joint_trajectory": "trajectory_msgs/msg/JointTrajectory"},
+    "path": (
+        ReferenceTopic("plan", "nav_msgs/msg/Path", path_points),
+        ReferenceTopic("goal_pose", "geometry_msgs/msg/PoseStamped", goal_pose),
+    ),
+    "joint_trajectory": (
+        ReferenceTopic("joint_trajectory", "trajectory_msgs/msg/JointTrajectory", joint_goal),
+    ),
 }

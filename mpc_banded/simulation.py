@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mpc_banded.config import Config
-from mpc_banded.robots.robot import Values
+from mpc_banded.messages import Values
 
 #: Longest integration step: far below what any controller plans with.
 SUBSTEP_S = 0.005

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from mpc_banded import messages
+from mpc_banded.messages import CommandTopic, ReferenceTopic, StateTopic, Values
 from mpc_banded.problem import (
     Dynamics,
     Inequality,
@@ -27,8 +28,6 @@ from mpc_banded.problem import (
 
 BUILT_IN = ("unicycle", "bicycle", "cartpole")
 
-Values = Mapping[str, float]
-
 
 @dataclass(frozen=True)
 class Robot:
@@ -38,10 +37,12 @@ class Robot:
         name: For messages and diagnostics.
         states: Name of each state, in the order of ``x``.
         inputs: Name of each input, in the order of ``u``.
-        state_message: Kind of message that carries the state: a key of messages.STATES.
-        command_message: Kind of message that carries the command: a key of messages.COMMANDS.
+        state_message: Kind of message that carries the state: a key of messages.STATES, or topics
+            of any other type. A robot with several has a state once each of them has spoken.
+        command_message: Kind of message that carries the command: a key of messages.COMMANDS, or
+            a topic of any other type.
         reference_message: Kind of message that carries the reference: a key of
-            messages.REFERENCES.
+            messages.REFERENCES, or topics of any other type.
         reference: Names of the columns of ``p["reference"]``.
         dynamics, stage_costs, terminal_costs, inequalities, penalties, weights: As in
             OptimalControlProblem; ``p`` holds "reference", each value of ``model`` by its name,
@@ -63,9 +64,9 @@ class Robot:
     name: str
     states: tuple[str, ...]
     inputs: tuple[str, ...]
-    state_message: str
-    command_message: str
-    reference_message: str
+    state_message: str | tuple[StateTopic, ...]
+    command_message: str | CommandTopic
+    reference_message: str | tuple[ReferenceTopic, ...]
     reference: tuple[str, ...]
     dynamics: Dynamics
     stage_costs: Mapping[str, StageCost]
@@ -90,8 +91,15 @@ class Robot:
             ("command_message", self.command_message, messages.COMMANDS),
             ("reference_message", self.reference_message, messages.REFERENCES),
         ):
-            if kind not in table:
-                raise ValueError(f"{what} is {kind!r}; allowed are {sorted(table)}")
+            if isinstance(kind, str) and kind not in table:
+                raise ValueError(f"{what} is {kind!r}; allowed are {sorted(table)} and topics")
+        heard = [topic.topic for topic in self.state_topics]
+        heard += [topic.topic for topic in self.reference_topics]
+        if not self.state_topics or len(set(heard)) < len(heard):
+            raise ValueError(
+                f"state and reference come on {heard}; allowed are one topic or more of the "
+                "state, and different names"
+            )
         if (self.command is None) != (self.actuate is None):
             raise ValueError("command and actuate belong together; give both or neither")
         if self.command_message == "twist" and self.command is None:
@@ -107,6 +115,29 @@ class Robot:
             unknown = sorted(set(names) - set(named))
             if unknown:
                 raise ValueError(f"{what} has unknown names {unknown}; allowed are {named}")
+
+    @property
+    def state_topics(self) -> tuple[StateTopic, ...]:
+        """The topics that carry the state."""
+        kind = self.state_message
+        return (messages.STATES[kind],) if isinstance(kind, str) else kind
+
+    @property
+    def command_topic(self) -> CommandTopic:
+        """The topic that carries the command."""
+        kind = self.command_message
+        return messages.COMMANDS[kind](self.command_names) if isinstance(kind, str) else kind
+
+    @property
+    def reference_topics(self) -> tuple[ReferenceTopic, ...]:
+        """The topics that carry the reference."""
+        kind = self.reference_message
+        return messages.REFERENCES[kind] if isinstance(kind, str) else kind
+
+    @property
+    def command_names(self) -> tuple[str, ...]:
+        """Names of the values in a command."""
+        return tuple(self.stop_values(self.model))
 
     def problem(
         self,
@@ -145,7 +176,8 @@ class Robot:
         """The state (nx,) from named values; raises KeyError naming what a message lacks."""
         missing = [name for name in self.states if name not in values]
         if missing:
-            raise KeyError(f"{self.state_message} has no {missing}; it has {sorted(values)}")
+            heard = " and ".join(topic.topic for topic in self.state_topics)
+            raise KeyError(f"{heard} has no {missing}; it has {sorted(values)}")
         return np.array([values[name] for name in self.states], dtype=np.float64)
 
     def command_values(self, plan: Trajectory, lead_s: float, model: Values) -> dict[str, float]:
