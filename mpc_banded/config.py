@@ -150,9 +150,22 @@ GENERAL: dict[str, Entry] = {
     "compile": Entry(True, "Compile the derivatives in another process.", read_only=True),
     "controller_frequency": Entry(20.0, "Rate of the control loop.", "Hz", 0.1, 1000.0),
     "deadline": Entry(0.8, "Share of the period that a solve may take.", "", 0.01, 1.0),
-    "max_state_age": Entry(0.3, "Age of the state beyond which the robot is stopped.", "s", 0.01),
+    "max_state_age": Entry(0.3, "Age beyond which no command is made from a state.", "s", 0.01),
     "use_header_stamps": Entry(
         True, "Count the age of the state from its header stamp where that is plausible."
+    ),
+    "state_frame": Entry("", "Frame of the state; empty takes the one that its messages name."),
+    "jump_margin": Entry(
+        0.5, "How much further than its limits allow a position may move at once.", "m or rad", 0.0
+    ),
+    "jump_samples": Entry(
+        5, "States that must agree until a jump counts as a real relocation.", "", 1, 10_000
+    ),
+    "fallback.follow_time": Entry(
+        0.3, "How long the last plan is followed without a new one.", "s", 0.0, 10.0
+    ),
+    "fallback.slow_time": Entry(
+        3.0, "How long slowing down to a stop may take after that.", "s", 0.0, 60.0
     ),
     "actuation_delay": Entry(0.0, "Time from a command to its effect.", "s", 0.0, 1.0),
     "command_lead": Entry(0.1, "Lag of the velocity controllers below.", "s", 0.0, 10.0),

@@ -19,6 +19,7 @@ import numpy as np
 
 from mpc_banded.config import Config
 from mpc_banded.controller import CommandSource, ControlStep, RecedingHorizonController
+from mpc_banded.fallback import Fallback, Grade
 from mpc_banded.messages import ReferenceTopic, StateTopic
 from mpc_banded.reference import (
     GoalReference,
@@ -29,6 +30,7 @@ from mpc_banded.reference import (
 )
 from mpc_banded.simulation import Simulation
 from mpc_banded.solver import Status
+from mpc_banded.watchdog import StateWatch
 
 
 class Reason(Enum):
@@ -37,11 +39,11 @@ class Reason(Enum):
     DRIVING = "driving"
     DISABLED = "disabled"
     NO_STATE = "no state yet"
-    STALE_STATE = "state too old"
+    FOLLOWING = "following the last plan"
+    SLOWING = "slowing down"
+    HOLDING = "holding the stop"
     NO_REFERENCE = "no reference yet"
     PLANNING = "first plan not converged yet"
-    NO_PLAN = "no plan"
-    PLAN_NOT_FINITE = "plan not finite"
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Tick:
 
     @property
     def driving(self) -> bool:
-        """Whether the command comes from the controller; it is a stop if not."""
+        """Whether the command comes from a solve of this cycle; it is a fallback if not."""
         return self.code is Reason.DRIVING
 
 
@@ -79,6 +81,8 @@ class Budget:
     iterations: int | None = None
 
 
+#: No command is made of these.
+FAILED = (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE, Status.NON_FINITE)
 #: How long the robot stands at most until its first plan has converged, under a deadline.
 FIRST_PLAN_NS = 2_000_000_000
 #: Longest integration step of the delay compensation, and how many commands it remembers.
@@ -105,10 +109,6 @@ class ControlLoop:
         self.controller = config.controller()
         self.enabled = True
         self._model = config.section("model")
-        self._limits = {
-            name: config[f"limits.{name}"] for name in (*self.robot.states, *self.robot.inputs)
-        }
-        self._cyclic = [self.robot.states.index(name) for name in self.robot.cyclic]
         problem = self.controller.problem
         self._times = np.arange(problem.horizon + 1) * problem.dt
         self.obstacles = config.obstacles()
@@ -116,7 +116,8 @@ class ControlLoop:
         if self.robot.reference_message == "joint_trajectory":
             self.reference = JointReference({})
         self._held: dict[str, float] = {}
-        self._parts: dict[str, tuple[Mapping[str, float], int]] = {}
+        self._watch = StateWatch(config)
+        self._fallback = Fallback(config)
         self._inputs: dict[str, tuple[str, Callable[[Any, int], str | None]]] = {
             **{t.topic: (t.type, partial(self._on_state, t)) for t in self.robot.state_topics},
             **{
@@ -127,11 +128,10 @@ class ControlLoop:
         #: (target frame, source frame) -> x, y, yaw of the source in the target; None where
         #: nobody knows, and messages in other frames are refused.
         self.transform: Callable[[str, str], tuple[float, float, float]] | None = None
-        self._state: np.ndarray | None = None
+        self._relocations = 0
+        self._ticked_ns: int | None = None
         self._motion = Simulation(config, PREDICTION_SUBSTEP_S)
         self._sent: deque[tuple[int, dict[str, float]]] = deque(maxlen=SENT_COMMANDS)
-        self._state_ns = 0
-        self._rejected: str | None = None
         self._stepped_ns: int | None = None
         self._planning_ns: int | None = None
         self.controller.check(*self._made_up())
@@ -158,30 +158,13 @@ class ControlLoop:
         return take(message, received_ns)
 
     def _on_state(self, topic: StateTopic, message: Any, received_ns: int) -> str | None:
-        self._rejected = self._read_state(topic, message, received_ns)
-        return self._rejected
-
-    def _read_state(self, topic: StateTopic, message: Any, received_ns: int) -> str | None:
-        parts = {**self._parts, topic.topic: (topic.read(message), received_ns)}
-        if len(parts) < len(self.robot.state_topics):
-            self._parts = parts
-            return None
-        merged = {name: x for values, _ in parts.values() for name, x in values.items()}
-        try:
-            state = self.robot.state(merged)
-        except KeyError as error:
-            return str(error.args[0])
-        bad = [
-            name for name, x in zip(self.robot.states, state, strict=True) if not np.isfinite(x)
-        ]
-        if bad:
-            return f"{', '.join(bad)} of the state message is not finite"
-        if self._state is not None:
-            turns = np.round((self._state - state) / (2.0 * np.pi))
-            state[self._cyclic] += 2.0 * np.pi * turns[self._cyclic]
-        self._parts = parts
-        self._state, self._state_ns = state, min(ns for _, ns in parts.values())
-        return None
+        rejected = self._watch.take(topic, message, received_ns)
+        if self._watch.relocations > self._relocations:
+            self._relocations = self._watch.relocations
+            self.reset()
+            if isinstance(self.reference, PathReference):
+                self.reference.progress = None
+        return rejected
 
     def _on_reference(self, topic: ReferenceTopic, message: Any, received_ns: int) -> str | None:
         del received_ns
@@ -231,7 +214,7 @@ class ControlLoop:
 
     def stop_command(self) -> dict[str, float]:
         """The command that stops the robot: zero, as near as the limits allow."""
-        return self._within_limits(self.robot.stop_values(self._model))
+        return self._fallback.stop()
 
     def tick(
         self,
@@ -249,69 +232,112 @@ class ControlLoop:
             latency_s: Time from the tick until the command is expected to be sent.
             iterations: Newton iterations at most, to repeat what a deadline once cut off.
         """
+        if self._ticked_ns is not None and now_ns < self._ticked_ns:
+            self._forget_time()
+        self._ticked_ns = now_ns
         effect_ns = now_ns + int(1e9 * (latency_s + self.config["actuation_delay"]))
         budget = Budget(deadline_s, iterations)
         tick = replace(self._decide(now_ns, effect_ns, budget), now_ns=now_ns, latency_s=latency_s)
         self._sent.append((effect_ns, tick.command))
+        self._fallback.sent(tick.command, now_ns)
         return tick
 
+    def _forget_time(self) -> None:
+        """The clock went back: what was planned and sent lies in the future."""
+        self._sent.clear()
+        self._fallback.forget_plan()
+        self.reset()
+
     def _decide(self, now_ns: int, effect_ns: int, budget: Budget) -> Tick:
-        age = np.inf if self._state is None else 1e-9 * (now_ns - self._state_ns)
+        age = self._watch.age_s(now_ns)
         if not self.enabled:
-            return self._stopped(Reason.DISABLED, "stopped: disabled on request", age)
-        if self._state is None:
-            return self._stopped(
-                Reason.NO_STATE,
-                f"waiting for the first {self._silent_topics()}{self._last_rejection()}",
-                age,
+            self._leave_plan()
+            return Tick(
+                self.stop_command(), Reason.DISABLED, "stopped: disabled on request", None, age
             )
+        if self._watch.state is None:
+            topics = " and ".join(self._watch.silent or (self.robot.state_topics[0].topic,))
+            why = f"waiting for the first {topics}{self._last_rejection()}"
+            return self._waiting(Reason.NO_STATE, why, now_ns, effect_ns, age)
         if not 0.0 <= age <= self.config["max_state_age"]:
-            return self._stopped(Reason.STALE_STATE, self._staleness(age), age)
+            return self._fallen_back(self._staleness(age), now_ns, effect_ns, age)
         if self.reference is None:
             topics = " or ".join(topic.topic for topic in self.robot.reference_topics)
-            return self._stopped(Reason.NO_REFERENCE, f"waiting for a reference on {topics}", age)
-        state = self._predicted(self._state, effect_ns)
-        return self._drive(state, self.reference, age, effect_ns, budget)
+            why = f"waiting for a reference on {topics}"
+            return self._waiting(Reason.NO_REFERENCE, why, now_ns, effect_ns, age)
+        state = self._predicted(self._watch.state, effect_ns)
+        step = self._solved(state, self.reference, effect_ns, budget)
+        if self._stepped_ns is None and self._is_planning(step, now_ns, budget):
+            why = f"planning, KKT residual {step.kkt_residual:.1e} so far"
+            tick = self._waiting(Reason.PLANNING, why, now_ns, effect_ns, age, keep=True)
+            return replace(tick, step=step)
+        self._stepped_ns = effect_ns
+        values = self._driven(step)
+        if values is None:
+            why = f"the solve failed: {step.status.value}"
+            return replace(self._fallen_back(why, now_ns, effect_ns, age), step=step)
+        self._fallback.drove(step.plan, effect_ns)
+        reason = f"driving on the {step.source.value}: {step.status.value}{self._remark()}"
+        return Tick(values, Reason.DRIVING, reason, step, age)
 
-    def _drive(
-        self,
-        state: np.ndarray,
-        reference: Reference,
-        age: float,
-        now_ns: int,
-        budget: Budget,
-    ) -> Tick:
-        """Step the controller for the state that the robot will be in at ``now_ns``."""
+    def _solved(
+        self, state: np.ndarray, reference: Reference, effect_ns: int, budget: Budget
+    ) -> ControlStep:
+        """Step the controller for the state that the robot will be in at ``effect_ns``."""
         elapsed = 0.0  # while the robot stands, its plan does not move on
         if self._stepped_ns is not None:
-            elapsed = max(0.0, 1e-9 * (now_ns - self._stepped_ns))
-        step = self.controller.step(
+            elapsed = max(0.0, 1e-9 * (effect_ns - self._stepped_ns))
+        return self.controller.step(
             state,
             self._parameters(reference, dict(zip(self.robot.states, state, strict=True))),
             elapsed_s=elapsed,
             deadline_s=budget.deadline_s,
             max_iterations=budget.iterations,
         )
-        if self._stepped_ns is None and self._is_planning(step, now_ns, budget):
-            reason = f"stopped: planning, KKT residual {step.kkt_residual:.1e} so far"
-            return Tick(self.stop_command(), Reason.PLANNING, reason, step, age)
-        self._stepped_ns = now_ns
-        if step.source is CommandSource.FALLBACK:
-            reason = f"stopped: no plan reaches this far; {step.status.value}"
-            return Tick(self.stop_command(), Reason.NO_PLAN, reason, step, age)
+
+    def _driven(self, step: ControlStep) -> dict[str, float] | None:
+        """The command of a solve that may be driven on, None of any other."""
+        if step.source is not CommandSource.SOLUTION or step.status in FAILED:
+            return None
         values = self.robot.command_values(step.plan, self.config["command_lead"], self._model)
         if not np.isfinite(list(values.values())).all():
-            reason = f"stopped: the plan is not finite; {step.status.value}"
-            return Tick(self.stop_command(), Reason.PLAN_NOT_FINITE, reason, step, age)
-        reason = f"driving on the {step.source.value}: {step.status.value}"
-        return Tick(self._within_limits(values), Reason.DRIVING, reason, step, age)
+            return None
+        return self._fallback.within_limits(values)
+
+    def _fallen_back(self, why: str, now_ns: int, effect_ns: int, age: float) -> Tick:
+        """Follow, slow down or hold, by how long there has been no solve."""
+        grade, command = self._fallback.command(now_ns, effect_ns)
+        if grade is not Grade.FOLLOWING:
+            self._leave_plan()
+        return Tick(command, Reason[grade.name], f"{grade.value}: {why}", None, age)
+
+    def _waiting(
+        self,
+        code: Reason,
+        why: str,
+        now_ns: int,
+        effect_ns: int,
+        age: float,
+        keep: bool = False,
+    ) -> Tick:
+        """Come to a stop, and stand until there is what is missing."""
+        self._fallback.forget_plan()
+        grade, command = self._fallback.command(now_ns, effect_ns)
+        if not keep:
+            self.reset()
+        doing = "stopped" if grade is Grade.HOLDING else grade.value
+        return Tick(command, code, f"{doing}: {why}", None, age)
+
+    def _leave_plan(self) -> None:
+        self._fallback.forget_plan()
+        self.reset()
 
     def _predicted(self, state: np.ndarray, effect_ns: int) -> np.ndarray:
         """Where the commands in effect until ``effect_ns`` take the measured state."""
         self._motion.state = state
         ends = [*(begin for begin, _ in self._sent), effect_ns][1:]
         for (begin, command), end in zip(self._sent, ends, strict=False):
-            duration_ns = min(end, effect_ns) - max(begin, self._state_ns)
+            duration_ns = min(end, effect_ns) - max(begin, self._watch.time_ns)
             self._motion.advance(command, max(0.0, 1e-9 * duration_ns))
         return self._motion.state if np.isfinite(self._motion.state).all() else state
 
@@ -322,31 +348,20 @@ class ControlLoop:
         waited = now_ns - self._planning_ns >= FIRST_PLAN_NS
         return not (waited or budget.deadline_s is None or step.status is Status.CONVERGED)
 
-    def _stopped(self, code: Reason, reason: str, age: float) -> Tick:
-        self.reset()  # the robot leaves the plan
-        return Tick(self.stop_command(), code, reason, None, age)
-
     def _staleness(self, age: float) -> str:
         if age < 0.0:
-            return f"stopped: the clock went back to {-age:.2f} s before the state"
+            return f"the clock went back to {-age:.2f} s before the state"
         limit = self.config["max_state_age"]
         return (
-            f"stopped: the state is {age:.2f} s old, max_state_age is {limit:g} s"
-            f"{self._last_rejection()}"
+            f"the state is {age:.2f} s old, max_state_age is {limit:g} s{self._last_rejection()}"
         )
 
-    def _silent_topics(self) -> str:
-        names = [topic.topic for topic in self.robot.state_topics]
-        return " and ".join(name for name in names if name not in self._parts) or names[0]
-
     def _last_rejection(self) -> str:
-        return f"; the last message was rejected: {self._rejected}" if self._rejected else ""
+        why = self._watch.rejected
+        return f"; the last message was rejected: {why}" if why else self._remark()
 
-    def _within_limits(self, values: Mapping[str, float]) -> dict[str, float]:
-        return {
-            name: float(np.clip(value, *self._limits.get(name, (-np.inf, np.inf))))
-            for name, value in values.items()
-        }
+    def _remark(self) -> str:
+        return f"; {self._watch.remark}" if self._watch.remark else ""
 
     def _made_up(self) -> tuple[np.ndarray, dict[str, Any]]:
         """A state and parameters that any robot can be at: the origin, as its own goal."""

@@ -69,6 +69,17 @@ class ReferenceTopic:
     read: Callable[[Any], Any]
 
 
+def stamp_ns_of(message: Any) -> int:
+    """Stamp of a message's header in nanoseconds; zero where it has none."""
+    stamp = getattr(getattr(message, "header", None), "stamp", None)
+    return 0 if stamp is None else int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+
+
+def frame_of(message: Any) -> str:
+    """Frame that a message's header names; empty where it names none."""
+    return str(getattr(getattr(message, "header", None), "frame_id", ""))
+
+
 def yaw_of(quaternion: Any) -> float:
     """Yaw of a geometry_msgs/Quaternion in rad; NaN if its length is not near 1."""
     x, y, z, w = quaternion.x, quaternion.y, quaternion.z, quaternion.w

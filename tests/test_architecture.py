@@ -38,6 +38,8 @@ ORDER = (
     "robots",
     "config",
     "simulation",
+    "watchdog",
+    "fallback",
     "loop",
     "background",
     "ros",

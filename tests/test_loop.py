@@ -83,6 +83,7 @@ class ObviousRules:
 
     def __init__(self):
         self.state_at, self.has_reference, self.enabled = None, False, True
+        self.heard_at = 0.0
 
     def code(self, now):
         if not self.enabled:
@@ -90,7 +91,7 @@ class ObviousRules:
         if self.state_at is None:
             return Reason.NO_STATE
         if now < self.state_at or now - self.state_at > 0.305:
-            return Reason.STALE_STATE
+            return Reason.HOLDING
         return Reason.DRIVING if self.has_reference else Reason.NO_REFERENCE
 
 
@@ -109,16 +110,22 @@ READY = [("state", 0.5), ("plan", 2.0), ("tick", 0)]
 @settings(max_examples=25)
 @given(start=st.sampled_from([[], READY]), events=st.lists(EVENTS, min_size=8, max_size=20))
 def test_every_tick_follows_the_obvious_rules_with_an_allowed_command(start, events):
-    loop, rules, now = unicycle(), ObviousRules(), 100.0
-    for event, value in [*start, *events, ("tick", 0)]:
+    at_once = {"fallback.follow_time": 0.0, "fallback.slow_time": 0.0, "jump_margin": 100.0}
+    loop, rules, now = unicycle(**at_once), ObviousRules(), 100.0
+    for k, (event, value) in enumerate([*start, *events, ("tick", 0)]):
         if event == "state":
             assert (
-                loop.on_message("odom", odometry(x=value, yaw=value, v=0.1 * value), ns(now))
+                loop.on_message(
+                    "odom", odometry(x=value + 1e-3 * k, yaw=value, v=0.1 * value), ns(now)
+                )
                 is None
             )
-            rules.state_at = now
+            rules.state_at = rules.heard_at = now
         elif event == "bad state":
             assert "not finite" in loop.on_message("odom", odometry(v=value), ns(now))
+            if now < rules.heard_at:  # the clock went back, and what is known with it
+                rules.state_at = None
+            rules.heard_at = now
         elif event == "plan":
             assert loop.on_message("plan", plan((0.0, 0.0), (value, 1.0)), 0) is None
             rules.has_reference = True
@@ -142,10 +149,6 @@ def test_each_lack_has_its_reason(loop):
     fresh.on_message("odom", odometry(), 0)
     lack = "waiting for a reference on plan or goal_pose"
     assert_stopped(fresh, fresh.tick(0), Reason.NO_REFERENCE, lack)
-    old = "the state is 0.31 s old, max_state_age is 0.305 s"
-    assert_stopped(loop, loop.tick(ns(0.31)), Reason.STALE_STATE, old)
-    back = "the clock went back to 0.10 s before the state"
-    assert_stopped(loop, loop.tick(ns(-0.1)), Reason.STALE_STATE, back)
     assert loop.tick(ns(0.3)).driving
     loop.enabled = False
     assert_stopped(loop, loop.tick(ns(0.1)), Reason.DISABLED, "disabled")
@@ -158,7 +161,7 @@ def test_state_that_is_not_finite_is_refused_by_name_and_counts_as_none(loop, na
         f"{name} of the state message is not finite"
     )
     tick = loop.tick(ns(0.4))
-    assert tick.code is Reason.STALE_STATE
+    assert tick.code is Reason.HOLDING
     assert tick.state_age_s == pytest.approx(0.4)
     assert tick.reason.endswith(f"rejected: {name} of the state message is not finite")
     assert loop.on_message("odom", odometry(), ns(0.4)) is None
@@ -313,10 +316,10 @@ def test_plan_that_is_not_finite_is_not_driven(loop, monkeypatch):
     step = loop.tick(0).step
     spoilt = replace(step, plan=Trajectory(np.full((9, 5), np.nan), step.plan.inputs, 0.1))
     monkeypatch.setattr(loop.controller, "step", lambda *_, **__: spoilt)
-    tick = loop.tick(0)
-    assert tick.code is Reason.PLAN_NOT_FINITE
+    tick = loop.tick(ns(0.05))
+    assert tick.code is Reason.FOLLOWING
     assert tick.step is spoilt
-    assert tick.command == loop.stop_command()
+    assert_allowed(loop, tick.command)
 
 
 def test_band_too_narrow_is_refused_and_a_wider_one_changes_nothing(loop):
@@ -338,7 +341,8 @@ def test_without_any_plan_a_moving_robot_is_stopped(loop):
     loop.obstacles = np.full_like(loop.obstacles, math.nan)  # nothing can be solved
     assert loop.on_message("odom", odometry(v=1.0, w=0.3), 0) is None
     tick = loop.tick(0)
-    assert (tick.code, tick.driving) == (Reason.NO_PLAN, False)
+    assert (tick.code, tick.driving) == (Reason.HOLDING, False)
+    assert "the solve failed" in tick.reason
     assert tick.command == loop.stop_command()
 
 

@@ -111,4 +111,5 @@ def test_teleoperated_run_follows_the_path_it_drove(shared_bags):
     assert_each_tick_is_answered(loop, ticks)
     assert not rejected
     assert {tick.code for tick in ticks} == {Reason.DRIVING}
-    assert loop.tick(events[-1][1] + 10**9).code is Reason.STALE_STATE
+    assert loop.tick(events[-1][1] + 10**9).code is Reason.FOLLOWING
+    assert loop.tick(events[-1][1] + 10**10).code is Reason.HOLDING

@@ -210,7 +210,7 @@ def test_state_and_reference_may_come_over_several_topics_of_any_type():
     loop, now = ControlLoop(config), 10**9
     assert loop.input_topics == {"a": "x/msg/Y", "b": "x/msg/Y", "goal": "x/msg/Z"}
     assert loop.on_message("a", SimpleNamespace(cart=20.0, cart_velocity=3.0), now) is None
-    assert loop.tick(now).reason == "waiting for the first b"
+    assert loop.tick(now).reason == "stopped: waiting for the first b"
     assert loop.on_message("b", SimpleNamespace(pole=5.0, pole_velocity=7.0), now + 10**8) is None
     assert loop.on_message("goal", SimpleNamespace(cm=50.0), now) is None
     tick = loop.tick(now + 10**8)

@@ -107,6 +107,7 @@ bicycle = Robot(
     model={"wheelbase": 2.5},
     command=command,
     actuate=actuate,
+    braking={"v": "acceleration", "w": "v"},  # the car stays on its curve
     obstacles=4,
     radius=RADIUS,
     cyclic=("yaw",),

@@ -54,6 +54,14 @@ class Robot:
         actuate: ``(x, command, model) -> u``: what the machine makes of a command, for the
             simulator and for the delay compensation. By default the command is the input; a
             robot with a ``command`` of its own must say.
+        velocities: Position among the states -> names whose limits bound its rate, to tell jumps
+            from motion. By default ``v`` and ``vy`` for x and y, ``w`` for yaw, and
+            ``<name>_velocity`` for any other, where they exist.
+        braking: Value of a command -> the input whose limits bound its rate while the robot slows
+            down without a plan, or another value that it stays in proportion to. Others go to
+            their stop at once.
+        slow: ``(last command, elapsed s, limits) -> command``, in place of ``braking`` for
+            commands that are no rates; after infinite time the robot stands.
         obstacles: Number of obstacle slots.
         radius: Of the robot's rim around its position, in m.
         cyclic: States that are angles, equal modulo a full turn.
@@ -78,6 +86,9 @@ class Robot:
     model: Values = field(default_factory=dict)
     command: Callable[[np.ndarray, np.ndarray, Values], dict[str, float]] | None = None
     actuate: Callable[[np.ndarray, Values, Values], np.ndarray] | None = None
+    velocities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    braking: Mapping[str, str] = field(default_factory=dict)
+    slow: Callable[[Values, float, Mapping[str, list[float]]], dict[str, float]] | None = None
     obstacles: int = 0
     radius: float = 0.0
     cyclic: tuple[str, ...] = ()
@@ -111,10 +122,24 @@ class Robot:
         named = (*self.states, *self.inputs)
         if len(set(named)) < len(named):
             raise ValueError(f"names of states and inputs must differ; got {named}")
-        for what, names in (("limits", self.limits), ("cyclic", self.cyclic)):
+        if not self.velocities:
+            object.__setattr__(self, "velocities", self._usual_velocities())
+        for what, names in (
+            ("limits", self.limits),
+            ("cyclic", self.cyclic),
+            ("velocities", [*self.velocities, *sum(self.velocities.values(), ())]),
+        ):
             unknown = sorted(set(names) - set(named))
             if unknown:
                 raise ValueError(f"{what} has unknown names {unknown}; allowed are {named}")
+
+    def _usual_velocities(self) -> dict[str, tuple[str, ...]]:
+        named = (*self.states, *self.inputs)
+        planar = tuple(name for name in ("v", "vy") if name in named)
+        usual = {"x": planar, "y": planar, "yaw": ("w",) if "w" in named else ()}
+        for name in self.states:
+            usual.setdefault(name, (f"{name}_velocity",) if f"{name}_velocity" in named else ())
+        return {name: rates for name, rates in usual.items() if rates and name in self.states}
 
     @property
     def state_topics(self) -> tuple[StateTopic, ...]:
@@ -180,11 +205,21 @@ class Robot:
             raise KeyError(f"{heard} has no {missing}; it has {sorted(values)}")
         return np.array([values[name] for name in self.states], dtype=np.float64)
 
-    def command_values(self, plan: Trajectory, lead_s: float, model: Values) -> dict[str, float]:
-        """What the command message shall carry, ``lead_s`` seconds into the plan."""
+    def command_values(
+        self, plan: Trajectory, lead_s: float, model: Values, into_s: float = 0.0
+    ) -> dict[str, float]:
+        """What the command message shall carry ``into_s`` seconds into the plan.
+
+        Args:
+            plan: Of states and inputs.
+            lead_s: How much later the machine reaches a commanded value.
+            model: Physical constants.
+            into_s: Since the beginning of the plan.
+        """
+        u = plan.input_at(into_s)
         if self.command is None:
-            return dict(zip(self.inputs, plan.inputs[0].tolist(), strict=True))
-        return self.command(plan.state_at(lead_s), plan.inputs[0], model)
+            return dict(zip(self.inputs, u.tolist(), strict=True))
+        return self.command(plan.state_at(into_s + lead_s), u, model)
 
     def stop_values(self, model: Values) -> dict[str, float]:
         """What the command message carries to stop: the command of standing at the origin."""
