@@ -176,6 +176,9 @@ GENERAL: dict[str, Entry] = {
         100.0, "Rate of the simulated state.", "Hz", 1.0, 1000.0, read_only=True
     ),
     "simulator.initial_state": Entry([], "First state; empty is zero.", read_only=True),
+    "simulator.actuation_delay": Entry(
+        0.0, "Time from a command to its effect.", "s", 0.0, 10.0, read_only=True
+    ),
     "simulator.command_timeout": Entry(
         0.5, "Age of a command that is still obeyed.", "s", 0.0, read_only=True
     ),

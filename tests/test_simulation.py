@@ -85,3 +85,19 @@ def test_no_time_no_motion_and_reset_goes_back():
     assert not np.array_equal(simulation.state, config.initial_state())
     simulation.reset()
     assert np.array_equal(simulation.state, config.initial_state())
+
+
+@pytest.mark.parametrize("delay", [0.03, 0.1, 0.35])
+def test_delayed_command_acts_as_the_same_command_later(delay):
+    config = Config({})
+    late, twin = Simulation(config, delay_s=delay), Simulation(config)
+    commands = [{"v": v, "w": w} for v, w in np.random.default_rng(3).uniform(-0.3, 1.0, (20, 2))]
+    twin.advance(config.robot.stop_values({}), delay)
+    for command in commands:
+        late.advance(command, 0.05)
+        twin.advance(command, 0.05)
+    late.advance(commands[-1], delay)
+    assert late.state == pytest.approx(twin.state, abs=1e-5)
+    late.reset()
+    late.advance(commands[0], delay)
+    assert np.array_equal(late.state, config.initial_state())

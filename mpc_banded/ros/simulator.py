@@ -38,7 +38,7 @@ class SimulatorTask:
     def __init__(self, node: Node) -> None:
         self._node = node
         config = parameters.declare(node)
-        self._simulation = Simulation(config)
+        self._simulation = Simulation(config, delay_s=config["simulator.actuation_delay"])
         self._period_s = 1.0 / config["simulator.frequency"]
         self._command_timeout_ns = 1e9 * config["simulator.command_timeout"]
         self._stop = config.robot.stop_values(config.section("model"))
