@@ -11,7 +11,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,19 @@ import yaml
 
 from mpc_banded.controller import RecedingHorizonController
 from mpc_banded.derivatives import RECOVERIES
+from mpc_banded.messages import CommandTopic
 from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.robots import Robot, load_robot
 from mpc_banded.solver import SolverOptions
 from mpc_banded.transcription import SCHEMES
 
-Value = bool | int | float | str | list[float]
+Value = bool | int | float | str | list[float] | list[str]
+
+
+#: How keys begin whose values are built into a controller.
+REBUILDING = (
+    "horizon", "dt", "transcription", "substeps", "bandwidth", "recovery", "limits.", "solver."
+)  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -43,6 +50,7 @@ class Entry:
         lower, upper: Range of numbers, and of each item of a list.
         choices: Allowed strings; empty allows any.
         length: Items of a list; 0 allows any number.
+        read_only: Whether it holds from the start on, and can't be changed while the robot drives.
     """
 
     default: Value
@@ -52,10 +60,19 @@ class Entry:
     upper: float = math.inf
     choices: tuple[str, ...] = ()
     length: int = 0
+    read_only: bool = False
+
+    @property
+    def of_strings(self) -> bool:
+        """Whether it is a list of strings."""
+        default = self.default
+        return isinstance(default, list) and bool(default) and isinstance(default[0], str)
 
     @property
     def allowed(self) -> str:
         """What values are allowed, in words."""
+        if self.of_strings:
+            return "lists of one or more different names"
         kind = {bool: "true or false", int: "integers", float: "numbers", str: "strings"}.get(
             type(self.default), f"lists of {self.length or 'any number of'} numbers"
         )
@@ -77,6 +94,8 @@ class Entry:
         )
         if isinstance(result, list) and self.length and len(result) != self.length:
             fits = False
+        if self.of_strings and isinstance(result, list):
+            fits = bool(result) and "" not in result and len(set(result)) == len(result)
         if self.choices and result not in self.choices:
             fits = False
         if not fits or result is None:
@@ -89,6 +108,9 @@ class Entry:
         if isinstance(self.default, list):
             if isinstance(value, (str, bool)) or not hasattr(value, "__len__"):
                 return None
+            if self.of_strings:
+                names = [item for item in value if isinstance(item, str)]
+                return names if len(names) == len(value) else None
             items = [Entry(0.0, "")._converted(item) for item in value]
             return None if None in items else items  # type: ignore[return-value]
         if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)):
@@ -114,7 +136,9 @@ def _solver_entries() -> dict[str, Entry]:
 
 #: Parameters that every robot has.
 GENERAL: dict[str, Entry] = {
-    "robot": Entry("unicycle", "Built-in robot, or package.module:attribute of another."),
+    "robot": Entry(
+        "unicycle", "Built-in robot, or package.module:attribute of another.", read_only=True
+    ),
     "horizon": Entry(0, "Control intervals; 0 takes the robot's.", lower=0, upper=10_000),
     "dt": Entry(0.0, "Length of an interval; 0 takes the robot's.", "s", 0.0, 10.0),
     "transcription": Entry(
@@ -123,24 +147,58 @@ GENERAL: dict[str, Entry] = {
     "substeps": Entry(1, "Integration steps in an interval, for euler and rk4.", "", 1, 100),
     "bandwidth": Entry(0, "Half bandwidth of the Hessian; 0 derives it.", "", 0, 1000),
     "recovery": Entry("stagewise", "Way to the Hessian.", choices=RECOVERIES),
-    "compile": Entry(True, "Compile the derivatives in another process at start."),
+    "compile": Entry(True, "Compile the derivatives in another process.", read_only=True),
     "controller_frequency": Entry(20.0, "Rate of the control loop.", "Hz", 0.1, 1000.0),
     "deadline": Entry(0.8, "Share of the period that a solve may take.", "", 0.01, 1.0),
-    "max_state_age": Entry(0.3, "Age of the state beyond which the robot is stopped.", "s", 0.01),
+    "max_state_age": Entry(0.3, "Age beyond which no command is made from a state.", "s", 0.01),
+    "use_header_stamps": Entry(
+        True, "Count the age of the state from its header stamp where that is plausible."
+    ),
+    "state_frame": Entry("", "Frame of the state; empty takes the one that its messages name."),
+    "jump_margin": Entry(
+        0.5, "How much further than its limits allow a position may move at once.", "m or rad", 0.0
+    ),
+    "jump_samples": Entry(
+        5, "States that must agree until a jump counts as a real relocation.", "", 1, 10_000
+    ),
+    "fallback.follow_time": Entry(
+        0.3, "How long the last plan is followed without a new one.", "s", 0.0, 10.0
+    ),
+    "fallback.slow_time": Entry(
+        3.0, "How long slowing down to a stop may take after that.", "s", 0.0, 60.0
+    ),
     "actuation_delay": Entry(0.0, "Time from a command to its effect.", "s", 0.0, 1.0),
     "command_lead": Entry(0.1, "Lag of the velocity controllers below.", "s", 0.0, 10.0),
-    "enable_stamped_cmd_vel": Entry(True, "Publish TwistStamped; Twist if false."),
+    "enable_stamped_cmd_vel": Entry(True, "Publish TwistStamped; Twist if false.", read_only=True),
     "reference_speed": Entry(0.5, "Speed along a path.", "m/s", 0.0, 100.0),
+    "timed_paths": Entry(
+        True, "Follow a path whose poses carry increasing stamps by time, not by reference_speed."
+    ),
     "obstacles": Entry([], "Circles as x, y, radius one after the other.", "m"),
-    "simulator.frequency": Entry(100.0, "Rate of the simulated state.", "Hz", 1.0, 1000.0),
-    "simulator.initial_state": Entry([], "First state; empty is zero."),
-    "simulator.command_timeout": Entry(0.5, "Age of a command that is still obeyed.", "s", 0.0),
+    "max_obstacle_age": Entry(
+        0.5, "Age beyond which obstacles from the topic are forgotten.", "s", 0.01, 60.0
+    ),
+    "simulator.frequency": Entry(
+        100.0, "Rate of the simulated state.", "Hz", 1.0, 1000.0, read_only=True
+    ),
+    "simulator.initial_state": Entry([], "First state; empty is zero.", read_only=True),
+    "simulator.actuation_delay": Entry(
+        0.0, "Time from a command to its effect.", "s", 0.0, 10.0, read_only=True
+    ),
+    "simulator.command_timeout": Entry(
+        0.5, "Age of a command that is still obeyed.", "s", 0.0, read_only=True
+    ),
 } | _solver_entries()
 
 
 def entries_of(robot: Robot) -> dict[str, Entry]:
     """All parameters of a robot: the general ones and those named after its costs and states."""
     table = dict(GENERAL)
+    for name, option in robot.options.items():
+        default = option.default if isinstance(option.default, str) else list(option.default)
+        table[name] = Entry(
+            default, option.description, "", choices=option.choices, read_only=True
+        )
     for name in (*robot.stage_costs, *robot.terminal_costs):
         weight = float(robot.weights.get(name, 1.0))
         table[f"weights.{name}"] = Entry(weight, f"Weight of the cost {name!r}.", "", 0.0)
@@ -172,7 +230,17 @@ class Config:
     def __init__(self, given: Mapping[str, Any]) -> None:
         name = GENERAL["robot"].checked("robot", given.get("robot", GENERAL["robot"].default))
         try:
-            self.robot = load_robot(str(name))
+            robot = load_robot(str(name))
+            if robot.variant is not None:
+                table = entries_of(robot)
+                chosen = {
+                    key: table[key].checked(key, given.get(key, table[key].default))
+                    for key in robot.options
+                }
+                robot = robot.variant(**chosen)
+            self.robot = robot
+        except ConfigError:
+            raise
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.table = entries_of(self.robot)
@@ -227,6 +295,35 @@ class Config:
         """Values of the parameters ``name.*`` by the rest of their names."""
         prefix = f"{name}."
         return {k.removeprefix(prefix): v for k, v in self.values.items() if k.startswith(prefix)}
+
+    def changed(self, updates: Mapping[str, Any]) -> Config:
+        """A configuration with some values replaced: all of them, or none.
+
+        Raises:
+            ConfigError: A key is unknown or read-only, or a value is not allowed.
+        """
+        for key, value in updates.items():
+            entry = self.table.get(key)
+            if entry and entry.read_only and entry.checked(key, value) != self[key]:
+                raise ConfigError(
+                    f"{key} is {value!r}; it holds from the start on, so allowed is {self[key]!r}"
+                )
+        return Config({**self.values, **updates})
+
+    def rebuilds(self, other: Config) -> bool:
+        """Whether the step from here to ``other`` needs a new controller."""
+        return self.robot is not other.robot or any(
+            key.startswith(REBUILDING) and value != self.values.get(key)
+            for key, value in other.values.items()
+        )
+
+    @property
+    def command_topic(self) -> CommandTopic:
+        """The topic that carries the command; a twist is stamped or not."""
+        topic = self.robot.command_topic
+        if self.robot.command_message == "twist" and not self["enable_stamped_cmd_vel"]:
+            return replace(topic, type="geometry_msgs/msg/Twist")
+        return topic
 
     @property
     def period_s(self) -> float:

@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mpc_banded import messages
 from mpc_banded.config import Config
 from mpc_banded.offline import report
 from mpc_banded.offline.recording import Recording
@@ -264,14 +263,13 @@ class _Watch:
         self._moving = False
         self._robot = robot
         self._recording = recording
-        self._state_topic = {"odometry": "odom"}.get(robot.state_message, robot.state_message)
-        self._command_topic, command_type = messages.COMMANDS[robot.command_message]
+        self._state, self._command = robot.state_topics[0], config.command_topic
         self.topics = {
-            self._state_topic: messages.STATES[robot.state_message][0],
-            self._command_topic: command_type,
+            self._state.topic: self._state.type,
+            self._command.topic: self._command.type,
             **{f"mpc_node/telemetry/{name}": "std_msgs/msg/Float64" for name in TELEMETRY},
             "diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
-            **messages.REFERENCES[robot.reference_message],
+            **{topic.topic: topic.type for topic in robot.reference_topics},
         }
         if robot.state_message == "odometry":
             self.topics["mpc_node/optimal_path"] = "nav_msgs/msg/Path"
@@ -286,10 +284,10 @@ class _Watch:
         self._recording.write(topic, kind, now_ns, data)
         now = 1e-9 * now_ns
         name = topic.removeprefix("/")
-        if name == self._state_topic:
-            self.run.states.append((now, messages.STATES[self._robot.state_message][1](message)))
-        elif name == self._command_topic:
-            self.run.commands.append((now, self._command(message)))
+        if name == self._state.topic:
+            self.run.states.append((now, dict(self._state.read(message))))
+        elif name == self._command.topic:
+            self.run.commands.append((now, dict(self._command.read(message))))
             if not self._moving and any(self.run.commands[-1][1].values()):
                 self._moving = True
                 self.run.started_s = now
@@ -312,8 +310,3 @@ class _Watch:
             f"{last.get('solve_time_ms', math.nan):5.1f} ms  "
             f"{last.get('iterations', math.nan):2.0f} Newton  {shown}"
         )
-
-    def _command(self, message: Any) -> dict[str, float]:
-        if self._robot.command_message == "twist":
-            return messages.twist_values(message.twist)
-        return dict(zip(self._robot.inputs, message.data, strict=True))

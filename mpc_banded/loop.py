@@ -9,25 +9,34 @@ of one clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mpc_banded import messages
-from mpc_banded.config import Config
-from mpc_banded.controller import CommandSource, ControlStep
+from mpc_banded import explain, obstacles
+from mpc_banded.config import Config, ConfigError
+from mpc_banded.controller import CommandSource, ControlStep, RecedingHorizonController
+from mpc_banded.fallback import Fallback, Grade
+from mpc_banded.messages import Goal, JointPlan, PosePath, ReferenceTopic, StateTopic
+from mpc_banded.obstacles import MovingObstacles
+from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.reference import (
     GoalReference,
+    JointPlanReference,
     JointReference,
+    MovedReference,
     PathReference,
     Reference,
+    TimedPathReference,
     stacked,
 )
 from mpc_banded.simulation import Simulation
 from mpc_banded.solver import Status
+from mpc_banded.watchdog import StateWatch
 
 
 class Reason(Enum):
@@ -36,11 +45,11 @@ class Reason(Enum):
     DRIVING = "driving"
     DISABLED = "disabled"
     NO_STATE = "no state yet"
-    STALE_STATE = "state too old"
+    FOLLOWING = "following the last plan"
+    SLOWING = "slowing down"
+    HOLDING = "holding the stop"
     NO_REFERENCE = "no reference yet"
     PLANNING = "first plan not converged yet"
-    NO_PLAN = "no plan"
-    PLAN_NOT_FINITE = "plan not finite"
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class Tick:
         reason: One plain sentence: what the robot is doing and why.
         step: The controller's step, None where it was not asked.
         state_age_s: Age of the state in seconds; infinite before the first one.
+        now_ns, latency_s: As they were given to ``tick``.
     """
 
     command: dict[str, float]
@@ -60,13 +70,25 @@ class Tick:
     reason: str
     step: ControlStep | None
     state_age_s: float
+    now_ns: int = 0
+    latency_s: float = 0.0
 
     @property
     def driving(self) -> bool:
-        """Whether the command comes from the controller; it is a stop if not."""
+        """Whether the command comes from a solve of this cycle; it is a fallback if not."""
         return self.code is Reason.DRIVING
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What a solve may take: seconds, and Newton iterations; None is no limit."""
+
+    deadline_s: float | None = None
+    iterations: int | None = None
+
+
+#: No command is made of these.
+FAILED = (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE, Status.NON_FINITE)
 #: How long the robot stands at most until its first plan has converged, under a deadline.
 FIRST_PLAN_NS = 2_000_000_000
 #: Longest integration step of the delay compensation, and how many commands it remembers.
@@ -92,196 +114,374 @@ class ControlLoop:
         self.robot = config.robot
         self.controller = config.controller()
         self.enabled = True
-        self._model = config.section("model")
-        self._limits = {
-            name: config[f"limits.{name}"] for name in (*self.robot.states, *self.robot.inputs)
-        }
-        self._cyclic = [self.robot.states.index(name) for name in self.robot.cyclic]
-        problem = self.controller.problem
-        self._times = np.arange(problem.horizon + 1) * problem.dt
-        self.obstacles = config.obstacles()
         self.reference: Reference | None = None
         if self.robot.reference_message == "joint_trajectory":
             self.reference = JointReference({})
-        self._state: np.ndarray | None = None
-        self._motion = Simulation(config, PREDICTION_SUBSTEP_S)
+        self._held: dict[str, float] = {}
+        self._pending: tuple[ReferenceTopic, Any, int] | None = None
+        self._refused: str | None = None
+        self._watch = StateWatch(config)
+        self._fallback = Fallback(config)
+        self._inputs: dict[str, tuple[str, Callable[[Any, int], str | None]]] = {
+            **{t.topic: (t.type, partial(self._on_state, t)) for t in self.robot.state_topics},
+            **{
+                t.topic: (t.type, partial(self._on_reference, t))
+                for t in self.robot.reference_topics
+            },
+        }
+        self._moving = MovingObstacles(config)
+        if self.robot.obstacles:
+            self._inputs.setdefault(obstacles.TOPIC, (obstacles.TYPE, self._on_obstacles))
+        #: (target frame, source frame) -> x, y, yaw of the source in the target; None where
+        #: nobody knows, and messages in other frames are refused.
+        self.transform: Callable[[str, str], tuple[float, float, float]] | None = None
+        self._relocations = 0
+        self._ticked_ns: int | None = None
         self._sent: deque[tuple[int, dict[str, float]]] = deque(maxlen=SENT_COMMANDS)
-        self._state_ns = 0
-        self._rejected: str | None = None
         self._stepped_ns: int | None = None
         self._planning_ns: int | None = None
-        self.controller.check(*self._made_up())
+        self._use(config)
+        self.controller.check(*self._made_up(self.controller.problem))
 
     def warm_up(self) -> None:
         """Step once from a made-up state and forget it: the first calls of torch are slow."""
-        self.controller.step(*self._made_up(), deadline_s=1.0)
+        self.controller.step(*self._made_up(self.controller.problem), deadline_s=1.0)
         self.reset()
 
-    def on_state(self, message: Any, now_ns: int) -> str | None:
-        """Take a state message that came at ``now_ns``; returns why it was rejected, if it was."""
-        self._rejected = self._read_state(message, now_ns)
-        return self._rejected
+    @property
+    def input_topics(self) -> dict[str, str]:
+        """Every topic that ``on_message`` takes, by its relative name, and its message type."""
+        return {topic: kind for topic, (kind, _) in self._inputs.items()}
 
-    def _read_state(self, message: Any, now_ns: int) -> str | None:
-        _, read, _ = messages.STATES[self.robot.state_message]
-        values = read(message)
+    def on_message(self, topic: str, message: Any, received_ns: int) -> str | None:
+        """Take a message of an input topic; returns why it was rejected, if it was.
+
+        Args:
+            topic: Its relative name, one of ``input_topics``.
+            message: As rclpy or rosbags give it.
+            received_ns: When it came.
+        """
+        _, take = self._inputs[topic]
+        return take(message, received_ns)
+
+    def _on_state(self, topic: StateTopic, message: Any, received_ns: int) -> str | None:
+        rejected = self._watch.take(topic, message, received_ns)
+        if self._pending is not None and self._watch.state is not None:
+            self._refused = self._on_reference(*self._pending)
+            self._pending = None
+        if self._watch.relocations > self._relocations:
+            self._relocations = self._watch.relocations
+            self.reset()
+            if isinstance(path := self._path(), PathReference):
+                path.progress = None
+        return rejected
+
+    def _on_reference(self, topic: ReferenceTopic, message: Any, received_ns: int) -> str | None:
         try:
-            state = self.robot.state(values)
-        except KeyError as error:
-            return str(error.args[0])
-        bad = [
-            name for name, x in zip(self.robot.states, state, strict=True) if not np.isfinite(x)
-        ]
-        if bad:
-            return f"{', '.join(bad)} of the state message is not finite"
-        if self._state is not None:
-            turns = np.round((self._state - state) / (2.0 * np.pi))
-            state[self._cyclic] += 2.0 * np.pi * turns[self._cyclic]
-        self._state, self._state_ns = state, now_ns
+            said = topic.read(message)
+            frame = getattr(said, "frame", "")
+            if frame and not self._watch.frame and self._watch.state is None:
+                # Whether it is the state's own frame shows with the first state.
+                self._pending = (topic, message, received_ns)
+                return None
+            self._pending = None
+            self.reference = self._placed(
+                topic.topic, self._described(topic, said, received_ns), frame
+            )
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            return str(error.args[0]) if error.args else repr(error)
         return None
 
-    def on_reference(self, topic: str, message: Any) -> str | None:
-        """Take a message of a reference topic; returns why it was rejected, if it was."""
+    def _on_obstacles(self, message: Any, received_ns: int) -> str | None:
         try:
-            if topic == "plan":
-                path = PathReference(messages.path_points(message), self.config["reference_speed"])
-                known = self.reference
-                if isinstance(known, PathReference) and np.array_equal(known.points, path.points):
-                    path.progress = known.progress
-                self.reference = path
-            elif topic == "goal_pose":
-                self.reference = GoalReference(*messages.goal_pose(message))
-            else:
-                self.reference = self._joint_reference(messages.joint_goal(message))
-        except ValueError as error:
-            return str(error)
+            self._moving.take(message, received_ns, self._place_obstacles)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            return str(error.args[0]) if error.args else repr(error)
         return None
 
-    def _joint_reference(self, goal: dict[str, float]) -> JointReference:
-        missing = [name for name in self.robot.reference if name not in goal]
-        if missing:
-            raise ValueError(f"joint_trajectory has no {missing}; it has {sorted(goal)}")
-        return JointReference(goal)
+    def _place_obstacles(self, frame: str) -> tuple[float, float, float]:
+        if frame == self._watch.frame:
+            return 0.0, 0.0, 0.0
+        return self._frame_pose(obstacles.TOPIC, frame)
+
+    def circles(self, now_ns: int) -> np.ndarray:
+        """All obstacles known at ``now_ns`` as x, y, radius (M, 3), in the frame of the state."""
+        static = np.array(self.config["obstacles"], dtype=np.float64).reshape(-1, 3)
+        return np.vstack([static, self._moving.at(now_ns, np.zeros(1))[0]])
+
+    def _described(self, topic: ReferenceTopic, said: Any, received_ns: int) -> Reference:
+        """The reference that a message describes."""
+        if isinstance(said, Goal):
+            return GoalReference(said.x, said.y, said.yaw)
+        if isinstance(said, PosePath):
+            if said.times_s is not None and self.config["timed_paths"]:
+                return TimedPathReference(said.points, said.times_s, said.yaws)
+            speed = self.config["reference_speed"]
+            return PathReference(said.points, speed, said.yaws, said.final_yaw)
+        columns: Any = said.columns if isinstance(said, JointPlan) else said
+        if not isinstance(columns, Mapping):
+            return columns
+        several = len(self.robot.reference_topics) > 1
+        implied = {f"{name}_velocity" for name in columns}
+        lacking = set() if several else set(self.robot.reference) - implied - set(columns)
+        if lacking:
+            raise ValueError(f"{topic.topic} has no {sorted(lacking)}; it has {sorted(columns)}")
+        if isinstance(said, JointPlan):
+            return JointPlanReference(said.times_s, columns, 1e-9 * (said.begin_ns or received_ns))
+        held = JointReference({**self._held, **columns})
+        self._held.update(columns)
+        return held
+
+    def _placed(self, topic: str, reference: Reference, frame: str) -> Reference:
+        """The reference in the frame of the state."""
+        known = self.reference
+        inner = known.inner if isinstance(known, MovedReference) else known
+        if isinstance(reference, PathReference) and reference.is_same(inner):
+            reference.progress = inner.progress  # type: ignore[union-attr]
+        mine = self._watch.frame
+        if not frame or frame == mine:
+            return reference
+        return MovedReference(reference, partial(self._frame_pose, topic, frame))
+
+    def _frame_pose(self, topic: str, frame: str) -> tuple[float, float, float]:
+        """Where a frame lies in that of the state; raises LookupError if nobody knows."""
+        mine = self._watch.frame
+        where = f"{topic} is in frame {frame!r} and the state in {mine!r}"
+        if not mine:
+            raise LookupError(
+                f"{topic} is in frame {frame!r}; the state names none, set state_frame"
+            )
+        if self.transform is None:
+            raise LookupError(f"{where}; nothing transforms them")
+        return self.transform(mine, frame)
 
     def reset(self) -> None:
         """Forget the plan; the robot stands until the next one has converged."""
         self.controller.reset()
         self._stepped_ns = self._planning_ns = None
 
+    def adopt(self, config: Config, controller: RecedingHorizonController | None = None) -> None:
+        """Go over to another configuration between two ticks; the warm start is kept.
+
+        Args:
+            config: Of the same robot.
+            controller: Built from it, where that was done aside.
+
+        Raises:
+            BandwidthError: The bandwidth is too small; nothing is changed then.
+            ConfigError: The robot is another one; nothing is changed then.
+        """
+        if config.robot is not self.robot:
+            raise ConfigError(
+                f"robot is {config['robot']!r}; it holds from the start on, so allowed is "
+                f"{self.config['robot']!r}"
+            )
+        if controller is None and self.config.rebuilds(config):
+            controller = config.controller()
+            controller.check(*self._made_up(controller.problem))
+        if controller is None:
+            self.controller.set_weights(config.section("weights"))
+        else:
+            controller.inherit(self.controller)
+            self.controller = controller
+        self._use(config)
+
+    def _use(self, config: Config) -> None:
+        self.config = config
+        self._model = config.section("model")
+        self._motion = Simulation(config, PREDICTION_SUBSTEP_S)
+        self._watch.config = config
+        self._fallback.adopt(config)
+        self._moving.config = config
+        self.obstacles = config.obstacles()
+        if isinstance(path := self._path(), PathReference):
+            path.speed = config["reference_speed"]
+
+    def _path(self) -> Reference | None:
+        """The reference, in its own frame."""
+        known = self.reference
+        return known.inner if isinstance(known, MovedReference) else known
+
     def stop_command(self) -> dict[str, float]:
         """The command that stops the robot: zero, as near as the limits allow."""
-        return self._within_limits(self.robot.stop_values(self._model))
+        return self._fallback.stop()
 
-    def tick(self, now_ns: int, deadline_s: float | None = None, latency_s: float = 0.0) -> Tick:
+    def tick(
+        self,
+        now_ns: int,
+        *,
+        deadline_s: float | None = None,
+        latency_s: float = 0.0,
+        iterations: int | None = None,
+    ) -> Tick:
         """Decide what to send at ``now_ns``.
 
         Args:
             now_ns: Time of the tick.
             deadline_s: Time that the solve may take.
             latency_s: Time from the tick until the command is expected to be sent.
+            iterations: Newton iterations at most, to repeat what a deadline once cut off.
         """
+        if self._ticked_ns is not None and now_ns < self._ticked_ns:
+            self._forget_time()
+        self._ticked_ns = now_ns
         effect_ns = now_ns + int(1e9 * (latency_s + self.config["actuation_delay"]))
-        tick = self._decide(now_ns, effect_ns, deadline_s)
+        budget = Budget(deadline_s, iterations)
+        tick = replace(self._decide(now_ns, effect_ns, budget), now_ns=now_ns, latency_s=latency_s)
         self._sent.append((effect_ns, tick.command))
+        self._fallback.sent(tick.command, now_ns)
         return tick
 
-    def _decide(self, now_ns: int, effect_ns: int, deadline_s: float | None) -> Tick:
-        age = np.inf if self._state is None else 1e-9 * (now_ns - self._state_ns)
-        if not self.enabled:
-            return self._stopped(Reason.DISABLED, "stopped: disabled on request", age)
-        if self._state is None:
-            return self._stopped(
-                Reason.NO_STATE,
-                f"waiting for the first {self.robot.state_message}{self._last_rejection()}",
-                age,
-            )
-        if not 0.0 <= age <= self.config["max_state_age"]:
-            return self._stopped(Reason.STALE_STATE, self._staleness(age), age)
-        if self.reference is None:
-            topics = " or ".join(messages.REFERENCES[self.robot.reference_message])
-            return self._stopped(Reason.NO_REFERENCE, f"waiting for a reference on {topics}", age)
-        state = self._predicted(self._state, effect_ns)
-        return self._drive(state, self.reference, age, effect_ns, deadline_s)
+    def _forget_time(self) -> None:
+        """The clock went back: what was planned and sent lies in the future."""
+        self._sent.clear()
+        self._fallback.forget_plan()
+        self.reset()
 
-    def _drive(
-        self,
-        state: np.ndarray,
-        reference: Reference,
-        age: float,
-        now_ns: int,
-        deadline_s: float | None,
-    ) -> Tick:
-        """Step the controller for the state that the robot will be in at ``now_ns``."""
+    def _decide(self, now_ns: int, effect_ns: int, budget: Budget) -> Tick:
+        age = self._watch.age_s(now_ns)
+        if not self.enabled:
+            self._leave_plan()
+            return Tick(
+                self.stop_command(), Reason.DISABLED, "stopped: disabled on request", None, age
+            )
+        if self._watch.state is None:
+            topics = " and ".join(self._watch.silent or (self.robot.state_topics[0].topic,))
+            why = f"waiting for the first {topics}{self._last_rejection()}"
+            return self._waiting(Reason.NO_STATE, why, now_ns, effect_ns, age)
+        if not 0.0 <= age <= self.config["max_state_age"]:
+            return self._fallen_back(self._staleness(age), now_ns, effect_ns, age)
+        if self.reference is None:
+            topics = " or ".join(topic.topic for topic in self.robot.reference_topics)
+            why = f"waiting for a reference on {topics}"
+            why += f"; the last one was rejected: {self._refused}" if self._refused else ""
+            return self._waiting(Reason.NO_REFERENCE, why, now_ns, effect_ns, age)
+        state = self._predicted(self._watch.state, effect_ns)
+        values = dict(zip(self.robot.states, state, strict=True))
+        problem = self.controller.problem
+        parameters = self._parameters(self.reference, values, problem, effect_ns)
+        step = self._solved(state, parameters, effect_ns, budget)
+        if self._stepped_ns is None and self._is_planning(step, now_ns, budget):
+            why = f"planning, KKT residual {step.kkt_residual:.1e} so far"
+            tick = self._waiting(Reason.PLANNING, why, now_ns, effect_ns, age, keep=True)
+            return replace(tick, step=step)
+        self._stepped_ns = effect_ns
+        command = self._driven(step)
+        if command is None:
+            why = f"the solve failed: {step.status.value}"
+            return replace(self._fallen_back(why, now_ns, effect_ns, age), step=step)
+        self._fallback.drove(step.plan, effect_ns)
+        weights = self.controller.weights
+        told = [
+            f"driving on the {step.source.value}: {step.status.value}",
+            explain.violated(step.violations),
+            explain.held(self.robot, problem, weights, step.plan, parameters),
+            "the reference has ended" if self.reference.ended(1e-9 * effect_ns) else "",
+            self._watch.remark,
+        ]
+        return Tick(command, Reason.DRIVING, "; ".join(filter(None, told)), step, age)
+
+    def _solved(
+        self, state: np.ndarray, parameters: dict[str, Any], effect_ns: int, budget: Budget
+    ) -> ControlStep:
+        """Step the controller for the state that the robot will be in at ``effect_ns``."""
         elapsed = 0.0  # while the robot stands, its plan does not move on
         if self._stepped_ns is not None:
-            elapsed = max(0.0, 1e-9 * (now_ns - self._stepped_ns))
-        step = self.controller.step(
+            elapsed = max(0.0, 1e-9 * (effect_ns - self._stepped_ns))
+        return self.controller.step(
             state,
-            self._parameters(reference, dict(zip(self.robot.states, state, strict=True))),
+            parameters,
             elapsed_s=elapsed,
-            deadline_s=deadline_s,
+            deadline_s=budget.deadline_s,
+            max_iterations=budget.iterations,
         )
-        if self._stepped_ns is None and self._is_planning(step, now_ns, deadline_s):
-            reason = f"stopped: planning, KKT residual {step.kkt_residual:.1e} so far"
-            return Tick(self.stop_command(), Reason.PLANNING, reason, step, age)
-        self._stepped_ns = now_ns
-        if step.source is CommandSource.FALLBACK:
-            reason = f"stopped: no plan reaches this far; {step.status.value}"
-            return Tick(self.stop_command(), Reason.NO_PLAN, reason, step, age)
+
+    def _driven(self, step: ControlStep) -> dict[str, float] | None:
+        """The command of a solve that may be driven on, None of any other."""
+        if step.source is not CommandSource.SOLUTION or step.status in FAILED:
+            return None
         values = self.robot.command_values(step.plan, self.config["command_lead"], self._model)
         if not np.isfinite(list(values.values())).all():
-            reason = f"stopped: the plan is not finite; {step.status.value}"
-            return Tick(self.stop_command(), Reason.PLAN_NOT_FINITE, reason, step, age)
-        reason = f"driving on the {step.source.value}: {step.status.value}"
-        return Tick(self._within_limits(values), Reason.DRIVING, reason, step, age)
+            return None
+        return self._fallback.within_limits(values)
+
+    def _fallen_back(self, why: str, now_ns: int, effect_ns: int, age: float) -> Tick:
+        """Follow, slow down or hold, by how long there has been no solve."""
+        grade, command = self._fallback.command(now_ns, effect_ns)
+        if grade is not Grade.FOLLOWING:
+            self._leave_plan()
+        return Tick(command, Reason[grade.name], f"{grade.value}: {why}", None, age)
+
+    def _waiting(
+        self,
+        code: Reason,
+        why: str,
+        now_ns: int,
+        effect_ns: int,
+        age: float,
+        keep: bool = False,
+    ) -> Tick:
+        """Come to a stop, and stand until there is what is missing."""
+        self._fallback.forget_plan()
+        grade, command = self._fallback.command(now_ns, effect_ns)
+        if not keep:
+            self.reset()
+        doing = "stopped" if grade is Grade.HOLDING else grade.value
+        return Tick(command, code, f"{doing}: {why}", None, age)
+
+    def _leave_plan(self) -> None:
+        self._fallback.forget_plan()
+        self.reset()
 
     def _predicted(self, state: np.ndarray, effect_ns: int) -> np.ndarray:
         """Where the commands in effect until ``effect_ns`` take the measured state."""
         self._motion.state = state
         ends = [*(begin for begin, _ in self._sent), effect_ns][1:]
         for (begin, command), end in zip(self._sent, ends, strict=False):
-            duration_ns = min(end, effect_ns) - max(begin, self._state_ns)
+            duration_ns = min(end, effect_ns) - max(begin, self._watch.time_ns)
             self._motion.advance(command, max(0.0, 1e-9 * duration_ns))
         return self._motion.state if np.isfinite(self._motion.state).all() else state
 
-    def _is_planning(self, step: ControlStep, now_ns: int, deadline_s: float | None) -> bool:
+    def _is_planning(self, step: ControlStep, now_ns: int, budget: Budget) -> bool:
         """Whether a robot that stands should wait for its first plan to converge."""
         if self._planning_ns is None:
             self._planning_ns = now_ns
         waited = now_ns - self._planning_ns >= FIRST_PLAN_NS
-        return not (waited or deadline_s is None or step.status is Status.CONVERGED)
-
-    def _stopped(self, code: Reason, reason: str, age: float) -> Tick:
-        self.reset()  # the robot leaves the plan
-        return Tick(self.stop_command(), code, reason, None, age)
+        return not (waited or budget.deadline_s is None or step.status is Status.CONVERGED)
 
     def _staleness(self, age: float) -> str:
         if age < 0.0:
-            return f"stopped: the clock went back to {-age:.2f} s before the state"
+            return f"the clock went back to {-age:.2f} s before the state"
         limit = self.config["max_state_age"]
         return (
-            f"stopped: the state is {age:.2f} s old, max_state_age is {limit:g} s"
-            f"{self._last_rejection()}"
+            f"the state is {age:.2f} s old, max_state_age is {limit:g} s{self._last_rejection()}"
         )
 
     def _last_rejection(self) -> str:
-        return f"; the last message was rejected: {self._rejected}" if self._rejected else ""
+        why = self._watch.rejected
+        return f"; the last message was rejected: {why}" if why else self._remark()
 
-    def _within_limits(self, values: Mapping[str, float]) -> dict[str, float]:
-        return {
-            name: float(np.clip(value, *self._limits.get(name, (-np.inf, np.inf))))
-            for name, value in values.items()
-        }
+    def _remark(self) -> str:
+        return f"; {self._watch.remark}" if self._watch.remark else ""
 
-    def _made_up(self) -> tuple[np.ndarray, dict[str, Any]]:
+    def _made_up(self, problem: OptimalControlProblem) -> tuple[np.ndarray, dict[str, Any]]:
         """A state and parameters that any robot can be at: the origin, as its own goal."""
         origin = dict.fromkeys(self.robot.states, 0.0)
-        return self.robot.state(origin), self._parameters(GoalReference(0, 0, 0), origin)
+        parameters = self._parameters(GoalReference(0, 0, 0), origin, problem)
+        return self.robot.state(origin), parameters
 
-    def _parameters(self, reference: Reference, values: Mapping[str, float]) -> dict[str, Any]:
-        columns = reference.columns(values, self._times)
+    def _parameters(
+        self,
+        reference: Reference,
+        values: Mapping[str, float],
+        problem: OptimalControlProblem,
+        now_ns: int = 0,
+    ) -> dict[str, Any]:
+        times = np.arange(problem.horizon + 1) * problem.dt
+        columns = reference.columns(values, times, 1e-9 * now_ns)
         parameters: dict[str, Any] = dict(self._model)
-        parameters["reference"] = stacked(columns, self.robot.reference, self._times)
+        parameters["reference"] = stacked(columns, self.robot.reference, times)
         if self.robot.obstacles:
-            parameters["obstacles"] = self.obstacles
+            position = np.array([values[name] for name in self.robot.states[:2]])
+            parameters["obstacles"] = self._moving.along(self.obstacles, position, now_ns, times)
         return parameters

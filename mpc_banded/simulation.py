@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import numpy as np
 import torch
 
 from mpc_banded.config import Config
-from mpc_banded.robots.robot import Values
+from mpc_banded.messages import Values
 
 #: Longest integration step: far below what any controller plans with.
 SUBSTEP_S = 0.005
@@ -24,13 +25,14 @@ class Simulation:
     Args:
         config: Of the robot, with ``simulator.initial_state``.
         substep_s: Longest integration step.
+        delay_s: Time from a command to its effect; until the first one, the stop is in effect.
 
     Attributes:
         state: (nx,).
     """
 
-    def __init__(self, config: Config, substep_s: float = SUBSTEP_S) -> None:
-        self._substep_s = substep_s
+    def __init__(self, config: Config, substep_s: float = SUBSTEP_S, delay_s: float = 0.0) -> None:
+        self._substep_s, self._delay_s = substep_s, delay_s
         self._robot = config.robot
         self._model = config.section("model")
         self._parameters = {
@@ -41,8 +43,11 @@ class Simulation:
         self.reset()
 
     def reset(self) -> None:
-        """Go back to the initial state."""
+        """Go back to the initial state, with no command under way."""
         self.state = self._initial_state.copy()
+        self._under_way: deque[tuple[Values, float]] = deque()
+        if self._delay_s > 0.0:
+            self._under_way.append((self._robot.stop_values(self._model), self._delay_s))
 
     @property
     def values(self) -> dict[str, float]:
@@ -50,7 +55,20 @@ class Simulation:
         return dict(zip(self._robot.states, self.state.tolist(), strict=True))
 
     def advance(self, command: Values, duration_s: float) -> None:
-        """Let time pass under one command."""
+        """Let time pass while one command is sent."""
+        if self._delay_s <= 0.0:
+            self._move(command, duration_s)
+            return
+        self._under_way.append((command, duration_s))
+        while duration_s > 1e-12:
+            command, lasts_s = self._under_way.popleft()
+            passed_s = min(lasts_s, duration_s)
+            self._move(command, passed_s)
+            duration_s -= passed_s
+            if lasts_s > passed_s:
+                self._under_way.appendleft((command, lasts_s - passed_s))
+
+    def _move(self, command: Values, duration_s: float) -> None:
         count = math.ceil(duration_s / self._substep_s)
         for _ in range(count):
             self.state = self._step(self.state, command, duration_s / count)

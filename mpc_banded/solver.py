@@ -158,7 +158,11 @@ class NewtonSolver:
     # What overflows ends as Status.NON_FINITE, not as a warning.
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def solve(
-        self, start: Point | np.ndarray, data: StageData, deadline: float = np.inf
+        self,
+        start: Point | np.ndarray,
+        data: StageData,
+        deadline: float = np.inf,
+        max_iterations: int | None = None,
     ) -> Solution:
         """Newton iterations from ``start`` until convergence, the limits, or the deadline.
 
@@ -168,8 +172,12 @@ class NewtonSolver:
             data: Initial state, parameters and weights.
             deadline: On the clock of time.perf_counter(), seconds. No iteration is begun that
                 would, by the pace so far, end after it.
+            max_iterations: Fewer than in the options, for this solve alone.
         """
         options = self.options
+        limit = options.max_iterations
+        if max_iterations is not None:
+            limit = min(limit, max_iterations)
         if isinstance(start, Point):
             self._scale = self._scale or self._mean_curvature(start.z, data)
             point = self._warm(start)
@@ -184,7 +192,7 @@ class NewtonSolver:
                 mu = system.point.mu
                 mu = max(options.barrier * self._scale, min(0.1 * mu, mu**1.5))
                 system = self._evaluate(replace(system.point, mu=mu), data)
-            status = self._terminate(system, len(history), deadline)
+            status = self._terminate(system, len(history) >= limit, deadline, bool(history))
             outcome = status or self._advance(system, data)
             if isinstance(outcome, Status):
                 return self._finish(system, outcome, history)
@@ -223,7 +231,9 @@ class NewtonSolver:
         solved = max(system.kkt_residual, system.defect_norm) <= 10.0 * mu
         return solved and mu > self.options.barrier * (1.0 + 1e-9)
 
-    def _terminate(self, system: NewtonSystem, iterations: int, deadline: float) -> Status | None:
+    def _terminate(
+        self, system: NewtonSystem, exhausted: bool, deadline: float, advanced: bool
+    ) -> Status | None:
         options = self.options
         if not system.finite:
             return Status.NON_FINITE
@@ -233,10 +243,10 @@ class NewtonSolver:
             and system.point.mu <= options.barrier * self._scale * (1.0 + 1e-9)
         ):
             return Status.CONVERGED
-        if iterations >= options.max_iterations:
+        if exhausted:
             return Status.ITERATION_LIMIT
         if time.perf_counter() + self._iteration_s > deadline:
-            if not iterations:  # or one slow iteration would bar all later ones
+            if not advanced:  # or one slow iteration would bar all later ones
                 self._iteration_s *= 0.5
             return Status.DEADLINE
         return None

@@ -22,7 +22,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from mpc_banded import messages
 from mpc_banded.config import Config
-from mpc_banded.ros.interfaces import STATE_TOPICS, CommandPort, message_class, state_class
+from mpc_banded.ros.interfaces import CommandPort, message_class
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # A process that is killed leaves its part of Fast DDS's shared memory behind, in the way of those
@@ -123,8 +123,8 @@ class Robot:
         self.figures = {}
         self._port = CommandPort(self.config)
         self._listen(self._port.message_class, self._port.topic, self.commands)
-        state_topic = STATE_TOPICS[self.config.robot.state_message]
-        self._listen(state_class(self.config), state_topic, self.states)
+        (state,) = self.config.robot.state_topics
+        self._listen(message_class(state.type), state.topic, self.states)
         self._listen(message_class("nav_msgs/msg/Path"), "mpc_node/optimal_path", self.paths)
         for figure in FIGURES:
             topic = f"mpc_node/telemetry/{figure}"

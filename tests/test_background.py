@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from mpc_banded import background, compiled, messages, native
+from mpc_banded import background, compiled, native
 from mpc_banded.background import NICENESS, CompilationFailed, Compiler, OtherProcess
 from mpc_banded.cache import LibraryCache, NotBuilt
 from mpc_banded.cli import main
@@ -323,7 +323,7 @@ def state_message(robot, values):
     pose = SimpleNamespace(position=vector(), orientation=vector())
     twist = SimpleNamespace(linear=vector(), angular=vector())
     message = SimpleNamespace(pose=SimpleNamespace(pose=pose), twist=SimpleNamespace(twist=twist))
-    messages.STATES[robot.state_message][2](message, values)
+    robot.state_topics[0].fill(message, values)
     return message
 
 
@@ -343,7 +343,11 @@ def test_switch_between_two_cycles_is_invisible_in_the_commands(robot):
             loops[1].controller.load(compiled.library)
         ticks = []
         for loop in loops:
-            loop.on_state(state_message(config.robot, simulation.values), now_ns)
+            loop.on_message(
+                config.robot.state_topics[0].topic,
+                state_message(config.robot, simulation.values),
+                now_ns,
+            )
             ticks.append(loop.tick(now_ns))
         assert [tick.driving for tick in ticks] == [True, True]
         eager, other = (list(tick.command.values()) for tick in ticks)

@@ -55,7 +55,8 @@ def drive(loop, state, duration_s):
     for k in range(round(duration_s / config.period_s)):
         now = k * config.period_s
         run.states.append((now, dict(zip(robot.states, state, strict=True))))
-        assert loop.on_state(state_message(robot, state), int(1e9 * now)) is None
+        topic, message = robot.state_topics[0].topic, state_message(robot, state)
+        assert loop.on_message(topic, message, int(1e9 * now)) is None
         tick = loop.tick(int(1e9 * now))
         run.commands.append((now, tick.command))
         ticks.append(tick)

@@ -47,7 +47,7 @@ def odometry(pose, twist):
 def replay(loop, events):
     """Hand recorded messages to the loop and tick at its rate; returns ticks and rejections.
 
-    ``events`` are (name, time in ns, message), the name "odom" or a topic of references.
+    ``events`` are (input topic, time in ns, message).
     """
     ticks, rejected = [], []
     period_ns = round(1e9 * loop.config.period_s)
@@ -57,8 +57,7 @@ def replay(loop, events):
         while next_ns < time_ns:
             ticks.append(loop.tick(next_ns))
             next_ns += period_ns
-        take = loop.on_state(message, time_ns) if name == "odom" else None
-        refused = take if name == "odom" else loop.on_reference(name, message)
+        refused = loop.on_message(name, message, time_ns)
         rejected += [refused] if refused else []
     return ticks, rejected
 
@@ -112,4 +111,5 @@ def test_teleoperated_run_follows_the_path_it_drove(shared_bags):
     assert_each_tick_is_answered(loop, ticks)
     assert not rejected
     assert {tick.code for tick in ticks} == {Reason.DRIVING}
-    assert loop.tick(events[-1][1] + 10**9).code is Reason.STALE_STATE
+    assert loop.tick(events[-1][1] + 10**9).code is Reason.FOLLOWING
+    assert loop.tick(events[-1][1] + 10**10).code is Reason.HOLDING

@@ -4,6 +4,7 @@
 import math
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from mpc_banded.config import Config, ConfigError
 from mpc_banded.loop import ControlLoop
-from mpc_banded.messages import fill_joint_state
+from mpc_banded.messages import ReferenceTopic, StateTopic, fill_joint_state
 from mpc_banded.problem import Trajectory
 from mpc_banded.robots import Robot, distance, load_robot
 from mpc_banded.robots.robot import BUILT_IN
@@ -171,12 +172,12 @@ def test_robot_from_outside_the_package_is_driven(own_module):
     loop, simulation = ControlLoop(config), Simulation(config)
     trajectory, point, message = Fields(), Fields(), Fields()
     point.positions, trajectory.joint_names, trajectory.points = [0.8], ["rail"], [point]
-    assert loop.on_reference("joint_trajectory", trajectory) is None
+    assert loop.on_message("joint_trajectory", trajectory, 0) is None
     commands = []
     for k in range(80):
         fill_joint_state(message, simulation.values)
         now_ns = round(k * 1e9 * config.period_s)
-        assert loop.on_state(message, now_ns) is None
+        assert loop.on_message("joint_states", message, now_ns) is None
         tick = loop.tick(now_ns)
         assert tick.driving
         commands.append(tick.command["speed"])
@@ -188,6 +189,48 @@ def test_robot_from_outside_the_package_is_driven(own_module):
     assert max(commands) == pytest.approx(0.5, abs=1e-3)
 
 
+def reading(topic, *names):
+    """A topic whose messages carry centimetres in fields of the given names."""
+    return StateTopic(topic, "x/msg/Y", lambda m: {n: 0.01 * getattr(m, n) for n in names})
+
+
+def test_state_and_reference_may_come_over_several_topics_of_any_type():
+    held = lambda name: lambda m: {name: 0.01 * m.cm}  # noqa: E731
+    robot = replace(
+        load_robot("cartpole"),
+        state_message=(
+            reading("a", "cart", "cart_velocity"),
+            reading("b", "pole", "pole_velocity"),
+        ),
+        reference_message=(ReferenceTopic("goal", "x/msg/Z", held("cart")),),
+    )
+    assert [topic.topic for topic in robot.state_topics] == ["a", "b"]
+    config = Config({"robot": "cartpole", "use_header_stamps": False})
+    config.robot = robot
+    loop, now = ControlLoop(config), 10**9
+    assert loop.input_topics == {"a": "x/msg/Y", "b": "x/msg/Y", "goal": "x/msg/Z"}
+    assert loop.on_message("a", SimpleNamespace(cart=20.0, cart_velocity=3.0), now) is None
+    assert loop.tick(now).reason == "stopped: waiting for the first b"
+    assert loop.on_message("b", SimpleNamespace(pole=5.0, pole_velocity=7.0), now + 10**8) is None
+    assert loop.on_message("goal", SimpleNamespace(cm=50.0), now) is None
+    tick = loop.tick(now + 10**8)
+    assert tick.driving
+    assert tick.state_age_s == pytest.approx(0.1)  # that of the older part
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state_message": ()},
+        {"state_message": (reading("odom"), reading("odom"))},
+        {"state_message": (reading("plan"),)},
+    ],
+)
+def test_topics_must_have_names_of_their_own(change):
+    with pytest.raises(ValueError, match="allowed are one topic or more"):
+        replace(load_robot("unicycle"), **change)
+
+
 def test_robot_from_outside_the_package_has_its_parameters_checked(own_module):
     with pytest.raises(ConfigError, match=r"weights.on is 1.0, but robot 'slider'"):
         Config({"robot": f"{own_module}:slider", "weights.on": 1.0})
@@ -196,7 +239,7 @@ def test_robot_from_outside_the_package_has_its_parameters_checked(own_module):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hovercraft", r"allowed are \['unicycle', 'bicycle', 'cartpole'\]"),
+        ("hovercraft", r"allowed are \['unicycle', 'bicycle', 'cartpole', 'joint_space'\]"),
         ("nowhere.to_be:found", "ModuleNotFoundError: No module named 'nowhere'"),
         ("elsewhere.slides:glider", "AttributeError: .* no attribute 'glider'"),
         ("elsewhere.broken:slider", "AttributeError: 'Robot' object has no attribute 'bogus'"),

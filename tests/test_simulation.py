@@ -14,6 +14,11 @@ COMMANDS = {
     "unicycle": {"v": 0.7, "vy": 0.0, "w": 0.9},
     "bicycle": {"v": 4.0, "vy": 0.0, "w": 0.5},
     "cartpole": {"force": 7.0},
+    "joint_space": {
+        f"joint{i}{part}@0.05": value
+        for i in range(1, 8)
+        for part, value in (("", 0.0), ("_velocity", 0.1 * i), ("_acceleration", 0.0))
+    },
 }
 
 
@@ -85,3 +90,19 @@ def test_no_time_no_motion_and_reset_goes_back():
     assert not np.array_equal(simulation.state, config.initial_state())
     simulation.reset()
     assert np.array_equal(simulation.state, config.initial_state())
+
+
+@pytest.mark.parametrize("delay", [0.03, 0.1, 0.35])
+def test_delayed_command_acts_as_the_same_command_later(delay):
+    config = Config({})
+    late, twin = Simulation(config, delay_s=delay), Simulation(config)
+    commands = [{"v": v, "w": w} for v, w in np.random.default_rng(3).uniform(-0.3, 1.0, (20, 2))]
+    twin.advance(config.robot.stop_values({}), delay)
+    for command in commands:
+        late.advance(command, 0.05)
+        twin.advance(command, 0.05)
+    late.advance(commands[-1], delay)
+    assert late.state == pytest.approx(twin.state, abs=1e-5)
+    late.reset()
+    late.advance(commands[0], delay)
+    assert np.array_equal(late.state, config.initial_state())

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from mpc_banded import messages
+from mpc_banded.messages import CommandTopic, ReferenceTopic, StateTopic, Values
 from mpc_banded.problem import (
     Dynamics,
     Inequality,
@@ -25,9 +26,22 @@ from mpc_banded.problem import (
     Trajectory,
 )
 
-BUILT_IN = ("unicycle", "bicycle", "cartpole")
+BUILT_IN = ("unicycle", "bicycle", "cartpole", "joint_space")
 
-Values = Mapping[str, float]
+
+@dataclass(frozen=True)
+class Option:
+    """A parameter that chooses among variants of a robot; it holds from the start on.
+
+    Attributes:
+        default: A string, or a tuple of different ones.
+        description: One sentence.
+        choices: Allowed strings; empty allows any.
+    """
+
+    default: str | tuple[str, ...]
+    description: str
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,10 +52,12 @@ class Robot:
         name: For messages and diagnostics.
         states: Name of each state, in the order of ``x``.
         inputs: Name of each input, in the order of ``u``.
-        state_message: Kind of message that carries the state: a key of messages.STATES.
-        command_message: Kind of message that carries the command: a key of messages.COMMANDS.
+        state_message: Kind of message that carries the state: a key of messages.STATES, or topics
+            of any other type. A robot with several has a state once each of them has spoken.
+        command_message: Kind of message that carries the command: a key of messages.COMMANDS, or
+            a topic of any other type.
         reference_message: Kind of message that carries the reference: a key of
-            messages.REFERENCES.
+            messages.REFERENCES, or topics of any other type.
         reference: Names of the columns of ``p["reference"]``.
         dynamics, stage_costs, terminal_costs, inequalities, penalties, weights: As in
             OptimalControlProblem; ``p`` holds "reference", each value of ``model`` by its name,
@@ -53,6 +69,20 @@ class Robot:
         actuate: ``(x, command, model) -> u``: what the machine makes of a command, for the
             simulator and for the delay compensation. By default the command is the input; a
             robot with a ``command`` of its own must say.
+        velocities: Position among the states -> names whose limits bound its rate, to tell jumps
+            from motion. By default ``v`` and ``vy`` for x and y, ``w`` for yaw, and
+            ``<name>_velocity`` for any other, where they exist.
+        braking: Value of a command -> the input whose limits bound its rate while the robot slows
+            down without a plan, or another value that it stays in proportion to. Others go to
+            their stop at once.
+        slow: ``(last command, elapsed s, limits) -> command``, in place of ``braking`` for
+            commands that are no rates; after infinite time the robot stands.
+        points: How many points of the plan a command carries, one interval apart and without the
+            lead, each with the input that leads there; values are then named ``name@seconds``.
+            0 for commands of one time only.
+        options: Parameters by name that choose a variant of the robot.
+        variant: Makes it, called with the values of ``options`` by name; the same object for the
+            same values.
         obstacles: Number of obstacle slots.
         radius: Of the robot's rim around its position, in m.
         cyclic: States that are angles, equal modulo a full turn.
@@ -63,9 +93,9 @@ class Robot:
     name: str
     states: tuple[str, ...]
     inputs: tuple[str, ...]
-    state_message: str
-    command_message: str
-    reference_message: str
+    state_message: str | tuple[StateTopic, ...]
+    command_message: str | CommandTopic
+    reference_message: str | tuple[ReferenceTopic, ...]
     reference: tuple[str, ...]
     dynamics: Dynamics
     stage_costs: Mapping[str, StageCost]
@@ -77,6 +107,12 @@ class Robot:
     model: Values = field(default_factory=dict)
     command: Callable[[np.ndarray, np.ndarray, Values], dict[str, float]] | None = None
     actuate: Callable[[np.ndarray, Values, Values], np.ndarray] | None = None
+    velocities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    braking: Mapping[str, str] = field(default_factory=dict)
+    slow: Callable[[Values, float, Mapping[str, list[float]]], dict[str, float]] | None = None
+    points: int = 0
+    options: Mapping[str, Option] = field(default_factory=dict)
+    variant: Callable[..., Robot] | None = None
     obstacles: int = 0
     radius: float = 0.0
     cyclic: tuple[str, ...] = ()
@@ -90,8 +126,15 @@ class Robot:
             ("command_message", self.command_message, messages.COMMANDS),
             ("reference_message", self.reference_message, messages.REFERENCES),
         ):
-            if kind not in table:
-                raise ValueError(f"{what} is {kind!r}; allowed are {sorted(table)}")
+            if isinstance(kind, str) and kind not in table:
+                raise ValueError(f"{what} is {kind!r}; allowed are {sorted(table)} and topics")
+        heard = [topic.topic for topic in self.state_topics]
+        heard += [topic.topic for topic in self.reference_topics]
+        if not self.state_topics or len(set(heard)) < len(heard):
+            raise ValueError(
+                f"state and reference come on {heard}; allowed are one topic or more of the "
+                "state, and different names"
+            )
         if (self.command is None) != (self.actuate is None):
             raise ValueError("command and actuate belong together; give both or neither")
         if self.command_message == "twist" and self.command is None:
@@ -103,10 +146,47 @@ class Robot:
         named = (*self.states, *self.inputs)
         if len(set(named)) < len(named):
             raise ValueError(f"names of states and inputs must differ; got {named}")
-        for what, names in (("limits", self.limits), ("cyclic", self.cyclic)):
+        if not self.velocities:
+            object.__setattr__(self, "velocities", self._usual_velocities())
+        for what, names in (
+            ("limits", self.limits),
+            ("cyclic", self.cyclic),
+            ("velocities", [*self.velocities, *sum(self.velocities.values(), ())]),
+        ):
             unknown = sorted(set(names) - set(named))
             if unknown:
                 raise ValueError(f"{what} has unknown names {unknown}; allowed are {named}")
+
+    def _usual_velocities(self) -> dict[str, tuple[str, ...]]:
+        named = (*self.states, *self.inputs)
+        planar = tuple(name for name in ("v", "vy") if name in named)
+        usual = {"x": planar, "y": planar, "yaw": ("w",) if "w" in named else ()}
+        for name in self.states:
+            usual.setdefault(name, (f"{name}_velocity",) if f"{name}_velocity" in named else ())
+        return {name: rates for name, rates in usual.items() if rates and name in self.states}
+
+    @property
+    def state_topics(self) -> tuple[StateTopic, ...]:
+        """The topics that carry the state."""
+        kind = self.state_message
+        return (messages.STATES[kind],) if isinstance(kind, str) else kind
+
+    @property
+    def command_topic(self) -> CommandTopic:
+        """The topic that carries the command."""
+        kind = self.command_message
+        return messages.COMMANDS[kind](self.command_names) if isinstance(kind, str) else kind
+
+    @property
+    def reference_topics(self) -> tuple[ReferenceTopic, ...]:
+        """The topics that carry the reference."""
+        kind = self.reference_message
+        return messages.REFERENCES[kind] if isinstance(kind, str) else kind
+
+    @property
+    def command_names(self) -> tuple[str, ...]:
+        """Names of the values in a command."""
+        return tuple(self.stop_values(self.model))
 
     def problem(
         self,
@@ -145,14 +225,34 @@ class Robot:
         """The state (nx,) from named values; raises KeyError naming what a message lacks."""
         missing = [name for name in self.states if name not in values]
         if missing:
-            raise KeyError(f"{self.state_message} has no {missing}; it has {sorted(values)}")
+            heard = " and ".join(topic.topic for topic in self.state_topics)
+            raise KeyError(f"{heard} has no {missing}; it has {sorted(values)}")
         return np.array([values[name] for name in self.states], dtype=np.float64)
 
-    def command_values(self, plan: Trajectory, lead_s: float, model: Values) -> dict[str, float]:
-        """What the command message shall carry, ``lead_s`` seconds into the plan."""
+    def command_values(
+        self, plan: Trajectory, lead_s: float, model: Values, into_s: float = 0.0
+    ) -> dict[str, float]:
+        """What the command message shall carry ``into_s`` seconds into the plan.
+
+        Args:
+            plan: Of states and inputs.
+            lead_s: How much later the machine reaches a commanded value.
+            model: Physical constants.
+            into_s: Since the beginning of the plan.
+        """
+        if self.points and self.command is not None:
+            ahead = [(k + 1) * plan.dt for k in range(self.points)]
+            return {
+                f"{name}@{t:.9g}": value
+                for t in ahead
+                for name, value in self.command(
+                    plan.state_at(into_s + t), plan.input_at(into_s + t - 0.5 * plan.dt), model
+                ).items()
+            }
+        u = plan.input_at(into_s)
         if self.command is None:
-            return dict(zip(self.inputs, plan.inputs[0].tolist(), strict=True))
-        return self.command(plan.state_at(lead_s), plan.inputs[0], model)
+            return dict(zip(self.inputs, u.tolist(), strict=True))
+        return self.command(plan.state_at(into_s + lead_s), u, model)
 
     def stop_values(self, model: Values) -> dict[str, float]:
         """What the command message carries to stop: the command of standing at the origin."""

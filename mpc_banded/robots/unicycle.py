@@ -105,6 +105,7 @@ unicycle = Robot(
     },
     command=command,
     actuate=actuate,
+    braking={"v": "linear_acceleration", "w": "angular_acceleration"},
     obstacles=4,
     radius=RADIUS,
     cyclic=("yaw",),

@@ -61,7 +61,7 @@ class MpcTask:
         self._commands = node.create_publisher(self._port.message_class, self._port.topic, 1)
         planar = {"x", "y", "yaw"} <= set(config.robot.states)
         self._paths = node.create_publisher(Path, "~/optimal_path", 1) if planar else None
-        self._subscribe(config)
+        self._subscribe()
         node.create_service(Trigger, "~/reset", self._reset)
         node.create_service(SetBool, "~/enable", self._enable)
         parameters.keep_weights_live(node, config, self._loop.controller)
@@ -82,42 +82,28 @@ class MpcTask:
         self._commands.wait_for_all_acked(Duration(seconds=FAREWELL_S))
         self._end_compilation()
 
-    def _subscribe(self, config: Config) -> None:
-        state_topic = interfaces.STATE_TOPICS[config.robot.state_message]
-        self._node.create_subscription(
-            interfaces.state_class(config), state_topic, self._on_state, interfaces.NEWEST
-        )
-        for topic, kind in messages.REFERENCES[config.robot.reference_message].items():
-            take = partial(self._on_reference, topic)
-            self._node.create_subscription(interfaces.message_class(kind), topic, take, 1)
+    def _subscribe(self) -> None:
+        states = {topic.topic for topic in self._loop.robot.state_topics}
+        for topic, kind in self._loop.input_topics.items():
+            take = partial(self._on_message, topic, topic in states)
+            quality = interfaces.NEWEST if topic in states else 1
+            self._node.create_subscription(interfaces.message_class(kind), topic, take, quality)
 
-    def _on_state(self, message: Any) -> None:
-        rejected = self._loop.on_state(message, self._node.get_clock().now().nanoseconds)
-        self._frame = message.header.frame_id
+    def _on_message(self, topic: str, is_state: bool, message: Any) -> None:
+        if is_state and hasattr(message, "header"):
+            self._frame = message.header.frame_id
+        now_ns = self._node.get_clock().now().nanoseconds
+        rejected = self._loop.on_message(topic, message, now_ns)
         if rejected:
             self._diagnostics.counters.rejected_messages += 1
             self._node.get_logger().warning(
-                f"state rejected: {rejected}", throttle_duration_sec=REPEAT_S
+                f"{topic} rejected: {rejected}", throttle_duration_sec=REPEAT_S
             )
-
-    def _on_reference(self, topic: str, message: Any) -> None:
-        log = self._node.get_logger()
-        frame = message.header.frame_id
-        if frame and self._frame and frame != self._frame:
-            log.warning(
-                f"{topic} is in frame {frame!r} and the state in {self._frame!r}; it is taken "
-                "as if both were the same",
-                throttle_duration_sec=REPEAT_S,
-            )
-        rejected = self._loop.on_reference(topic, message)
-        if rejected:
-            self._diagnostics.counters.rejected_messages += 1
-            log.warning(f"{topic} rejected: {rejected}", throttle_duration_sec=REPEAT_S)
 
     def _cycle(self) -> None:
         began = time.perf_counter()
         now_ns = self._node.get_clock().now().nanoseconds
-        tick = self._loop.tick(now_ns, self._deadline_s, self._latency_s)
+        tick = self._loop.tick(now_ns, deadline_s=self._deadline_s, latency_s=self._latency_s)
         self._send(tick.command)
         self._latency_s += LATENCY_GAIN * (time.perf_counter() - began - self._latency_s)
         missed = time.perf_counter() - began > self._period_s

@@ -38,7 +38,7 @@ class SimulatorTask:
     def __init__(self, node: Node) -> None:
         self._node = node
         config = parameters.declare(node)
-        self._simulation = Simulation(config)
+        self._simulation = Simulation(config, delay_s=config["simulator.actuation_delay"])
         self._period_s = 1.0 / config["simulator.frequency"]
         self._command_timeout_ns = 1e9 * config["simulator.command_timeout"]
         self._stop = config.robot.stop_values(config.section("model"))
@@ -47,15 +47,17 @@ class SimulatorTask:
         self._is_publishing = True
         self._timer: Timer | None = None
         self._port = interfaces.CommandPort(config)
-        self._state_class = interfaces.state_class(config)
-        self._fill = messages.STATES[config.robot.state_message][2]
-        state_topic = interfaces.STATE_TOPICS[config.robot.state_message]
-        self._states = node.create_publisher(self._state_class, state_topic, 10)
+        self._states = [
+            (node.create_publisher(kind, topic.topic, 10), kind, topic.fill)
+            for topic in config.robot.state_topics
+            if (kind := interfaces.message_class(topic.type)) and topic.fill is not None
+        ]
         node.create_subscription(self._port.message_class, self._port.topic, self._on_command, 1)
         node.create_service(Trigger, "~/reset", self._reset)
         node.create_service(SetBool, "~/publish", self._set_publishing)
         node.get_logger().info(
-            f"{config.robot.name}: obeys {self._port.topic}, publishes {state_topic}"
+            f"{config.robot.name}: obeys {self._port.topic}, publishes "
+            f"{' and '.join(topic.topic for topic in config.robot.state_topics)}"
         )
 
     def activate(self) -> None:
@@ -76,7 +78,7 @@ class SimulatorTask:
         try:
             values = self._port.values(message)
         except ValueError as error:
-            self._ignore(f"{error}; allowed are {', '.join(self._port.names)}")
+            self._ignore(str(error))
             return
         if all(math.isfinite(value) for value in values.values()):
             self._command, self._command_ns = values, self._now_ns()
@@ -99,13 +101,14 @@ class SimulatorTask:
             self._publish()
 
     def _publish(self) -> None:
-        message = self._state_class()
-        message.header.stamp = self._node.get_clock().now().to_msg()
-        message.header.frame_id = FRAME
-        if hasattr(message, "child_frame_id"):
-            message.child_frame_id = interfaces.BASE_FRAME
-        self._fill(message, self._simulation.values)
-        self._states.publish(message)
+        for publisher, kind, fill in self._states:
+            message = kind()
+            message.header.stamp = self._node.get_clock().now().to_msg()
+            message.header.frame_id = FRAME
+            if hasattr(message, "child_frame_id"):
+                message.child_frame_id = interfaces.BASE_FRAME
+            fill(message, self._simulation.values)
+            publisher.publish(message)
 
     def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._simulation.reset()

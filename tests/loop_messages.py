@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages for the control loop, as plain fields."""
+
+from types import SimpleNamespace
+
+from mpc_banded.messages import fill_odometry, set_yaw
+
+
+def fields(**values):
+    return SimpleNamespace(**values)
+
+
+def ns(seconds):
+    return round(1e9 * seconds)
+
+
+def header(stamp_s=0.0, frame=""):
+    seconds, nanoseconds = divmod(ns(stamp_s), 10**9)
+    return fields(stamp=fields(sec=seconds, nanosec=nanoseconds), frame_id=frame)
+
+
+def vector():
+    return fields(x=0.0, y=0.0, z=0.0, w=1.0)
+
+
+def pose(x, y, yaw=0.0, stamp_s=0.0, frame=""):
+    """The fields of geometry_msgs/PoseStamped."""
+    result = fields(position=fields(x=x, y=y, z=0.0), orientation=vector())
+    set_yaw(result.orientation, yaw)
+    return fields(header=header(stamp_s, frame), pose=result)
+
+
+def odometry(stamp_s=0.0, frame="odom", **values):
+    """The fields of nav_msgs/Odometry."""
+    twist = fields(twist=fields(linear=vector(), angular=vector()))
+    message = fields(header=header(stamp_s, frame), pose=pose(0.0, 0.0), twist=twist)
+    fill_odometry(message, {"x": 0.0, "y": 0.0, "yaw": 0.0} | values)
+    return message
+
+
+def plan(*points, frame="", **more):
+    """The fields of nav_msgs/Path with poses at the points (x, y) or (x, y, yaw)."""
+    return fields(header=header(frame=frame), poses=[pose(*point, **more) for point in points])
+
+
+AHEAD = plan((0.0, 0.0), (5.0, 0.0))
