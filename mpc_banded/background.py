@@ -64,17 +64,26 @@ class Compilation(Protocol):
             CompilationFailed: There will be none.
         """
 
+    def cancel(self) -> bool:
+        """Ask it to end, without waiting; whether it has, and ``close`` is quick."""
+
     def close(self) -> None:
         """End it, and all that it has started, if it is still under way."""
 
 
-def begin(config: Config, missing: NotBuilt) -> Compilation:
-    """Compile what a controller of this configuration did not find in the cache.
+def begin(config: Config, missing: NotBuilt | None = None) -> Compilation:
+    """Compile the derivatives of a configuration.
+
+    Args:
+        config: What to compile.
+        missing: What its controller did not find in the cache, if it has looked there.
 
     Raises:
         OSError: There can be no other process.
     """
-    return OtherProcess(config) if missing.build is None else Compiler(missing)
+    if missing is None or missing.build is None:
+        return OtherProcess(config)
+    return Compiler(missing)
 
 
 class Compiler:
@@ -90,7 +99,7 @@ class Compiler:
         self._build = missing.build
         self._began = time.monotonic()
         self._compiler: subprocess.Popen[str] | None = None
-        self._closed = False
+        self._is_cancelled = False
         self._outcome: Path | Exception | None = None
         self._thread = threading.Thread(target=self._run, name="compiler", daemon=True)
         self._thread.start()
@@ -109,7 +118,7 @@ class Compiler:
     def _started(self, compiler: subprocess.Popen[str]) -> None:
         _yield_to_others(compiler)
         self._compiler = compiler
-        if self._closed:
+        if self._is_cancelled:
             _signal(compiler, signal.SIGKILL)
 
     def poll(self) -> Path | None:
@@ -118,11 +127,17 @@ class Compiler:
             raise CompilationFailed(" ".join(str(self._outcome).split())) from self._outcome
         return self._outcome
 
+    def cancel(self) -> bool:
+        """See Compilation."""
+        if not self._is_cancelled:
+            self._is_cancelled = True
+            if self._compiler is not None:
+                _signal(self._compiler, signal.SIGKILL)
+        return not self._thread.is_alive()
+
     def close(self) -> None:
         """See Compilation."""
-        self._closed = True
-        if self._compiler is not None and self._compiler.returncode is None:
-            _signal(self._compiler, signal.SIGKILL)
+        self.cancel()
         self._thread.join(GRACE_S)
 
 
@@ -139,6 +154,7 @@ class OtherProcess:
     def __init__(self, config: Config) -> None:
         self.remarks: list[str] = []
         self._began = time.monotonic()
+        self._is_cancelled = False
         # Files, not pipes: neither side ever waits for the other.
         with ExitStack() as opened:
             given, self._output, self._errors = (
@@ -174,6 +190,13 @@ class OtherProcess:
         told = self.remarks.pop() if status > 0 and self.remarks else f"exit status {status}"
         raise CompilationFailed(told.removeprefix(NOT_COMPILED))
 
+    def cancel(self) -> bool:
+        """See Compilation."""
+        if not self._is_cancelled:
+            self._is_cancelled = True
+            _signal(self._process, signal.SIGTERM)
+        return self._process.poll() is not None
+
     def close(self) -> None:
         """See Compilation."""
         if self._process.poll() is None:
@@ -195,6 +218,8 @@ def _yield_to_others(process: subprocess.Popen[Any]) -> None:
 
 def _signal(leader: subprocess.Popen[Any], number: int) -> None:
     """Signal a process group."""
+    if leader.returncode is not None:
+        return  # its number may be another's by now
     with suppress(ProcessLookupError):
         os.killpg(leader.pid, number)
 
