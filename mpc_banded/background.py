@@ -200,9 +200,10 @@ class OtherProcess:
     def close(self) -> None:
         """See Compilation."""
         if self._process.poll() is None:
-            _signal(self._process, signal.SIGTERM)
+            self.cancel()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE_S)
+        if self._is_cancelled:  # what it has started may be in no hurry
             _signal(self._process, signal.SIGKILL)
             self._process.wait()
         self._output.close()
@@ -218,8 +219,6 @@ def _yield_to_others(process: subprocess.Popen[Any]) -> None:
 
 def _signal(leader: subprocess.Popen[Any], number: int) -> None:
     """Signal a process group."""
-    if leader.returncode is not None:
-        return  # its number may be another's by now
     with suppress(ProcessLookupError):
         os.killpg(leader.pid, number)
 
