@@ -117,7 +117,7 @@ class ControlLoop:
         self.controller = config.controller()
         self.enabled = True
         self.reference: Reference | None = None
-        if self.robot.reference_message == "joint_trajectory":
+        if self.robot.reference_message == "joint_trajectory" and self.robot.rests:
             self.reference = JointReference({})
         self._held: dict[str, float] = {}
         self._pending: tuple[ReferenceTopic, Any, int] | None = None
