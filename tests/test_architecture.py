@@ -40,6 +40,7 @@ ORDER = (
     "config",
     "simulation",
     "watchdog",
+    "following",
     "fallback",
     "obstacles",
     "explain",
