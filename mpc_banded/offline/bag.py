@@ -262,8 +262,8 @@ class Bag:
         copy, count = salvage.rescued(file, self._scratch())
         if not count:
             raise BagError(
-                f"{file} {remark or 'has no index'}, and there is no whole message in it; record "
-                "again, or copy it again from where it was recorded"
+                f"{file} {remark or 'has no index'}, and no message in it can be found; copy "
+                "it again from where it was recorded, or try 'mcap recover' or 'sqlite3 .recover'"
             )
         if remark:
             self.remarks.append(f"{file.name} {remark}; {count} messages could be read")
