@@ -9,10 +9,8 @@ from lifecycle_msgs.srv import (
     GetAvailableTransitions,
     GetState,
 )
-from rcl_interfaces.srv import SetParametersAtomically
-from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
-from ros_harness import Process, Robot
+from ros_harness import Process, Robot, Watcher
 
 from mpc_banded.demo import figure_of_eight
 
@@ -32,7 +30,7 @@ DOWN = (
 def waiting(tmp_path_factory):
     """A unicycle whose node waits for a lifecycle manager."""
     folder = tmp_path_factory.mktemp("lifecycle")
-    robot = Robot("unicycle", folder, "managed", autostart=False)
+    robot = Robot("unicycle", folder, "managed", node_parameters={"autostart": False})
     yield robot
     robot.close()
 
@@ -99,12 +97,7 @@ def test_states_and_transitions_are_those_of_every_lifecycle_node(waiting):
 
 
 def test_parameters_set_in_between_hold_after_the_next_configure(waiting):
-    values = {"weights.position": 7.5, "horizon": 25}
-    request = SetParametersAtomically.Request(
-        parameters=[Parameter(name, value=x).to_parameter_msg() for name, x in values.items()]
-    )
-    service = "mpc_node/set_parameters_atomically"
-    assert waiting.request(SetParametersAtomically, service, request).result.successful
+    assert not waiting.set_at_once(weights__position=7.5, horizon=25)
     go(waiting, UP[:1])
     assert "horizon 25" in waiting.node.output
     assert "weights.position 7.5" in waiting.node.output
@@ -126,7 +119,7 @@ def test_shutdown_from_active_stops_the_robot_and_the_process_ends_with_code_0(w
 def test_refused_configuration_leaves_a_waiting_node_unconfigured(tmp_path):
     arguments = ["-p", "autostart:=false", "-p", "horizn:=30", "-r", "__ns:=/refused"]
     node = Process("node", tmp_path / "log", *arguments)
-    robot = Robot.observing(node, "refused")
+    robot = Watcher("refused", node)
     try:
         assert not change(robot, Transition.TRANSITION_CONFIGURE)
         assert state(robot) == UNCONFIGURED
