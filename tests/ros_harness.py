@@ -182,7 +182,7 @@ class Robot(Watcher):
         environment: Of both, beside that of the tests.
         file: Parameter file, where the robot is none of the package.
         node_parameters: For the node alone, and no part of the table.
-        node_arguments: ROS arguments for the node alone.
+        node_arguments, both_arguments: ROS arguments for the node alone, and for both.
         parameters: Of both.
     """
 
@@ -195,12 +195,13 @@ class Robot(Watcher):
         file=None,
         node_parameters=None,
         node_arguments=(),
+        both_arguments=(),
         **parameters,
     ):
         parameters = UNHURRIED | parameters
         file = file or config_file(name)
         self.config = Config.load(file, parameters)
-        self._arguments = ["--params-file", file]
+        self._arguments = ["--params-file", file, *both_arguments]
         for key, value in parameters.items():
             self._arguments += ["-p", f"{key}:={str(value).lower()}"]
         if namespace:

@@ -44,8 +44,10 @@ USELESS = {
 def test_useless_path_is_refused_with_a_reason_and_the_old_one_holds(robot, fault):
     points, frame, why = USELESS[fault]
     robot.publish_plan(points, frame)
-    robot.until(lambda: "messages rejected" in robot.reason, "reported")
-    robot.until(lambda: why in robot.node.output, f"said {why!r}")
+    robot.until(
+        lambda: "1 messages rejected" in robot.reason and why in robot.reason, f"said {why!r}"
+    )
+    assert why in robot.node.output
     here = place(robot)
     robot.until(lambda: place(robot)[0] > here[0] + 0.5, "driven on along the old path")
 

@@ -71,7 +71,7 @@ STOPPING = {
     "freezes": (lambda: Frozen(stamps_move=True), "frozen"),
     "repeats": (lambda: Frozen(stamps_move=False), "repeats the stamp"),
     "not finite": (lambda: lambda m: [edited(m, x=math.nan)], "x of the state message is not"),
-    "ten seconds old": (lambda: lambda m: [edited(m, later_s=-10)], "goes back in time"),
+    "ten seconds old": (lambda: lambda m: [edited(m, later_s=-10)], "the state is 10.0"),
 }
 
 

@@ -13,8 +13,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 from mpc_banded import messages
 from mpc_banded.loop import ControlLoop, Tick
 
-#: Obstacles farther away than this are unused slots, in m.
-FARTHEST_M = 5e3
+#: Height of a circle that is drawn as a cylinder, in m.
 HEIGHT_M = 0.5
 COLOUR = (0.85, 0.3, 0.2, 0.7)
 
@@ -48,7 +47,7 @@ class Drawing:
             columns = [self._loop.robot.states.index(name) for name in ("x", "y", "yaw")]
             self._plans.publish(_path(tick.step.plan.states[:, columns], header))
         if self._markers and self._markers.get_subscription_count():
-            self._markers.publish(self._obstacles(header))
+            self._markers.publish(self._obstacles(tick, header))
         if self._references and self._references.get_subscription_count():
             ahead = self._loop.reference_ahead
             if {"x", "y", "yaw"} <= set(ahead):
@@ -61,12 +60,11 @@ class Drawing:
             if publisher is not None:
                 self._node.destroy_publisher(publisher)
 
-    def _obstacles(self, header: Header) -> MarkerArray:
+    def _obstacles(self, tick: Tick, header: Header) -> MarkerArray:
         cleared = Marker(header=header, action=Marker.DELETEALL)
-        circles = np.asarray(self._loop.obstacles)
-        shown = [c for c in circles.tolist() if max(abs(c[0]), abs(c[1])) < FARTHEST_M]
+        circles = self._loop.circles(tick.now_ns).tolist()
         return MarkerArray(
-            markers=[cleared, *(_cylinder(i, c, header) for i, c in enumerate(shown))]
+            markers=[cleared, *(_cylinder(i, c, header) for i, c in enumerate(circles))]
         )
 
 

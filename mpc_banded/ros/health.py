@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +27,8 @@ PATIENT = (
     *(Reason.DISABLED, Reason.NO_STATE, Reason.NO_REFERENCE, Reason.PLANNING),
     Reason.FOLLOWING,
 )
-#: How often one kind of warning is repeated.
-REPEAT_S = 5.0
+#: How often one kind of warning is repeated, and how many kinds are told apart.
+REPEAT_S, KINDS = 5.0, 50
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
@@ -63,6 +66,8 @@ class Health:
         self.counters = Counters()
         self._reported = Counters()
         self._tick: Tick | None = None
+        self._rejection = ""
+        self._told: dict[str, float] = {}
         self._name = f"{node.get_fully_qualified_name().lstrip('/')}: control loop"
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 1)
         self._timer = node.create_timer(
@@ -73,6 +78,17 @@ class Health:
         """Publish nothing any more."""
         self._node.destroy_timer(self._timer)
         self._node.destroy_publisher(self._publisher)
+
+    def rejected(self, topic: str, why: str) -> None:
+        """A message was rejected; each kind of reason is logged now and then."""
+        self.counters.rejected_messages += 1
+        self._rejection = f"{topic} rejected: {why}"
+        kind, now_s = re.sub(r"[-+.\d]+", "", self._rejection), time.monotonic()
+        if now_s - self._told.get(kind, -math.inf) >= REPEAT_S:
+            if len(self._told) >= KINDS:
+                self._told.clear()
+            self._told[kind] = now_s
+            self._node.get_logger().warning(self._rejection)
 
     def count(self, tick: Tick, timing: Timing) -> None:
         """Take one cycle into account; a new kind of reason, and a late cycle, is logged."""
@@ -152,7 +168,9 @@ class Health:
         cycles = now.cycles - before.cycles
         result = [f"of {cycles} cycles {', '.join(told)}"] if told else []
         rejected = now.rejected_messages - before.rejected_messages
-        return [*result, f"{rejected} messages rejected"] if rejected else result
+        if rejected:
+            result.append(f"{rejected} messages rejected, last {self._rejection}")
+        return result
 
     def _company(self) -> list[str]:
         """What is wrong with the others on the topic of the commands."""

@@ -27,8 +27,8 @@ from mpc_banded.ros.parameters import LiveParameters
 from mpc_banded.ros.renewal import Renewal
 from mpc_banded.ros.telemetry import Telemetry
 
-#: How often one kind of warning is repeated, and how long the last command may take to go out.
-REPEAT_S, FAREWELL_S = 5.0, 0.5
+#: How long the last command may take to go out.
+FAREWELL_S = 0.5
 
 
 class MpcTask:
@@ -126,10 +126,7 @@ class MpcTask:
         self._journal.received(topic, message, now_ns)
         rejected = self._loop.on_message(topic, message, now_ns)
         if rejected:
-            self._health.counters.rejected_messages += 1
-            self._node.get_logger().warning(
-                f"{topic} rejected: {rejected}", throttle_duration_sec=REPEAT_S
-            )
+            self._health.rejected(topic, rejected)
         elif is_state:
             self._frame = messages.frame_of(message) or self._frame
 
