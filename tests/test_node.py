@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """A unicycle drives a figure of eight; what node and simulator say over DDS is looked at."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+import yaml
 from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import Twist, TwistStamped
+from nav_msgs.msg import Path as PathMessage
 from rcl_interfaces.srv import DescribeParameters
 from rclpy.parameter import Parameter
-from ros_harness import Robot, position
+from ros_harness import Robot, config_file, position
+from visualization_msgs.msg import Marker, MarkerArray
 
 from mpc_banded.demo import figure_of_eight
 
@@ -127,3 +132,51 @@ def test_parameters_are_described(unicycle):
     assert obstacles.type == Parameter.Type.DOUBLE_ARRAY.value
     assert not weight.read_only
     assert timeout.additional_constraints == "Allowed are numbers >= 0."
+
+
+def topics_in(layout):
+    """Topics that the Foxglove layout or the RViz configuration names, relative."""
+    if isinstance(layout, dict):
+        named = [layout[key] for key in ("topicToRender", "poseTopic") if key in layout]
+        named += [x.split(".")[0] for x in [layout.get("value", "")] if str(x).startswith("/")]
+        named += list(layout.get("topics", ()))
+        named += [layout["Topic"]["Value"]] if "Topic" in layout else []
+        inside = [topic for value in layout.values() for topic in topics_in(value)]
+        return {str(topic).lstrip("/") for topic in named} | set(inside)
+    if isinstance(layout, list):
+        return {topic for value in layout for topic in topics_in(value)}
+    return set()
+
+
+@pytest.mark.parametrize("name", ["foxglove_layout.json", "mpc.rviz"])
+def test_layouts_name_topics_that_exist(unicycle, name):
+    text = config_file("unicycle").with_name(name).read_text()
+    layout = json.loads(text) if name.endswith("json") else yaml.safe_load(text)
+    named = topics_in(layout)
+    assert len(named) > 4
+    there = {topic.lstrip("/") for topic, _ in unicycle.observer.get_topic_names_and_types()}
+    assert named <= there
+
+
+def test_obstacles_and_reference_are_drawn(unicycle):
+    markers, references = [], []
+    unicycle.listen(MarkerArray, "mpc_node/obstacles", markers.append)
+    unicycle.listen(PathMessage, "mpc_node/reference", references.append)
+    unicycle.until(lambda: markers and references, "markers and a reference")
+    cleared, *cylinders = markers[-1].markers
+    assert cleared.action == Marker.DELETEALL
+    drawn = [[c.pose.position.x, c.pose.position.y, 0.5 * c.scale.x] for c in cylinders]
+    assert np.ravel(drawn) == pytest.approx(unicycle.config["obstacles"])
+    assert len(references[-1].poses) == unicycle.config["horizon"] + 1
+    assert {m.header.frame_id for m in (cleared, *cylinders, references[-1])} == {"odom"}
+
+
+def test_others_on_the_command_topic_are_named(unicycle):
+    intruder = unicycle.observer.create_publisher(TwistStamped, "cmd_vel", 1)
+    unicycle.until(lambda: "published by others as well: observer" in unicycle.reason, "warned")
+    assert unicycle.statuses[-1].level == DiagnosticStatus.WARN
+    unicycle.observer.destroy_publisher(intruder)
+    unicycle.until(lambda: "published by others" not in unicycle.reason, "no warning")
+    plain = unicycle.observer.create_subscription(Twist, "cmd_vel", print, 1)
+    unicycle.until(lambda: "do not hear each other" in unicycle.reason, "warned of the type")
+    unicycle.observer.destroy_subscription(plain)

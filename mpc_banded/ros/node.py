@@ -160,7 +160,7 @@ class MpcTask:
         values = after.values.items()
         self._journal.changed({name: x for name, x in values if x != before[name]})
         if self._timer is not None and after.period_s != self._pace.period_s:
-            self._pace = Pace(after.period_s)
+            self._pace.period_s = after.period_s
             self._timer.timer_period_ns = int(1e9 * after.period_s)
 
     def _send(self, values: messages.Values) -> None:

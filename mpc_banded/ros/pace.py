@@ -43,6 +43,7 @@ class Pace:
         period_s: Of the cycles.
 
     Attributes:
+        period_s: May change between two cycles.
         latency_s: Expected time from the beginning of a cycle until its command is out.
     """
 

@@ -35,6 +35,7 @@ class Renewal:
         self._wanted = loop.config
         self._compilation: BackgroundCompilation | None = None
         self._compiling = loop.config
+        self._ending: list[BackgroundCompilation] = []
         self._may_compile = bool(loop.config["compile"])
         self.derivatives = "eager"
         if self._may_compile:
@@ -61,6 +62,7 @@ class Renewal:
 
     def poll(self) -> None:
         """Go over to what is ready; called between two cycles."""
+        self._ending = [each for each in self._ending if not _ended(each)]
         if self._compilation is None and self._wanted is self._loop.config:
             return
         try:
@@ -74,8 +76,16 @@ class Renewal:
 
     def close(self) -> None:
         """End what is being made."""
+        self._drop()
+        for each in self._ending:
+            each.close()
+        self._ending = []
+
+    def _drop(self) -> None:
+        """What is being made is not wanted any more; nobody waits for its end."""
         if self._compilation is not None:
-            self._compilation.close()
+            self._ending.append(self._compilation)
+            self._compilation.cancel()
             self._compilation = None
 
     def _take_from_cache(self) -> None:
@@ -107,11 +117,11 @@ class Renewal:
             if self._compilation is None or self._compiling.rebuilds(wanted):
                 self._compile(wanted)
             return
-        self.close()
+        self._drop()
         self._go_over(wanted, controller, "with the library in use")
 
     def _compile(self, config: Config) -> None:
-        self.close()
+        self._drop()
         self._compiling = config
         try:
             self._compilation = BackgroundCompilation(config)
@@ -137,7 +147,7 @@ class Renewal:
             self._stay_eager(error)
         for remark in compilation.remarks:
             self._log.info(f"the compiling process said: {remark}")
-        self.close()
+        self._drop()
 
     def _go_over(self, config: Config, controller: RecedingHorizonController, how: str) -> None:
         self._loop.adopt(config, controller)
@@ -155,3 +165,11 @@ class Renewal:
         self._log.warning(
             f"derivatives stay eager, so solves take longer; they are not compiled: {error}"
         )
+
+
+def _ended(compilation: BackgroundCompilation) -> bool:
+    """Whether it has come to its end, and is closed."""
+    if not compilation.cancel():
+        return False
+    compilation.close()
+    return True
