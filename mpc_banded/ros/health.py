@@ -123,6 +123,7 @@ class Health:
             "state age [s]": f"{tick.state_age_s:.3f}" if tick else "inf",
             "derivatives": self._renewal.derivatives,
             "under way": self._renewal.under_way,
+            "last rejection": self._rejection,
         }
         counts: Mapping[str, int] = vars(self.counters)
         facts |= {name.replace("_", " "): count for name, count in counts.items()}

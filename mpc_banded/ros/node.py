@@ -59,7 +59,7 @@ class MpcTask:
         node.get_logger().info(_summary(config, self._loop))
         self._loop.warm_up()
         self._pace = Pace(config.period_s)
-        self._journal = Journal()
+        self._journal, self._recorded = Journal(), config
         self._renewal = Renewal(self._loop, node.get_logger())
         self._frame = ""
         self._timer: Timer | None = None
@@ -151,12 +151,12 @@ class MpcTask:
 
     def _renew(self) -> None:
         """Go over to what was set or built since the last cycle."""
-        before = self._loop.config
         self._renewal.poll()
-        after = self._loop.config
+        before, after = self._recorded, self._loop.config
         self._journal.derivatives = self._renewal.derivatives
         if after is before:
             return
+        self._recorded = after
         values = after.values.items()
         self._journal.changed({name: x for name, x in values if x != before[name]})
         if self._timer is not None and after.period_s != self._pace.period_s:
