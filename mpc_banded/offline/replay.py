@@ -24,7 +24,7 @@ import numpy as np
 from mpc_banded.config import Config
 from mpc_banded.cycle import Cycle, Journal
 from mpc_banded.loop import ControlLoop, Tick
-from mpc_banded.messages import stamp_ns_of
+from mpc_banded.messages import frame_of, stamp_ns_of
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.reference import PathReference
 from mpc_banded.tracing import UnsupportedOperation
@@ -92,6 +92,7 @@ class Replay:
     Attributes:
         loop: The control loop.
         names: Relative name -> name in the bag, of all topics that are used.
+        frame: Of the state, as its messages say.
         exact: Whether the bag's own records are followed.
         remarks: Grows while ``cycles`` is consumed.
 
@@ -141,6 +142,7 @@ class Replay:
         if record:
             self.names["cycle"] = record
         self._plan = self._planned(plan) if plan else None
+        self.frame = ""
         self._values: dict[str, float] = {}
         self._recorded: dict[str, float] = {}
         self._turns = dict.fromkeys(self.loop.robot.cyclic, 0.0)
@@ -207,8 +209,8 @@ class Replay:
                 self.remarks.missing += 1
                 if self.remarks.missing == 1:
                     self.remarks.notes.append(
-                        f"the node had a message of {topic}, stamped {1e-9 * stamp_ns:.3f} s, that "
-                        f"the bag has not, before cycle {cycle.number}: commands after it may "
+                        f"the bag lacks a message of {topic}, stamped {1e-9 * stamp_ns:.3f} s, "
+                        f"that the node had before cycle {cycle.number}: commands after it may "
                         "differ; record on the machine of the node, with enough disk"
                     )
             else:
@@ -277,6 +279,7 @@ class Replay:
             return
         read = {state.topic: state.read for state in robot.state_topics}.get(topic)
         if read is not None:
+            self.frame = frame_of(message) or self.frame
             self._values.update(self._unwrapped(read(message)))
 
     def _unwrapped(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -303,8 +306,8 @@ class Replay:
             now[name] += 2.0 * math.pi * round((self._values[name] - now[name]) / (2.0 * math.pi))
         if tick.step is None:
             return now, math.nan
-        judged = [n for n in ("x", "y") if n in names and n in robot.states]
-        judged = judged or [n for n in names if n in robot.states]
+        common = [n for n in names if n in robot.states]
+        judged = [n for n in common if n in ("x", "y")] or common
         rows = [tick.step.plan.states[:, robot.states.index(n)] - columns[n] for n in judged]
         return now, float(np.sqrt(np.mean(np.square(rows)))) if rows else math.nan
 
