@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from heapq import merge
@@ -101,6 +101,11 @@ class Bag:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    @property
+    def types(self) -> Mapping[str, Typestore]:
+        """Message type -> a store that knows it."""
+        return self._stores
 
     @property
     def start_ns(self) -> int:
