@@ -173,10 +173,9 @@ def test_garbage_is_refused_a_thousand_times_while_the_robot_drives(robot):
                 continue  # no garbage: the robot's own scheme
             if name in ("state_frame",) and isinstance(value, str):
                 continue
-            kind = None if not isinstance(value, bytes) else Parameter.Type.NOT_SET
-            parameter = (
-                Parameter(name, kind) if kind else Parameter(name, value=value)
-            ).to_parameter_msg()
+            unset = isinstance(value, bytes)
+            parameter = Parameter(name) if unset else Parameter(name, value=value)
+            parameter = parameter.to_parameter_msg()
             parameters.append(parameter)
         request = SetParameters.Request(parameters=parameters)
         results = robot.request(SetParameters, "mpc_node/set_parameters", request).results
