@@ -63,6 +63,7 @@ class Tick:
         step: The controller's step, None where it was not asked.
         state_age_s: Age of the state in seconds; infinite before the first one.
         now_ns, latency_s: As they were given to ``tick``.
+        held: Whether one cost holds the robot far from its reference; the reason names it.
     """
 
     command: dict[str, float]
@@ -72,6 +73,7 @@ class Tick:
     state_age_s: float
     now_ns: int = 0
     latency_s: float = 0.0
+    held: bool = False
 
     @property
     def driving(self) -> bool:
@@ -117,7 +119,7 @@ class ControlLoop:
         self.enabled = True
         self.reference: Reference | None = None
         self.reference_ahead: dict[str, np.ndarray] = {}
-        if self.robot.reference_message == "joint_trajectory":
+        if self.robot.reference_message == "joint_trajectory" and self.robot.rests:
             self.reference = JointReference({})
         self._held: dict[str, float] = {}
         self._pending: tuple[ReferenceTopic, Any, int] | None = None
@@ -374,14 +376,16 @@ class ControlLoop:
             return replace(self._fallen_back(why, now_ns, effect_ns, age), step=step)
         self._fallback.drove(step.plan, effect_ns)
         weights = self.controller.weights
+        held = explain.held(self.robot, problem, weights, step.plan, parameters)
         told = [
             f"driving on the {step.source.value}: {step.status.value}",
             explain.violated(step.violations),
-            explain.held(self.robot, problem, weights, step.plan, parameters),
+            held,
             "the reference has ended" if self.reference.ended(1e-9 * effect_ns) else "",
             self._watch.remark,
         ]
-        return Tick(command, Reason.DRIVING, "; ".join(filter(None, told)), step, age)
+        reason = "; ".join(filter(None, told))
+        return Tick(command, Reason.DRIVING, reason, step, age, held=bool(held))
 
     def _solved(
         self, state: np.ndarray, parameters: dict[str, Any], effect_ns: int, budget: Budget

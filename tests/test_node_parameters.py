@@ -117,6 +117,7 @@ def test_compiled_problem_is_rebuilt_aside_while_the_old_one_drives(robot, go):
     robot.until(lambda: robot.facts["derivatives"] == "compiled", "compiled")
     go.unlink()
     robot.until(lambda: is_steady(robot), "steady")
+    del robot.cycles[:-1]
     for horizon in range(16, 24):  # the last one counts
         assert not robot.set_at_once(
             horizon=horizon,
