@@ -106,6 +106,7 @@ class ControlLoop:
 
     Attributes:
         enabled: False keeps the robot stopped.
+        reference_ahead: Columns of the reference (horizon + 1,) that the last solve was given.
 
     Raises:
         BandwidthError: The configured bandwidth is smaller than the measured one.
@@ -117,6 +118,7 @@ class ControlLoop:
         self.controller = config.controller()
         self.enabled = True
         self.reference: Reference | None = None
+        self.reference_ahead: dict[str, np.ndarray] = {}
         if self.robot.reference_message == "joint_trajectory":
             self.reference = JointReference({})
         self._held: dict[str, float] = {}
@@ -482,7 +484,7 @@ class ControlLoop:
         now_ns: int = 0,
     ) -> dict[str, Any]:
         times = np.arange(problem.horizon + 1) * problem.dt
-        columns = reference.columns(values, times, 1e-9 * now_ns)
+        columns = self.reference_ahead = reference.columns(values, times, 1e-9 * now_ns)
         parameters: dict[str, Any] = dict(self._model)
         parameters["reference"] = stacked(columns, self.robot.reference, times)
         if self.robot.obstacles:
