@@ -4,28 +4,24 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 
 from mpc_banded.config import Config
 from mpc_banded.loop import ControlLoop
 from mpc_banded.offline.recording import Recording
 from mpc_banded.ros import parameters, process
 from mpc_banded.ros.interfaces import message_class
+from mpc_banded.ros.telemetry import RECORDS
 
 #: As many as may come while the disk is busy. States are offered reliably or not, and a listener
 #: that asks for less hears both.
 STATES = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
 OTHERS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
-#: The first records of a node that was quicker to start are kept for whoever comes late.
-RECORDS = QoSProfile(
-    depth=1000,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)
 CONTROLLER = "mpc_node"
 #: How often new figures are looked for, in seconds.
 SEARCH_S = 1.0
@@ -36,18 +32,19 @@ class RecorderTask:
 
     Args:
         node: In the namespace of the controller, with the controller's parameters, and ``bag``,
-            the folder to write.
+            the folder to write; by default one named after the time, where the process runs.
 
     Raises:
         ConfigError: A parameter is unknown or its value not allowed.
-        ValueError: ``bag`` is missing, or there is something in its place.
+        ValueError: There is something in the place of ``bag``.
     """
 
     def __init__(self, node: Node) -> None:
         self._node = node
         values = parameters.given(node)
-        folder = Path(str(values.pop("bag", "")))
-        if not folder.name or folder.exists():
+        named = f"mpc_{datetime.now():%Y_%m_%d-%H_%M_%S}"
+        folder = Path(str(values.pop("bag", "") or named))
+        if folder.exists():
             raise ValueError(
                 f"bag is {str(folder)!r}; allowed is a folder that does not exist yet"
             )
