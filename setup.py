@@ -33,6 +33,7 @@ setup(
         "console_scripts": [
             "mpc_banded = mpc_banded.cli:main",
             "mpc_node = mpc_banded.ros.node:main",
+            "recorder_node = mpc_banded.ros.recorder:main",
             "simulator_node = mpc_banded.ros.simulator:main",
         ],
     },

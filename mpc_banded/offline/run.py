@@ -105,7 +105,7 @@ def run_sweep(
         (folder / SUMMARY).write_text(json.dumps({"sweep": rows}, indent=2) + "\n", "utf-8")
         table = Table(title=f"Replays of {request.bag.name}", title_justify="left")
         for title in (*axes, *sweep.FIGURES.values()):
-            table.add_column(title, justify="right")
+            table.add_column(title, justify="right", overflow="fold")
         for row in rows:
             cells = [str(row[key]) for key in axes]
             cells += ["-" if row[k] is None else f"{row[k]:.4g}" for k in sweep.FIGURES]

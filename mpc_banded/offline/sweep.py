@@ -154,7 +154,8 @@ def plot(rows: list[dict[str, Any]], axes: Mapping[str, Sequence[Any]], file: Pa
                 which = ", ".join(f"{key} {group[0][key]}" for key in others)
                 values = [row[name] for row in group]
                 shade = 1.0 if not others else 1.0 - 0.75 * k / len(rows)
-                axis.plot(places, values, "o-", color=color, alpha=shade, label=which or None)
+                look: Any = {"color": color, "alpha": shade, "clip_on": False}
+                axis.plot(places, values, "o-", label=which or None, **look)
             axis.set_title(title)
             axis.set_ylim(0.0, None)
             if others:

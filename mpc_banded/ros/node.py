@@ -60,6 +60,7 @@ class MpcTask:
         self._loop.warm_up()
         self._pace = Pace(config.period_s)
         self._journal, self._recorded = Journal(), config
+        self._journal.changed(config.values)  # the first record tells them all
         self._renewal = Renewal(self._loop, node.get_logger())
         self._frame = ""
         self._timer: Timer | None = None
@@ -90,6 +91,7 @@ class MpcTask:
         """Begin to command."""
         self._renewal.poll()
         self._loop.reset()
+        self._journal.reset()
         self._pace = Pace(self._loop.config.period_s)
         self._timer = self._node.create_timer(self._pace.period_s, self._cycle)
         self._health.active = True

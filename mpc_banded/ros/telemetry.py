@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
 from std_msgs.msg import Float64
 
@@ -13,6 +14,12 @@ from mpc_banded.loop import Tick
 from mpc_banded.ros.health import Counters
 from mpc_banded.ros.pace import Timing
 
+#: A recorder that starts a little later than the node still gets the first records.
+RECORDS = QoSProfile(
+    depth=100,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
 #: Figures of every cycle, and of those with a solve.
 OF_ALL = (
     *("state_age_s", "driving", "computing_time_ms", "waiting_time_ms", "jitter_ms"),
@@ -37,7 +44,7 @@ class Telemetry:
     def __init__(self, node: Node, cost_names: tuple[str, ...]) -> None:
         self._node = node
         self._name = f"{node.get_fully_qualified_name().lstrip('/')}: cycle"
-        self._cycles = node.create_publisher(DiagnosticArray, "~/cycle", 10)
+        self._cycles = node.create_publisher(DiagnosticArray, "~/cycle", RECORDS)
         names = (*OF_ALL, *OF_SOLVES, *(f"cost/{name}" for name in cost_names))
         self._figures = {
             name: node.create_publisher(Float64, f"~/telemetry/{name}", 10) for name in names
