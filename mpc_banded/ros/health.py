@@ -155,7 +155,7 @@ class Health:
         if not tick.driving:
             return WARN if tick.code in PATIENT else ERROR, sentence
         # Derivatives that are being compiled at the start are no trouble.
-        is_well = not self._troubles() and not self._company()
+        is_well = not (self._troubles() or self._company() or tick.held)
         return OK if is_well else WARN, sentence
 
     def _troubles(self) -> list[str]:
