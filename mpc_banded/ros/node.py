@@ -66,7 +66,7 @@ class MpcTask:
         self._timer: Timer | None = None
         self._commands = node.create_publisher(self._port.message_class, self._port.topic, 1)
         self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
-        self._health = Health(node, self._commands, self._renewal)
+        self._health = Health(node, self._loop, self._commands, self._renewal)
         self._drawing = Drawing(node, self._loop)
         states = {topic.topic for topic in self._loop.robot.state_topics}
         self._subscriptions = [
