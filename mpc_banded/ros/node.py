@@ -57,11 +57,11 @@ class MpcTask:
             for topic, kind in self._loop.input_topics.items()
         }
         node.get_logger().info(_summary(config, self._loop))
-        self._loop.warm_up()
         self._pace = Pace(config.period_s)
         self._journal, self._recorded = Journal(), config
         self._journal.changed(config.values)  # the first record tells them all
         self._renewal = Renewal(self._loop, node.get_logger())
+        self._loop.warm_up()  # with the derivatives that will drive, if they are there already
         self._frame = ""
         self._timer: Timer | None = None
         self._commands = node.create_publisher(self._port.message_class, self._port.topic, 1)
