@@ -8,7 +8,8 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from ros_harness import Process, Robot, config_file, position
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from ros_harness import Process, Robot, Watcher, config_file, position
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from mpc_banded.demo import figure_of_eight, lane_change
@@ -100,6 +101,18 @@ def test_arm_follows_a_joint_trajectory(folder):
         robot.assert_commands_allowed()
     finally:
         robot.close()
+
+
+def test_node_warns_that_nobody_listens(folder):
+    node = Process("node", folder / "lonely.log", "-r", "__ns:=/lonely")
+    watcher, told = Watcher("lonely", node), []
+    try:
+        watcher.listen(DiagnosticArray, "/diagnostics", told.append, 10)
+        lonely = "nobody listens to /lonely/cmd_vel"
+        watcher.until(lambda: any(lonely in m.status[0].message for m in told), "a warning")
+        assert told[-1].status[0].level == DiagnosticStatus.WARN
+    finally:
+        watcher.close()
 
 
 def test_missing_message_package_is_named(folder):
