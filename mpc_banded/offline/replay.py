@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import csv
 import math
+import re
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.reference import PathReference
 from mpc_banded.tracing import UnsupportedOperation
 
+#: In the reason of a rejection; without them, reasons of one kind can be counted.
+NUMBER = re.compile(r"(?<![\w.])-?\d+(\.\d+)?(e-?\d+)?")
 CYCLE_TYPE = "diagnostic_msgs/msg/DiagnosticArray"
 #: How much later than the record of a cycle the messages it names may have been recorded.
 STRAGGLING_NS = 500_000_000
@@ -66,7 +69,7 @@ class Remarks:
 
     Attributes:
         notes: Sentences.
-        rejected: Reason -> number of messages that the loop rejected.
+        rejected: Reason, with … for its numbers -> how many messages the loop rejected for it.
         missing: Messages that the node had and the bag has not.
     """
 
@@ -275,7 +278,7 @@ class Replay:
         rejected = self.loop.on_message(topic, message, time_ns)
         self._journal.received(topic, message, time_ns)
         if rejected:
-            self.remarks.rejected[rejected] += 1
+            self.remarks.rejected[NUMBER.sub("…", rejected)] += 1
             return
         read = {state.topic: state.read for state in robot.state_topics}.get(topic)
         if read is not None:
