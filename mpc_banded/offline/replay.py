@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import csv
 import math
+import re
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,10 +27,14 @@ from mpc_banded.cycle import Cycle, Journal
 from mpc_banded.loop import ControlLoop, Tick
 from mpc_banded.messages import frame_of, stamp_ns_of
 from mpc_banded.offline.bag import Bag, BagError
+from mpc_banded.offline.frames import Frames, Pose
 from mpc_banded.reference import PathReference
 from mpc_banded.tracing import UnsupportedOperation
 
+#: In the reason of a rejection; without them, reasons of one kind can be counted.
+NUMBER = re.compile(r"(?<![\w.])-?\d+(\.\d+)?(e-?\d+)?")
 CYCLE_TYPE = "diagnostic_msgs/msg/DiagnosticArray"
+TF, TF_TYPE = ("/tf", "/tf_static"), "tf2_msgs/msg/TFMessage"
 #: How much later than the record of a cycle the messages it names may have been recorded.
 STRAGGLING_NS = 500_000_000
 #: Distance between the points of a path that was driven, in m.
@@ -66,7 +71,7 @@ class Remarks:
 
     Attributes:
         notes: Sentences.
-        rejected: Reason -> number of messages that the loop rejected.
+        rejected: Reason, with … for its numbers -> how many messages the loop rejected for it.
         missing: Messages that the node had and the bag has not.
     """
 
@@ -86,6 +91,7 @@ class Replay:
             given are looked for.
         compiled: Whether compiled derivatives are used, where they can be had. Bits are the same
             for the same choice; where the bag has records, its own choice is followed.
+        transforms: (frame, frame within it) -> x, y, yaw, beside those of the bag's ``/tf``.
         plan: A CSV file with columns x and y, or ``driven`` for the path that the bag's robot
             took: a reference for a bag that has none.
 
@@ -109,6 +115,7 @@ class Replay:
         overrides: Mapping[str, Any] | None = None,
         topics: Mapping[str, str] | None = None,
         compiled: bool = True,
+        transforms: Mapping[tuple[str, str], Pose] | None = None,
         plan: str | None = None,
     ) -> None:
         self.bag = bag
@@ -127,6 +134,10 @@ class Replay:
                 )
             base = Config(first.changed)
         self.loop = ControlLoop(base.changed(self._overrides) if self._overrides else base)
+        self._frames = Frames()
+        for (parent, child), pose in (transforms or {}).items():
+            self._frames.place(parent, child, pose)
+        self.loop.transform = self._frames
         self._what_if = config is not None and first is not None and _differ(config, first)
         self._what_if |= bool(self._overrides)
         if self._what_if and self.exact:
@@ -141,6 +152,7 @@ class Replay:
         self.names = self._resolved(given)
         if record:
             self.names["cycle"] = record
+        self.names |= {t: t for t in TF if t in bag.topics and bag.topics[t].type == TF_TYPE}
         self._plan = self._planned(plan) if plan else None
         self.frame = ""
         self._values: dict[str, float] = {}
@@ -266,6 +278,9 @@ class Replay:
     def _hand(self, topic: str, message: Any, time_ns: int) -> None:
         """Give a message to the loop, or keep it to compare with."""
         robot = self.loop.robot
+        if topic in TF:
+            self._frames.take(message)
+            return
         if topic == robot.command_topic.topic:
             try:
                 self._recorded = dict(robot.command_topic.read(message))
@@ -275,7 +290,7 @@ class Replay:
         rejected = self.loop.on_message(topic, message, time_ns)
         self._journal.received(topic, message, time_ns)
         if rejected:
-            self.remarks.rejected[rejected] += 1
+            self.remarks.rejected[NUMBER.sub("…", rejected)] += 1
             return
         read = {state.topic: state.read for state in robot.state_topics}.get(topic)
         if read is not None:

@@ -20,6 +20,7 @@ from joblib import Parallel, delayed
 
 from mpc_banded.config import Config
 from mpc_banded.offline.bag import Bag, BagError
+from mpc_banded.offline.frames import Pose
 from mpc_banded.offline.replay import Replay
 from mpc_banded.offline.report import BLUE, GREEN, ORANGE, RED, STYLE
 from mpc_banded.offline.results import Results
@@ -55,6 +56,7 @@ class Request:
         topics: Relative name -> name in the bag.
         compiled: Whether compiled derivatives are used.
         plan: A CSV file, ``driven``, or None.
+        transforms: (frame, frame within it) -> x, y, yaw.
     """
 
     bag: Path
@@ -63,6 +65,7 @@ class Request:
     topics: Mapping[str, str] = field(default_factory=dict)
     compiled: bool = True
     plan: str | None = None
+    transforms: Mapping[tuple[str, str], Pose] = field(default_factory=dict)
 
     def replay(self, bag: Bag) -> Replay:
         """The replay of an open bag; raises BagError and ConfigError."""
@@ -74,6 +77,7 @@ class Request:
             overrides=self.overrides,
             topics=self.topics,
             compiled=self.compiled,
+            transforms=self.transforms,
             plan=self.plan,
         )
 
