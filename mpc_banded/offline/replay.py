@@ -9,7 +9,6 @@ a machine that is always in time. Neither looks at the machine's clock.
 
 from __future__ import annotations
 
-import copy
 import csv
 import math
 import re
@@ -28,7 +27,6 @@ from mpc_banded.loop import ControlLoop, Tick
 from mpc_banded.messages import frame_of, stamp_ns_of
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.offline.frames import Frames, Pose
-from mpc_banded.reference import PathReference
 from mpc_banded.tracing import UnsupportedOperation
 
 #: In the reason of a rejection; without them, reasons of one kind can be counted.
@@ -49,7 +47,7 @@ class Replayed:
         tick: What the loop decided.
         cycle: The record of it, as the node would publish it.
         state: Newest named values of the state; empty before the first one.
-        reference: Reference at the time of the tick, by name; empty where there is none.
+        reference: Reference at the time of the tick, by name; empty where nothing was solved.
         plan_error: Distance of plan and reference, root of the mean square over the horizon and
             the reference's names (x and y of a path); NaN where there is no plan.
         recorded: Newest command in the bag by name; empty where there is none.
@@ -308,22 +306,17 @@ class Replay:
 
     def _reference(self, tick: Tick) -> tuple[dict[str, float], float]:
         """Where the robot should be now, and how far the plan is from where it should go."""
-        loop, robot = self.loop, self.loop.robot
-        if loop.reference is None or not set(robot.states) <= set(self._values):
+        if tick.step is None:
             return {}, math.nan
-        problem = loop.controller.problem
-        times = np.arange(problem.horizon + 1) * problem.dt
-        asked = copy.copy(loop.reference)  # asking moves a path's progress on
-        columns = asked.columns({name: self._values[name] for name in robot.states}, times)
+        robot, columns = self.loop.robot, self.loop.reference_ahead
         names = [name for name in robot.reference if name in columns]
         now = {name: float(columns[name][0]) for name in names}
-        for name in set(names) & set(robot.cyclic):
+        for name in set(names) & set(robot.cyclic) & set(self._values):
             now[name] += 2.0 * math.pi * round((self._values[name] - now[name]) / (2.0 * math.pi))
-        if tick.step is None:
-            return now, math.nan
-        common = [n for n in names if n in robot.states]
-        judged = [n for n in common if n in ("x", "y")] or common
-        rows = [tick.step.plan.states[:, robot.states.index(n)] - columns[n] for n in judged]
+        common = [name for name in names if name in robot.states]
+        judged = [name for name in common if name in ("x", "y")] or common
+        plan = tick.step.plan.states
+        rows = [plan[:, robot.states.index(name)] - columns[name] for name in judged]
         return now, float(np.sqrt(np.mean(np.square(rows)))) if rows else math.nan
 
     def _compile(self) -> None:
@@ -426,12 +419,12 @@ class Replay:
             raise BagError(f"robot {self.loop.robot.name!r} follows no path; leave --plan out")
         points = self._way() if plan == "driven" else _read_points(Path(plan))
         self.names.pop("plan", None)
-        return SimpleNamespace(
-            poses=[
-                SimpleNamespace(pose=SimpleNamespace(position=SimpleNamespace(x=x, y=y)))
-                for x, y in points
-            ]
-        )
+        level = SimpleNamespace(x=0.0, y=0.0, z=0.0, w=1.0)
+        poses = [
+            SimpleNamespace(position=SimpleNamespace(x=x, y=y), orientation=level)
+            for x, y in points
+        ]
+        return SimpleNamespace(poses=[SimpleNamespace(pose=pose) for pose in poses])
 
     def _way(self) -> list[tuple[float, float]]:
         """Points that the robot of the bag passed."""
@@ -493,8 +486,3 @@ def _read_points(file: Path) -> list[tuple[float, float]]:
             f"{file} cannot be read as a path: {error!r}; allowed are CSV files with columns x "
             "and y"
         ) from error
-
-
-def path_of(loop: ControlLoop) -> np.ndarray | None:
-    """Points (M, 2) of the path that a loop follows; None if it follows none."""
-    return loop.reference.points if isinstance(loop.reference, PathReference) else None
