@@ -41,6 +41,7 @@ bench: $(READY)  ## all figures, about an hour (ARGS="--task bicycle50 --peers m
 	@$(VENV_PYTHON) -m benchmarks $(ARGS)
 	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.hessian)
 	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.performance)
+	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.node)
 
 lint: $(READY)  ## ruff and mypy
 	@$(VENV_PYTHON) -m ruff check .

@@ -102,10 +102,11 @@ class BackgroundCompilation:
 
     def cancel(self) -> bool:
         """Ask the other process to end, without waiting; whether it has, and close is quick."""
-        if not self._is_cancelled:
+        has_ended = self._process.poll() is not None
+        if not has_ended and not self._is_cancelled:
             self._is_cancelled = True
             self._signal(signal.SIGTERM)
-        return self._process.poll() is not None
+        return has_ended
 
     def close(self) -> None:
         """End the other process, and the compiler that it runs, if they are still there."""
@@ -119,8 +120,6 @@ class BackgroundCompilation:
         self._errors.close()
 
     def _signal(self, number: int) -> None:
-        if self._process.returncode is not None:
-            return  # its number may be another's by now
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 

@@ -311,5 +311,7 @@ class Robot(Watcher):
         for values in self.values(self.commands):
             assert np.isfinite(list(values.values())).all()
             for name, value in values.items():
-                lower, upper = self.config.values.get(f"limits.{name}", (-np.inf, np.inf))
+                lower, upper = self.config.values.get(
+                    f"limits.{name.partition('@')[0]}", (-np.inf, np.inf)
+                )
                 assert lower <= value <= upper, f"{name} is {value}"

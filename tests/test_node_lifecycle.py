@@ -62,9 +62,10 @@ def test_manager_brings_the_node_up_and_down_again_and_again(waiting):
     for _ in range(2):
         robot.commands.clear()
         go(robot, UP[:1])
+        robot.publish_plan(figure_of_eight())  # is kept until the node is active
+        robot.drain()
         assert not robot.commands, "an inactive node commands"
         go(robot, UP[1:])
-        robot.publish_plan(figure_of_eight())
         robot.until(robot.is_driving, "driving")
         go(robot, DOWN[:1])
         robot.drain()

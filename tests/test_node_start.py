@@ -4,9 +4,13 @@
 import math
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
+import numpy as np
 import pytest
-from ros_harness import Process, Robot, config_file, position
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from ros_harness import Process, Robot, Watcher, config_file, position
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from mpc_banded.demo import figure_of_eight, lane_change
 
@@ -75,6 +79,50 @@ def test_cartpole_swings(folder):
         robot.assert_commands_allowed()
     finally:
         robot.close()
+
+
+def test_arm_follows_a_joint_trajectory(folder):
+    robot = Robot("joint_space", folder, "arm")
+    try:
+        joints = robot.config["joints"]
+        robot.until(lambda: robot.states, "a state")
+        goal = dict(zip(joints, np.linspace(0.2, 0.8, len(joints)), strict=True))
+        point = JointTrajectoryPoint(positions=list(goal.values()))
+        point.time_from_start.sec = 2
+        message = JointTrajectory(joint_names=list(goal), points=[point])
+        robot.publish(JointTrajectory, "joint_trajectory", message)
+
+        def error():
+            newest = dict(zip(robot.states[-1].name, robot.states[-1].position, strict=True))
+            return max(abs(newest[name] - x) for name, x in goal.items())
+
+        robot.until(lambda: error() < 0.05, "at its goal")
+        assert robot.commands[-1].joint_names == joints
+        robot.assert_commands_allowed()
+    finally:
+        robot.close()
+
+
+def test_node_warns_that_nobody_listens(folder):
+    node = Process("node", folder / "lonely.log", "-r", "__ns:=/lonely")
+    watcher, told = Watcher("lonely", node), []
+    try:
+        watcher.listen(DiagnosticArray, "/diagnostics", told.append, 10)
+        lonely = "nobody listens to /lonely/cmd_vel"
+        watcher.until(lambda: any(lonely in m.status[0].message for m in told), "a warning")
+        assert told[-1].status[0].level == DiagnosticStatus.WARN
+    finally:
+        watcher.close()
+
+
+def test_missing_message_package_is_named(folder):
+    arguments = ["-p", "robot:=bicycle", "-p", "command:=ackermann"]
+    if find_spec("ackermann_msgs") is not None:
+        pytest.skip("ackermann_msgs is installed")
+    process = Process("node", folder / "ackermann.log", *arguments)
+    assert process.wait() == 2
+    assert "messages of type ackermann_msgs/msg/AckermannDriveStamped" in process.output
+    assert "Traceback" not in process.output
 
 
 REFUSED = {

@@ -78,7 +78,7 @@ def assert_each_tick_is_answered(loop, ticks):
 
 
 def test_navigation_run_with_two_clocks_and_empty_plans(shared_bags):
-    loop = ControlLoop(Config(BURGER))
+    loop = ControlLoop(Config(BURGER | {"state_frame": "map"}))
 
     def events():
         twist = None

@@ -48,9 +48,10 @@ class Drawing:
             self._plans.publish(_path(tick.step.plan.states[:, columns], header))
         if self._markers and self._markers.get_subscription_count():
             self._markers.publish(self._obstacles(tick, header))
-        if self._references and self._references.get_subscription_count():
+        if tick.step is not None and self._references:
             ahead = self._loop.reference_ahead
-            if {"x", "y", "yaw"} <= set(ahead):
+            listened = self._references.get_subscription_count()
+            if listened and {"x", "y", "yaw"} <= set(ahead):
                 poses = np.column_stack([ahead[name] for name in ("x", "y", "yaw")])
                 self._references.publish(_path(poses, header))
 

@@ -16,7 +16,7 @@ from rclpy.clock_type import ClockType
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 
-from mpc_banded.loop import Reason, Tick
+from mpc_banded.loop import ControlLoop, Reason, Tick
 from mpc_banded.ros.pace import Timing
 from mpc_banded.ros.renewal import Renewal
 from mpc_banded.solver import Status
@@ -52,6 +52,7 @@ class Health:
 
     Args:
         node: That publishes.
+        loop: Whose health it is.
         commands: The publisher of the commands, whose company on the topic is looked at.
         renewal: Tells what is being built.
 
@@ -60,12 +61,16 @@ class Health:
         counters: Cycles so far.
     """
 
-    def __init__(self, node: Node, commands: Publisher[Any], renewal: Renewal) -> None:
-        self._node, self._commands, self._renewal = node, commands, renewal
+    def __init__(
+        self, node: Node, loop: ControlLoop, commands: Publisher[Any], renewal: Renewal
+    ) -> None:
+        self._node, self._loop, self._commands = node, loop, commands
+        self._renewal = renewal
         self.active = False
         self.counters = Counters()
         self._reported = Counters()
         self._tick: Tick | None = None
+        self._counted_s = 0.0
         self._rejection = ""
         self._told: dict[str, float] = {}
         self._name = f"{node.get_fully_qualified_name().lstrip('/')}: control loop"
@@ -98,7 +103,7 @@ class Health:
                 log.info(tick.reason)
             else:
                 log.error(tick.reason)
-        self._tick = tick
+        self._tick, self._counted_s = tick, time.monotonic()
         self.counters.cycles += 1
         self.counters.driven += tick.driving
         self.counters.late_cycles += timing.late
@@ -143,20 +148,16 @@ class Health:
         if not self.active:
             return OK, "inactive: no command is sent"
         tick = self._tick
-        if tick is None or self.counters.cycles == self._reported.cycles:
-            return (
-                WARN,
-                "no cycle in the last second: the clock of the node stands still, or it is late",
-            )
+        patience_s = 1.0 + 2.0 * self._loop.config.period_s
+        if tick is None or time.monotonic() - self._counted_s > patience_s:
+            return WARN, "no cycle of late: the clock of the node stands still, or it is overrun"
         remarks = [*self._troubles(), *self._company()]
-        if self._renewal.under_way:
-            remarks.append(self._renewal.under_way)
-        sentence = "; ".join([tick.reason, *remarks])
-        if not tick.driving:
-            return WARN if tick.code in PATIENT else ERROR, sentence
-        # Derivatives that are being compiled at the start are no trouble.
-        is_well = not self._troubles() and not self._company()
-        return OK if is_well else WARN, sentence
+        # Derivatives that are being compiled are no trouble.
+        is_well = tick.driving and not (remarks or tick.held)
+        sentence = "; ".join(filter(None, [tick.reason, *remarks, self._renewal.under_way]))
+        if tick.driving or tick.code in PATIENT:
+            return OK if is_well else WARN, sentence
+        return ERROR, sentence
 
     def _troubles(self) -> list[str]:
         before, now = self._reported, self.counters

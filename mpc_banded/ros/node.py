@@ -57,24 +57,26 @@ class MpcTask:
             for topic, kind in self._loop.input_topics.items()
         }
         node.get_logger().info(_summary(config, self._loop))
-        self._loop.warm_up()
         self._pace = Pace(config.period_s)
         self._journal, self._recorded = Journal(), config
         self._journal.changed(config.values)  # the first record tells them all
         self._renewal = Renewal(self._loop, node.get_logger())
+        self._loop.warm_up()  # with the derivatives that will drive, if they are there already
         self._frame = ""
         self._timer: Timer | None = None
         self._commands = node.create_publisher(self._port.message_class, self._port.topic, 1)
         self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
-        self._health = Health(node, self._commands, self._renewal)
+        self._health = Health(node, self._loop, self._commands, self._renewal)
         self._drawing = Drawing(node, self._loop)
-        states = {topic.topic for topic in self._loop.robot.state_topics}
+        self._states = {topic.topic for topic in self._loop.robot.state_topics}
+        #: While the node is inactive: topic -> when the newest message came, and the message.
+        self._kept: dict[str, tuple[int, Any]] = {}
         self._subscriptions = [
             node.create_subscription(
                 kind,
                 topic,
-                partial(self._on_message, topic, topic in states),
-                interfaces.NEWEST if topic in states else 1,
+                partial(self._on_message, topic),
+                interfaces.NEWEST if topic in self._states else 1,
             )
             for topic, kind in inputs.items()
         ]
@@ -93,6 +95,10 @@ class MpcTask:
         self._loop.reset()
         self._journal.reset()
         self._pace = Pace(self._loop.config.period_s)
+        kept = sorted(self._kept.items(), key=lambda item: item[1][0])
+        for topic, (received_ns, message) in kept:
+            self._hand_over(topic, message, received_ns)
+        self._kept.clear()
         self._timer = self._node.create_timer(self._pace.period_s, self._cycle)
         self._health.active = True
 
@@ -123,13 +129,18 @@ class MpcTask:
     def _now_ns(self) -> int:
         return int(self._node.get_clock().now().nanoseconds)
 
-    def _on_message(self, topic: str, is_state: bool, message: Any) -> None:
-        now_ns = self._now_ns()
-        self._journal.received(topic, message, now_ns)
-        rejected = self._loop.on_message(topic, message, now_ns)
+    def _on_message(self, topic: str, message: Any) -> None:
+        if self._timer is None:
+            self._kept[topic] = (self._now_ns(), message)
+        else:
+            self._hand_over(topic, message, self._now_ns())
+
+    def _hand_over(self, topic: str, message: Any, received_ns: int) -> None:
+        self._journal.received(topic, message, received_ns)
+        rejected = self._loop.on_message(topic, message, received_ns)
         if rejected:
             self._health.rejected(topic, rejected)
-        elif is_state:
+        elif topic in self._states:
             self._frame = messages.frame_of(message) or self._frame
 
     def _cycle(self) -> None:
