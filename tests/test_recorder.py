@@ -11,6 +11,7 @@ from rcl_interfaces.srv import SetParameters
 from ros_harness import Process, Robot, config_file
 
 from mpc_banded.cli import main
+from mpc_banded.cycle import Cycle
 from mpc_banded.offline.bag import Bag
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
@@ -20,6 +21,12 @@ def set_weight(robot, name, value):
     number = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
     request = SetParameters.Request(parameters=[Parameter(name=name, value=number)])
     assert robot.request(SetParameters, "mpc_node/set_parameters", request).results[0].successful
+
+
+def records(folder):
+    with Bag(folder) as bag:
+        for _, _, message in bag.messages(["/mpc_node/cycle"]):
+            yield Cycle.parse({pair.key: pair.value for pair in message.status[0].values})
 
 
 def test_a_recorded_drive_is_repeated_to_the_last_digit(tmp_path):
@@ -64,9 +71,10 @@ def test_a_recorded_drive_is_repeated_to_the_last_digit(tmp_path):
     assert main(["replay", str(folder), "--output", str(output)]) == 0
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     assert summary["follows_the_record"]
-    # A listener may find the simulator one message later than another does, at the very start.
-    assert summary["messages_missing"] <= 2
-    assert all("before cycle 0" in remark for remark in summary["remarks"])
+    # On a busy machine one listener may find the simulator later than another, while all stand.
+    begun = next(r for r in records(folder) if r.code == "driving").number
+    assert summary["messages_missing_until_cycle"] < begun
+    assert len(summary["remarks"]) <= 1
     assert summary["cycles"] > 55
     assert summary["codes"]["driving"] > 40
     assert summary["parameters"]["weights.effort"] == 0.5

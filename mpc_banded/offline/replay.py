@@ -71,11 +71,13 @@ class Remarks:
         notes: Sentences.
         rejected: Reason, with … for its numbers -> how many messages the loop rejected for it.
         missing: Messages that the node had and the bag has not.
+        missing_until: Cycle before which the last of them came; -1 if there is none.
     """
 
     notes: list[str] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     missing: int = 0
+    missing_until: int = -1
 
 
 class Replay:
@@ -217,6 +219,7 @@ class Replay:
             message = _taken(stock.get(topic, deque()), stamp_ns, received_ns)
             if message is None:
                 self.remarks.missing += 1
+                self.remarks.missing_until = cycle.number
                 if self.remarks.missing == 1:
                     self.remarks.notes.append(
                         f"the bag lacks a message of {topic}, stamped {1e-9 * stamp_ns:.3f} s, "

@@ -264,6 +264,7 @@ class Results:
         }
         if replay.exact:
             result["messages_missing"] = remarks.missing
+            result["messages_missing_until_cycle"] = remarks.missing_until
             result["largest_difference_from_the_record"] = _number(self.exact_difference)
         if self.folder is not None:
             result["digest"] = self._digest.hexdigest()
