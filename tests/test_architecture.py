@@ -41,6 +41,7 @@ ORDER = (
     "watchdog",
     "fallback",
     "loop",
+    "cycle",
     "background",
     "ros",
     "offline",
@@ -53,7 +54,7 @@ ROS = re.compile(r"rclpy|rcl_\w+|rosidl\w*|ament_\w+|launch\w*|tf2\w*|\w+_(msgs|
 OPTIONAL = {"ackermann_msgs"}  # used where installed, as package.xml says
 HOMES = (  # outside packages, and the only parts that may import them
     (ROS, {"ros"}),
-    (re.compile(r"rosbags"), {"offline"}),
+    (re.compile(r"rosbags|mcap"), {"offline"}),
     (re.compile(r"matplotlib|rich"), {"offline", "demo", "cli"}),
 )
 

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of one cycle: all that a replay must know to repeat it bit for bit.
+
+The node publishes one at each tick, as pairs of strings; a replay reads it back. Which message
+came in time for which tick, how long a solve was allowed to take, when a parameter changed: none
+of that is in the messages themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from mpc_banded.loop import Tick
+from mpc_banded.messages import stamp_ns_of
+from mpc_banded.solver import Status
+
+
+class Receipt(NamedTuple):
+    """One message that was handed to the loop.
+
+    Attributes:
+        topic: Its relative name.
+        stamp_ns: Its header's stamp, zero where it has none.
+        received_ns: When it came.
+    """
+
+    topic: str
+    stamp_ns: int
+    received_ns: int
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """What one tick was given, and what it decided.
+
+    Attributes:
+        number: Of the cycle, counted from 0.
+        now_ns: Time of the tick.
+        latency_s: Expected time from the tick until its command is sent.
+        iterations: Newton iterations after which the deadline cut the solve off; None if nothing
+            was cut off.
+        deadline: Whether there was a deadline.
+        derivatives: Those in use, ``eager`` or ``compiled``.
+        enabled: Whether the loop was.
+        resets: How often it had been reset on request.
+        received: Messages handed over since the cycle before, in their order.
+        changed: Parameters that changed since then, by name.
+        command: Name -> value.
+        code, reason: Of the tick.
+        figures: Further numbers by name, for plots.
+    """
+
+    number: int
+    now_ns: int
+    latency_s: float
+    iterations: int | None
+    deadline: bool
+    derivatives: str
+    enabled: bool
+    resets: int
+    received: tuple[Receipt, ...]
+    changed: dict[str, Any]
+    command: dict[str, float]
+    code: str
+    reason: str
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def values(self) -> dict[str, str]:
+        """As pairs of strings; ``parse`` gives back exactly the same."""
+        receipts = (f"{topic} {stamp} {time}" for topic, stamp, time in self.received)
+        return {
+            "cycle": str(self.number),
+            "now_ns": str(self.now_ns),
+            "latency_s": repr(self.latency_s),
+            "cut_off_after": "" if self.iterations is None else str(self.iterations),
+            "deadline": str(int(self.deadline)),
+            "derivatives": self.derivatives,
+            "enabled": str(int(self.enabled)),
+            "resets": str(self.resets),
+            "received": "; ".join(receipts),
+            "changed": json.dumps(self.changed),
+            **{f"command.{name}": repr(float(x)) for name, x in self.command.items()},
+            "code": self.code,
+            "reason": self.reason,
+            **{f"figures.{name}": repr(float(x)) for name, x in self.figures.items()},
+        }
+
+    @classmethod
+    def parse(cls, values: Mapping[str, str]) -> Cycle:
+        """The cycle that ``values`` came from; raises ValueError naming what is wrong."""
+        try:
+            return cls(
+                number=int(values["cycle"]),
+                now_ns=int(values["now_ns"]),
+                latency_s=float(values["latency_s"]),
+                iterations=int(values["cut_off_after"]) if values["cut_off_after"] else None,
+                deadline=bool(int(values["deadline"])),
+                derivatives=values["derivatives"],
+                enabled=bool(int(values["enabled"])),
+                resets=int(values["resets"]),
+                received=tuple(_receipts(values["received"])),
+                changed=json.loads(values["changed"]),
+                command=_section(values, "command."),
+                code=values["code"],
+                reason=values["reason"],
+                figures=_section(values, "figures."),
+            )
+        except KeyError as error:
+            raise ValueError(f"the record of a cycle lacks {error}") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the record of a cycle cannot be read: {error}") from error
+
+
+class Journal:
+    """Keeps account of what reaches a loop, and makes the record of each cycle from it.
+
+    Attributes:
+        derivatives: Those in use, ``eager`` or ``compiled``.
+    """
+
+    def __init__(self) -> None:
+        self.derivatives = "eager"
+        self._number = 0
+        self._resets = 0
+        self._received: list[Receipt] = []
+        self._changed: dict[str, Any] = {}
+
+    def received(self, topic: str, message: Any, received_ns: int) -> None:
+        """A message was handed to the loop."""
+        self._received.append(Receipt(topic, stamp_ns_of(message), received_ns))
+
+    def changed(self, values: Mapping[str, Any]) -> None:
+        """The loop adopted parameters that differ from those before."""
+        self._changed.update(values)
+
+    def reset(self) -> None:
+        """The loop was reset on request."""
+        self._resets += 1
+
+    def cycle(
+        self,
+        tick: Tick,
+        *,
+        deadline: bool,
+        enabled: bool,
+        figures: Mapping[str, float] | None = None,
+    ) -> Cycle:
+        """The record of a tick, with all that has come since the one before.
+
+        Args:
+            tick: What the loop decided.
+            deadline: Whether it had a deadline.
+            enabled: Whether the loop was enabled.
+            figures: Further numbers, beside those of the solve.
+        """
+        number, received, changed = self._number, tuple(self._received), self._changed
+        self._number, self._received, self._changed = number + 1, [], {}
+        return Cycle(
+            number=number,
+            now_ns=tick.now_ns,
+            latency_s=tick.latency_s,
+            iterations=_cut_off_after(tick),
+            deadline=deadline,
+            derivatives=self.derivatives,
+            enabled=enabled,
+            resets=self._resets,
+            received=received,
+            changed=changed,
+            command=dict(tick.command),
+            code=tick.code.value,
+            reason=tick.reason,
+            figures={**solve_figures(tick), **(figures or {})},
+        )
+
+
+def solve_figures(tick: Tick) -> dict[str, float]:
+    """Numbers of a tick that do not depend on the machine's speed, but for the deadline."""
+    figures = {} if math.isinf(tick.state_age_s) else {"state_age_s": tick.state_age_s}
+    step = tick.step
+    if step is not None:
+        figures |= {
+            "iterations": float(step.iterations),
+            "converged": float(step.status is Status.CONVERGED),
+            "kkt_residual": step.kkt_residual,
+            "defect_norm": step.defect_norm,
+        }
+        figures |= {f"cost/{name}": value for name, value in step.cost_terms.items()}
+    return figures
+
+
+def _cut_off_after(tick: Tick) -> int | None:
+    if tick.step is None or tick.step.status is not Status.DEADLINE:
+        return None
+    return tick.step.iterations
+
+
+def _receipts(text: str) -> list[Receipt]:
+    found = []
+    for part in text.split("; ") if text else []:
+        topic, stamp, time = part.rsplit(" ", 2)
+        found.append(Receipt(topic, int(stamp), int(time)))
+    return found
+
+
+def _section(values: Mapping[str, str], prefix: str) -> dict[str, float]:
+    return {k.removeprefix(prefix): float(v) for k, v in values.items() if k.startswith(prefix)}
