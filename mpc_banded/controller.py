@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -127,6 +127,31 @@ class RecedingHorizonController:
         self._last_state = np.zeros(self.problem.nx)
         self._solver.reset()
 
+    def inherit(self, other: RecedingHorizonController) -> None:
+        """Go on from the plan of another controller, resampled in time where the grid differs.
+
+        Args:
+            other: Of the same states and inputs; its horizon, interval, limits, weights and
+                options may be others. It is left as it is.
+
+        Raises:
+            ValueError: Its states or inputs are others.
+        """
+        mine, its = self.problem, other.problem
+        if (mine.nx, mine.nu) != (its.nx, its.nu):
+            raise ValueError(
+                f"the plan has {its.nx} states and {its.nu} inputs; allowed are {mine.nx} and "
+                f"{mine.nu}"
+            )
+        self._age_s, self._restart = other._age_s, other._restart
+        self._last_state = other._last_state.copy()
+        self._point = other._point
+        if other._point is not None and (mine.horizon, mine.dt) != (its.horizon, its.dt):
+            self._point = _resampled(other._point, other._last_state, its, mine)
+        if self._point is not None and not _same_rows(mine, its):
+            # Found anew in the next step: the inequalities are others.
+            self._point = replace(self._point, duals=np.empty((mine.horizon, 0)))
+
     def check(self, state: np.ndarray, parameters: Mapping[str, np.ndarray]) -> None:
         """Verify the half bandwidth with a random probe; raises BandwidthError."""
         # A weight that is zero now may be raised later: its cost's coupling counts.
@@ -214,6 +239,9 @@ class RecedingHorizonController:
         data = self.transcription.stage_data(state, parameters, self._weights)
         self._age_s += elapsed_s
         start = self._shifted(elapsed_s)
+        if start is not None and not start.duals.size:
+            duals = self._solver.derivatives.central_duals(start.z, start.mu, data)
+            start = replace(start, duals=duals)
         solution = None
         if np.isfinite(state).all():
             deadline = np.inf if deadline_s is None else began + deadline_s
@@ -318,6 +346,49 @@ class RecedingHorizonController:
 
 #: After these the next solve starts cold; the plan is kept only to be driven on.
 _RESTART = (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE, Status.NON_FINITE)
+
+
+def _same_rows(one: OptimalControlProblem, other: OptimalControlProblem) -> bool:
+    """Whether the inequalities are the same, their limits apart."""
+    bounds = zip(
+        (*one.input_bounds, *one.state_bounds),
+        (*other.input_bounds, *other.state_bounds),
+        strict=True,
+    )
+    same = all(np.array_equal(np.isfinite(a), np.isfinite(b)) for a, b in bounds)
+    return same and dict(one.inequality_widths) == dict(other.inequality_widths)
+
+
+def _resampled(
+    point: Point, first: np.ndarray, before: OptimalControlProblem, after: OptimalControlProblem
+) -> Point:
+    """A plan from ``first`` (nx,) on the grid of another problem of the same kind.
+
+    Inputs become their means over the new intervals, states are interpolated. Beyond the end the
+    last interval goes on. Costs are summed as given, not multiplied by dt, so twice as many
+    intervals in the same time make the multipliers twice as large.
+    """
+    nu = before.nu
+    stages = point.z.reshape(before.horizon, -1)
+    old, new = np.arange(before.horizon + 1) * before.dt, np.arange(after.horizon + 1) * after.dt
+    states = np.vstack([first, stages[:, nu:]])
+    integral = np.vstack([np.zeros(nu), np.cumsum(stages[:, :nu], axis=0) * before.dt])
+    inputs = np.diff(_along(new, old, integral), axis=0) / after.dt
+    z = np.hstack([inputs, _along(new[1:], old, states)]).ravel()
+    middles, new_middles = old[:-1] + 0.5 * before.dt, new[:-1] + 0.5 * after.dt
+    held = np.clip(new_middles, middles[0], middles[-1])
+    duals = _along(held, middles, point.duals)
+    multipliers = _along(held, middles, point.multipliers) * (before.dt / after.dt)
+    return Point(z, multipliers, duals, point.mu)
+
+
+def _along(times: np.ndarray, grid: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows (n, m) on a grid (n,), at other times (k,): linear, and on in the last direction."""
+    if len(grid) == 1:
+        return np.repeat(rows, len(times), axis=0)
+    left = np.clip(np.searchsorted(grid, times, side="right") - 1, 0, len(grid) - 2)
+    share = (times - grid[left]) / (grid[left + 1] - grid[left])
+    return rows[left] + share[:, None] * (rows[left + 1] - rows[left])
 
 
 def _advanced(array: np.ndarray, steps: float) -> np.ndarray:

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded.config import Config
+from mpc_banded.config import Config, ConfigError
 from mpc_banded.controller import CommandSource, ControlStep, RecedingHorizonController
 from mpc_banded.fallback import Fallback, Grade
 from mpc_banded.messages import ReferenceTopic, StateTopic
+from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.reference import (
     GoalReference,
     JointReference,
@@ -108,10 +109,6 @@ class ControlLoop:
         self.robot = config.robot
         self.controller = config.controller()
         self.enabled = True
-        self._model = config.section("model")
-        problem = self.controller.problem
-        self._times = np.arange(problem.horizon + 1) * problem.dt
-        self.obstacles = config.obstacles()
         self.reference: Reference | None = None
         if self.robot.reference_message == "joint_trajectory":
             self.reference = JointReference({})
@@ -130,15 +127,15 @@ class ControlLoop:
         self.transform: Callable[[str, str], tuple[float, float, float]] | None = None
         self._relocations = 0
         self._ticked_ns: int | None = None
-        self._motion = Simulation(config, PREDICTION_SUBSTEP_S)
         self._sent: deque[tuple[int, dict[str, float]]] = deque(maxlen=SENT_COMMANDS)
         self._stepped_ns: int | None = None
         self._planning_ns: int | None = None
-        self.controller.check(*self._made_up())
+        self._use(config)
+        self.controller.check(*self._made_up(self.controller.problem))
 
     def warm_up(self) -> None:
         """Step once from a made-up state and forget it: the first calls of torch are slow."""
-        self.controller.step(*self._made_up(), deadline_s=1.0)
+        self.controller.step(*self._made_up(self.controller.problem), deadline_s=1.0)
         self.reset()
 
     @property
@@ -205,12 +202,35 @@ class ControlLoop:
         Args:
             config: Of the same robot.
             controller: Built from it, where that was done aside.
+
+        Raises:
+            BandwidthError: The bandwidth is too small; nothing is changed then.
+            ConfigError: The robot is another one; nothing is changed then.
         """
-        if controller is not None or self.config.rebuilds(config):
-            self.controller = controller or config.controller()
-        else:
+        if config.robot is not self.robot:
+            raise ConfigError(
+                f"robot is {config['robot']!r}; it holds from the start on, so allowed is "
+                f"{self.config['robot']!r}"
+            )
+        if controller is None and self.config.rebuilds(config):
+            controller = config.controller()
+            controller.check(*self._made_up(controller.problem))
+        if controller is None:
             self.controller.set_weights(config.section("weights"))
+        else:
+            controller.inherit(self.controller)
+            self.controller = controller
+        self._use(config)
+
+    def _use(self, config: Config) -> None:
         self.config = config
+        self._model = config.section("model")
+        self._motion = Simulation(config, PREDICTION_SUBSTEP_S)
+        self._watch.config = config
+        self._fallback.adopt(config)
+        self.obstacles = config.obstacles()
+        if isinstance(self.reference, PathReference):
+            self.reference.speed = config["reference_speed"]
 
     def stop_command(self) -> dict[str, float]:
         """The command that stops the robot: zero, as near as the limits allow."""
@@ -284,12 +304,13 @@ class ControlLoop:
         self, state: np.ndarray, reference: Reference, effect_ns: int, budget: Budget
     ) -> ControlStep:
         """Step the controller for the state that the robot will be in at ``effect_ns``."""
+        values = dict(zip(self.robot.states, state, strict=True))
         elapsed = 0.0  # while the robot stands, its plan does not move on
         if self._stepped_ns is not None:
             elapsed = max(0.0, 1e-9 * (effect_ns - self._stepped_ns))
         return self.controller.step(
             state,
-            self._parameters(reference, dict(zip(self.robot.states, state, strict=True))),
+            self._parameters(reference, values, self.controller.problem),
             elapsed_s=elapsed,
             deadline_s=budget.deadline_s,
             max_iterations=budget.iterations,
@@ -363,15 +384,19 @@ class ControlLoop:
     def _remark(self) -> str:
         return f"; {self._watch.remark}" if self._watch.remark else ""
 
-    def _made_up(self) -> tuple[np.ndarray, dict[str, Any]]:
+    def _made_up(self, problem: OptimalControlProblem) -> tuple[np.ndarray, dict[str, Any]]:
         """A state and parameters that any robot can be at: the origin, as its own goal."""
         origin = dict.fromkeys(self.robot.states, 0.0)
-        return self.robot.state(origin), self._parameters(GoalReference(0, 0, 0), origin)
+        parameters = self._parameters(GoalReference(0, 0, 0), origin, problem)
+        return self.robot.state(origin), parameters
 
-    def _parameters(self, reference: Reference, values: Mapping[str, float]) -> dict[str, Any]:
-        columns = reference.columns(values, self._times)
+    def _parameters(
+        self, reference: Reference, values: Mapping[str, float], problem: OptimalControlProblem
+    ) -> dict[str, Any]:
+        times = np.arange(problem.horizon + 1) * problem.dt
+        columns = reference.columns(values, times)
         parameters: dict[str, Any] = dict(self._model)
-        parameters["reference"] = stacked(columns, self.robot.reference, self._times)
+        parameters["reference"] = stacked(columns, self.robot.reference, times)
         if self.robot.obstacles:
             parameters["obstacles"] = self.obstacles
         return parameters
