@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``mpc_banded demo | check | compile``."""
+"""The command line: ``mpc_banded demo | check | compile | identify``."""
 
 from __future__ import annotations
 
@@ -31,8 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
         "compile", help="fill the cache of compiled derivatives; prints the path of the library"
     )
     compile_.add_argument("--params", type=Path, required=True, help="parameter file")
+    identify = commands.add_parser(
+        "identify", help="delay, lag and gain from a bag, into a copy of the parameter file"
+    )
+    identify.add_argument("bag", type=Path, help="folder of a rosbag2, or one of its files")
+    identify.add_argument("--params", type=Path, required=True, help="parameter file")
+    identify.add_argument("--output", type=Path, help="new parameter file; .json, .png beside it")
+    identify.add_argument(
+        "--topic", action="append", default=[], metavar="NAME:=TOPIC", help="name in the bag"
+    )
     options = parser.parse_args(arguments)
-    run = {"demo": _demo, "check": _check, "compile": _compile}[options.command]
+    run = {"demo": _demo, "check": _check, "compile": _compile, "identify": _identify}[options.command]
     return run(options)
 
 
@@ -73,3 +82,22 @@ def _compile(options: argparse.Namespace) -> int:
         return 2
     print(controller.library)
     return 0
+
+
+def _identify(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from mpc_banded.offline.bag import BagError
+    from mpc_banded.offline.identify import run_identify
+
+    try:
+        topics = {}
+        for remap in options.topic:
+            name, given, topic = remap.partition(":=")
+            if not (name and given and topic):
+                raise BagError(f"--topic is {remap!r}; allowed is NAME:=TOPIC")
+            topics[name] = topic
+        return run_identify(options.bag, options.params, options.output, topics, Console())
+    except (BagError, ValueError, OSError) as error:
+        print(f"{options.bag}: {error}", file=sys.stderr)
+        return 2

@@ -71,6 +71,10 @@ class StateWatch:
         """Topics that have not spoken yet."""
         return tuple(t.topic for t in self._robot.state_topics if t.topic not in self._parts)
 
+    def heard_ns(self, topic: str) -> int:
+        """When what a topic said last was true."""
+        return self._parts[topic].time_ns
+
     def age_s(self, now_ns: int) -> float:
         """Age of the state; infinite before the first one, negative if the clock went back."""
         return np.inf if self.state is None else 1e-9 * (now_ns - self.time_ns)
@@ -97,7 +101,8 @@ class StateWatch:
             self.remark = ""  # nobody expects a stamp
         if believed and (wrong := self._stale_stamp(topic.topic, stamp, received_ns)):
             return wrong
-        if not believed and stamp and stamp == self._stamps.get(topic.topic):
+        counts = self.config["use_header_stamps"]
+        if counts and not believed and stamp and stamp == self._stamps.get(topic.topic):
             return f"{topic.topic} repeats the stamp {1e-9 * stamp:.3f} s"
         time_ns = min(stamp, received_ns) if believed else received_ns
         parts = {**self._parts, topic.topic: _Part(values, time_ns)}

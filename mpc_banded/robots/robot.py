@@ -30,6 +30,25 @@ BUILT_IN = ("unicycle", "bicycle", "cartpole")
 
 
 @dataclass(frozen=True)
+class Axis:
+    """A motion that follows the command with a delay and a first-order lag.
+
+    Attributes:
+        drive: ``(command, model) -> value`` at which the motion settles.
+        moves: The state that is meant; empty for the one that the axis is named after.
+        is_rate: Whether the rate of that state settles there, and not the state itself.
+        gain: Constant of the model that scales the drive, by any power; empty if none does.
+        lag: Constant of the model that is the lag in s; empty for ``command_lead``.
+    """
+
+    drive: Callable[[Values, Values], float]
+    moves: str = ""
+    is_rate: bool = False
+    gain: str = ""
+    lag: str = ""
+
+
+@dataclass(frozen=True)
 class Robot:
     """A robot, its costs and its messages.
 
@@ -62,6 +81,8 @@ class Robot:
             their stop at once.
         slow: ``(last command, elapsed s, limits) -> command``, in place of ``braking`` for
             commands that are no rates; after infinite time the robot stands.
+        axes: Name -> how a motion follows the command, for its identification from recordings.
+            By default those of commands that are named like a state, or like the rate of one.
         obstacles: Number of obstacle slots.
         radius: Of the robot's rim around its position, in m.
         cyclic: States that are angles, equal modulo a full turn.
@@ -89,6 +110,7 @@ class Robot:
     velocities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     braking: Mapping[str, str] = field(default_factory=dict)
     slow: Callable[[Values, float, Mapping[str, list[float]]], dict[str, float]] | None = None
+    axes: Mapping[str, Axis] = field(default_factory=dict)
     obstacles: int = 0
     radius: float = 0.0
     cyclic: tuple[str, ...] = ()
