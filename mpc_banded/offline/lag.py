@@ -248,9 +248,7 @@ class _Problem:
         for start in self._starts():
             theta = start
             for _ in range(2):
-                r = np.abs(self.residual(theta) - np.median(self.residual(theta)))
-                middle = r[r <= np.quantile(r, 0.9)]
-                self._loss_scale = max(1.4826 * np.median(r), np.sqrt((middle**2).mean()), 1e-6)
+                self._loss_scale = self._spread(theta)
                 found = least_squares(
                     self.residual,
                     theta,
@@ -268,6 +266,17 @@ class _Problem:
         assert best is not None
         self._loss_scale = best[2]
         return np.asarray(best[1])
+
+    def _spread(self, theta: np.ndarray) -> float:
+        """Standard deviation of what is left over where the motion changes, robustly.
+
+        A robot at rest agrees with any model; were it counted, the loss would take the steps that
+        tell all for outliers.
+        """
+        r = np.abs(self.residual(theta))
+        telling = np.abs(self.jacobian(theta)[:, 0])
+        chosen = r[telling >= 0.5 * np.sqrt((telling**2).mean())]
+        return max(1.4826 * float(np.median(chosen)), 1.4826 * float(np.median(r)), 1e-6)
 
     def _robust_cost(self, theta: np.ndarray) -> float:
         return float(np.abs(self.residual(theta)).sum())
