@@ -171,6 +171,9 @@ GENERAL: dict[str, Entry] = {
     "command_lead": Entry(0.1, "Lag of the velocity controllers below.", "s", 0.0, 10.0),
     "enable_stamped_cmd_vel": Entry(True, "Publish TwistStamped; Twist if false.", read_only=True),
     "reference_speed": Entry(0.5, "Speed along a path.", "m/s", 0.0, 100.0),
+    "timed_paths": Entry(
+        True, "Follow a path whose poses carry increasing stamps by time, not by reference_speed."
+    ),
     "obstacles": Entry([], "Circles as x, y, radius one after the other.", "m"),
     "simulator.frequency": Entry(
         100.0, "Rate of the simulated state.", "Hz", 1.0, 1000.0, read_only=True
@@ -188,6 +191,11 @@ GENERAL: dict[str, Entry] = {
 def entries_of(robot: Robot) -> dict[str, Entry]:
     """All parameters of a robot: the general ones and those named after its costs and states."""
     table = dict(GENERAL)
+    for name, option in robot.options.items():
+        default = option.default if isinstance(option.default, str) else list(option.default)
+        table[name] = Entry(
+            default, option.description, "", choices=option.choices, read_only=True
+        )
     for name in (*robot.stage_costs, *robot.terminal_costs):
         weight = float(robot.weights.get(name, 1.0))
         table[f"weights.{name}"] = Entry(weight, f"Weight of the cost {name!r}.", "", 0.0)
@@ -219,7 +227,17 @@ class Config:
     def __init__(self, given: Mapping[str, Any]) -> None:
         name = GENERAL["robot"].checked("robot", given.get("robot", GENERAL["robot"].default))
         try:
-            self.robot = load_robot(str(name))
+            robot = load_robot(str(name))
+            if robot.variant is not None:
+                table = entries_of(robot)
+                chosen = {
+                    key: table[key].checked(key, given.get(key, table[key].default))
+                    for key in robot.options
+                }
+                robot = robot.variant(**chosen)
+            self.robot = robot
+        except ConfigError:
+            raise
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.table = entries_of(self.robot)

@@ -20,13 +20,16 @@ import numpy as np
 from mpc_banded.config import Config, ConfigError
 from mpc_banded.controller import CommandSource, ControlStep, RecedingHorizonController
 from mpc_banded.fallback import Fallback, Grade
-from mpc_banded.messages import ReferenceTopic, StateTopic
+from mpc_banded.messages import Goal, JointPlan, PosePath, ReferenceTopic, StateTopic
 from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.reference import (
     GoalReference,
+    JointPlanReference,
     JointReference,
+    MovedReference,
     PathReference,
     Reference,
+    TimedPathReference,
     stacked,
 )
 from mpc_banded.simulation import Simulation
@@ -113,6 +116,8 @@ class ControlLoop:
         if self.robot.reference_message == "joint_trajectory":
             self.reference = JointReference({})
         self._held: dict[str, float] = {}
+        self._pending: tuple[ReferenceTopic, Any, int] | None = None
+        self._refused: str | None = None
         self._watch = StateWatch(config)
         self._fallback = Fallback(config)
         self._inputs: dict[str, tuple[str, Callable[[Any, int], str | None]]] = {
@@ -156,40 +161,77 @@ class ControlLoop:
 
     def _on_state(self, topic: StateTopic, message: Any, received_ns: int) -> str | None:
         rejected = self._watch.take(topic, message, received_ns)
+        if self._pending is not None and self._watch.state is not None:
+            self._refused = self._on_reference(*self._pending)
+            self._pending = None
         if self._watch.relocations > self._relocations:
             self._relocations = self._watch.relocations
             self.reset()
-            if isinstance(self.reference, PathReference):
-                self.reference.progress = None
+            if isinstance(path := self._path(), PathReference):
+                path.progress = None
         return rejected
 
     def _on_reference(self, topic: ReferenceTopic, message: Any, received_ns: int) -> str | None:
-        del received_ns
         try:
-            if topic.topic == "plan":
-                path = PathReference(topic.read(message), self.config["reference_speed"])
-                known = self.reference
-                if isinstance(known, PathReference) and np.array_equal(known.points, path.points):
-                    path.progress = known.progress
-                self.reference = path
-            elif topic.topic == "goal_pose":
-                self.reference = GoalReference(*topic.read(message))
-            else:
-                self._hold(topic.topic, topic.read(message))
-        except ValueError as error:
-            return str(error)
+            said = topic.read(message)
+            frame = getattr(said, "frame", "")
+            if frame and not self._watch.frame and self._watch.state is None:
+                # Whether it is the state's own frame shows with the first state.
+                self._pending = (topic, message, received_ns)
+                return None
+            self._pending = None
+            self.reference = self._placed(
+                topic.topic, self._described(topic, said, received_ns), frame
+            )
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            return str(error.args[0]) if error.args else repr(error)
         return None
 
-    def _hold(self, topic: str, read: Mapping[str, float] | Reference) -> None:
-        if not isinstance(read, Mapping):
-            self.reference = read
-            return
+    def _described(self, topic: ReferenceTopic, said: Any, received_ns: int) -> Reference:
+        """The reference that a message describes."""
+        if isinstance(said, Goal):
+            return GoalReference(said.x, said.y, said.yaw)
+        if isinstance(said, PosePath):
+            if said.times_s is not None and self.config["timed_paths"]:
+                return TimedPathReference(said.points, said.times_s, said.yaws)
+            speed = self.config["reference_speed"]
+            return PathReference(said.points, speed, said.yaws, said.final_yaw)
+        columns: Any = said.columns if isinstance(said, JointPlan) else said
+        if not isinstance(columns, Mapping):
+            return columns
         several = len(self.robot.reference_topics) > 1
-        missing = [] if several else [name for name in self.robot.reference if name not in read]
-        if missing:
-            raise ValueError(f"{topic} has no {missing}; it has {sorted(read)}")
-        self.reference = JointReference({**self._held, **read})
-        self._held.update(read)
+        implied = {f"{name}_velocity" for name in columns}
+        lacking = set() if several else set(self.robot.reference) - implied - set(columns)
+        if lacking:
+            raise ValueError(f"{topic.topic} has no {sorted(lacking)}; it has {sorted(columns)}")
+        if isinstance(said, JointPlan):
+            return JointPlanReference(said.times_s, columns, 1e-9 * (said.begin_ns or received_ns))
+        held = JointReference({**self._held, **columns})
+        self._held.update(columns)
+        return held
+
+    def _placed(self, topic: str, reference: Reference, frame: str) -> Reference:
+        """The reference in the frame of the state."""
+        known = self.reference
+        inner = known.inner if isinstance(known, MovedReference) else known
+        if isinstance(reference, PathReference) and reference.is_same(inner):
+            reference.progress = inner.progress  # type: ignore[union-attr]
+        mine = self._watch.frame
+        if not frame or frame == mine:
+            return reference
+        return MovedReference(reference, partial(self._frame_pose, topic, frame))
+
+    def _frame_pose(self, topic: str, frame: str) -> tuple[float, float, float]:
+        """Where a frame lies in that of the state; raises LookupError if nobody knows."""
+        mine = self._watch.frame
+        where = f"{topic} is in frame {frame!r} and the state in {mine!r}"
+        if not mine:
+            raise LookupError(
+                f"{topic} is in frame {frame!r}; the state names none, set state_frame"
+            )
+        if self.transform is None:
+            raise LookupError(f"{where}; nothing transforms them")
+        return self.transform(mine, frame)
 
     def reset(self) -> None:
         """Forget the plan; the robot stands until the next one has converged."""
@@ -229,8 +271,13 @@ class ControlLoop:
         self._watch.config = config
         self._fallback.adopt(config)
         self.obstacles = config.obstacles()
-        if isinstance(self.reference, PathReference):
-            self.reference.speed = config["reference_speed"]
+        if isinstance(path := self._path(), PathReference):
+            path.speed = config["reference_speed"]
+
+    def _path(self) -> Reference | None:
+        """The reference, in its own frame."""
+        known = self.reference
+        return known.inner if isinstance(known, MovedReference) else known
 
     def stop_command(self) -> dict[str, float]:
         """The command that stops the robot: zero, as near as the limits allow."""
@@ -284,6 +331,7 @@ class ControlLoop:
         if self.reference is None:
             topics = " or ".join(topic.topic for topic in self.robot.reference_topics)
             why = f"waiting for a reference on {topics}"
+            why += f"; the last one was rejected: {self._refused}" if self._refused else ""
             return self._waiting(Reason.NO_REFERENCE, why, now_ns, effect_ns, age)
         state = self._predicted(self._watch.state, effect_ns)
         step = self._solved(state, self.reference, effect_ns, budget)
@@ -298,6 +346,8 @@ class ControlLoop:
             return replace(self._fallen_back(why, now_ns, effect_ns, age), step=step)
         self._fallback.drove(step.plan, effect_ns)
         reason = f"driving on the {step.source.value}: {step.status.value}{self._remark()}"
+        if self.reference.ended(1e-9 * effect_ns):
+            reason += "; the reference has ended"
         return Tick(values, Reason.DRIVING, reason, step, age)
 
     def _solved(
@@ -310,7 +360,7 @@ class ControlLoop:
             elapsed = max(0.0, 1e-9 * (effect_ns - self._stepped_ns))
         return self.controller.step(
             state,
-            self._parameters(reference, values, self.controller.problem),
+            self._parameters(reference, values, self.controller.problem, effect_ns),
             elapsed_s=elapsed,
             deadline_s=budget.deadline_s,
             max_iterations=budget.iterations,
@@ -391,10 +441,14 @@ class ControlLoop:
         return self.robot.state(origin), parameters
 
     def _parameters(
-        self, reference: Reference, values: Mapping[str, float], problem: OptimalControlProblem
+        self,
+        reference: Reference,
+        values: Mapping[str, float],
+        problem: OptimalControlProblem,
+        now_ns: int = 0,
     ) -> dict[str, Any]:
         times = np.arange(problem.horizon + 1) * problem.dt
-        columns = reference.columns(values, times)
+        columns = reference.columns(values, times, 1e-9 * now_ns)
         parameters: dict[str, Any] = dict(self._model)
         parameters["reference"] = stacked(columns, self.robot.reference, times)
         if self.robot.obstacles:

@@ -9,6 +9,7 @@ rclpy and one that rosbags has read from a file are the same to it. Units are th
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -60,8 +61,9 @@ class ReferenceTopic:
     Attributes:
         topic: Its name, relative.
         type: Of its messages.
-        read: Message -> named values that are held, or a Reference (reference.py). Held values of
-            several topics are merged by name. Raises ValueError saying why it carries none.
+        read: Message -> named values that are held; a PosePath, Goal or JointPlan; or a Reference
+            (reference.py). Held values of several topics are merged by name. Raises ValueError
+            saying why it carries none.
     """
 
     topic: str
@@ -151,10 +153,73 @@ def twist_values(twist: Any) -> dict[str, float]:
     return {"v": twist.linear.x, "vy": twist.linear.y, "w": twist.angular.z}
 
 
-def path_points(message: Any) -> np.ndarray:
-    """Positions of a nav_msgs/Path, (M, 2); its orientations are often left at identity."""
+@dataclass(frozen=True)
+class PosePath:
+    """What a path message says.
+
+    Attributes:
+        points: (M, 2) in m.
+        yaws: (M,) in rad; None where the orientations are left at identity, as many planners do.
+        final_yaw: Of the last pose, where it alone has an orientation.
+        times_s: (M,) of the node's clock; None where the poses carry no increasing stamps.
+        frame: Empty where it names none.
+    """
+
+    points: np.ndarray
+    yaws: np.ndarray | None
+    final_yaw: float | None
+    times_s: np.ndarray | None
+    frame: str
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A pose to stand at: x, y in m, yaw in rad, in a frame."""
+
+    x: float
+    y: float
+    yaw: float
+    frame: str
+
+
+@dataclass(frozen=True)
+class JointPlan:
+    """What a joint trajectory message says.
+
+    Attributes:
+        begin_ns: When it begins; 0 for at once.
+        times_s: (M,) from the beginning.
+        columns: Name of a joint, or ``<name>_velocity`` -> (M,).
+    """
+
+    begin_ns: int
+    times_s: np.ndarray
+    columns: Mapping[str, np.ndarray]
+
+
+def path_of(message: Any) -> PosePath:
+    """Everything that a nav_msgs/Path says; raises ValueError if it contradicts itself."""
+    headers = [getattr(pose, "header", None) for pose in message.poses]
+    frames = {frame_of(message), *(str(getattr(h, "frame_id", "")) for h in headers)} - {""}
+    if len(frames) > 1:
+        raise ValueError(f"the path is in several frames: {sorted(frames)}")
     points = [(p.pose.position.x, p.pose.position.y) for p in message.poses]
-    return np.array(points, dtype=np.float64).reshape(-1, 2)
+    turns = [p.pose.orientation for p in message.poses]
+    told = [any((q.x, q.y, q.z)) for q in turns]
+    yaws, final_yaw = None, None
+    if any(told[:-1]):
+        yaws = np.array([yaw_of(q) for q in turns])
+    elif told and told[-1]:
+        final_yaw = yaw_of(turns[-1])
+    stamps = np.array([stamp_ns_of(pose) for pose in message.poses], dtype=np.int64)
+    timed = len(stamps) > 1 and stamps[0] > 0 and bool((np.diff(stamps) > 0).all())
+    return PosePath(
+        np.array(points, dtype=np.float64).reshape(-1, 2),
+        yaws,
+        final_yaw,
+        1e-9 * stamps if timed else None,
+        next(iter(frames), ""),
+    )
 
 
 def fill_path(message: Any, points: np.ndarray, pose_type: Callable[[], Any]) -> None:
@@ -168,18 +233,82 @@ def fill_path(message: Any, points: np.ndarray, pose_type: Callable[[], Any]) ->
         message.poses.append(pose)
 
 
-def goal_pose(message: Any) -> tuple[float, float, float]:
-    """x, y, yaw of a geometry_msgs/PoseStamped."""
+def goal_of(message: Any) -> Goal:
+    """The pose of a geometry_msgs/PoseStamped."""
     position = message.pose.position
-    return float(position.x), float(position.y), yaw_of(message.pose.orientation)
+    yaw = yaw_of(message.pose.orientation)
+    return Goal(float(position.x), float(position.y), yaw, frame_of(message))
 
 
-def joint_goal(message: Any) -> dict[str, float]:
-    """Last positions of a trajectory_msgs/JointTrajectory by joint."""
-    if not message.points:
-        return {}
-    positions = message.points[-1].positions
-    return {name: float(value) for name, value in zip(message.joint_names, positions, strict=True)}
+def joint_plan_of(message: Any) -> JointPlan:
+    """Everything that a trajectory_msgs/JointTrajectory says; raises ValueError for nonsense."""
+    names, points = list(message.joint_names), message.points
+    if not points:
+        raise ValueError("the joint trajectory has no points")
+    columns: dict[str, np.ndarray] = {}
+    for suffix, what in (("", "positions"), ("_velocity", "velocities")):
+        rows = [getattr(point, what, ()) for point in points]
+        if suffix and not all(len(row) for row in rows):
+            continue
+        wrong = [len(row) for row in rows if len(row) != len(names)]
+        if wrong:
+            raise ValueError(f"a point has {wrong[0]} {what}; there are {len(names)} joints")
+        table = np.array([list(row) for row in rows], dtype=np.float64)
+        columns |= {f"{name}{suffix}": table[:, i] for i, name in enumerate(names)}
+    spans = [getattr(point, "time_from_start", None) for point in points]
+    times = np.array([0.0 if t is None else t.sec + 1e-9 * t.nanosec for t in spans])
+    return JointPlan(stamp_ns_of(message), times, columns)
+
+
+def joint_trajectory_command(names: tuple[str, ...]) -> CommandTopic:
+    """Values ``name@seconds``, ``name_velocity@..`` and ``name_acceleration@..`` as points."""
+    del names
+    fields = (("positions", ""), ("velocities", "_velocity"), ("accelerations", "_acceleration"))
+
+    def fill(message: Any, values: Values) -> None:
+        times = sorted({name.partition("@")[2] for name in values}, key=float)
+        bare = dict.fromkeys(name.partition("@")[0] for name in values)
+        joints = [name for name in bare if not name.endswith(("_velocity", "_acceleration"))]
+        message.joint_names = joints
+        message.points = []
+        for at in times:
+            point = _beside(message, "JointTrajectoryPoint")
+            for field, suffix in fields:
+                setattr(point, field, [float(values[f"{name}{suffix}@{at}"]) for name in joints])
+            seconds, nanoseconds = divmod(round(1e9 * float(at)), 1_000_000_000)
+            point.time_from_start.sec, point.time_from_start.nanosec = seconds, nanoseconds
+            message.points.append(point)
+
+    def read(message: Any) -> Values:
+        values = {}
+        for point in message.points:
+            at = f"{point.time_from_start.sec + 1e-9 * point.time_from_start.nanosec:.9g}"
+            for i, name in enumerate(message.joint_names):
+                for field, suffix in fields:
+                    values[f"{name}{suffix}@{at}"] = float(getattr(point, field)[i])
+        return values
+
+    return CommandTopic("joint_command", "trajectory_msgs/msg/JointTrajectory", fill, read)
+
+
+def _beside(message: Any, name: str) -> Any:
+    """A message of another type of the same package, without importing it by name."""
+    return getattr(sys.modules[type(message).__module__.rpartition(".")[0]], name)()
+
+
+def ackermann_command(names: tuple[str, ...]) -> CommandTopic:
+    """Speed v in m/s and steering angle in rad in an AckermannDriveStamped."""
+    del names
+
+    def fill(message: Any, values: Values) -> None:
+        message.drive.speed = float(values["v"])
+        message.drive.steering_angle = float(values["steering"])
+
+    def read(message: Any) -> Values:
+        drive = message.drive
+        return {"v": float(drive.speed), "steering": float(drive.steering_angle)}
+
+    return CommandTopic("ackermann_cmd", "ackermann_msgs/msg/AckermannDriveStamped", fill, read)
 
 
 def twist_command(names: tuple[str, ...]) -> CommandTopic:
@@ -222,14 +351,16 @@ COMMANDS: dict[str, Callable[[tuple[str, ...]], CommandTopic]] = {
     "twist": twist_command,
     "effort": partial(array_command, "effort_command"),
     "velocity": partial(array_command, "velocity_command"),
+    "joint_trajectory": joint_trajectory_command,
+    "ackermann": ackermann_command,
 }
 #: Kinds of reference message: the topics listened to.
 REFERENCES = {
     "path": (
-        ReferenceTopic("plan", "nav_msgs/msg/Path", path_points),
-        ReferenceTopic("goal_pose", "geometry_msgs/msg/PoseStamped", goal_pose),
+        ReferenceTopic("plan", "nav_msgs/msg/Path", path_of),
+        ReferenceTopic("goal_pose", "geometry_msgs/msg/PoseStamped", goal_of),
     ),
     "joint_trajectory": (
-        ReferenceTopic("joint_trajectory", "trajectory_msgs/msg/JointTrajectory", joint_goal),
+        ReferenceTopic("joint_trajectory", "trajectory_msgs/msg/JointTrajectory", joint_plan_of),
     ),
 }

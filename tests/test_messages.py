@@ -3,9 +3,11 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from builtin_interfaces.msg import Duration
 from geometry_msgs.msg import Pose, PoseStamped, Quaternion, Twist
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,11 +92,13 @@ def test_quaternion_without_unit_length_has_no_yaw(w):
 def test_path_is_read_as_written(recorded, poses):
     message = Path(header=Header(frame_id="odom"))
     messages.fill_path(message, np.array(poses).reshape(-1, 3), PoseStamped)
-    points = messages.path_points(message)
+    points = messages.path_of(message).points
     assert points.shape == (len(poses), 2)
     assert points.tolist() == [[x, y] for x, y, _ in poses]
     assert all(pose.header.frame_id == "odom" for pose in message.poses)
-    assert np.array_equal(messages.path_points(recorded(message, "nav_msgs/msg/Path")), points)
+    again = messages.path_of(recorded(message, "nav_msgs/msg/Path"))
+    assert np.array_equal(again.points, points)
+    assert (again.frame, again.times_s) == ("odom", None)
 
 
 @given(x=NUMBERS, y=NUMBERS, yaw=ANGLES)
@@ -102,25 +106,98 @@ def test_goal_is_read_as_written(x, y, yaw):
     message = PoseStamped(pose=Pose())
     message.pose.position.x, message.pose.position.y = x, y
     messages.set_yaw(message.pose.orientation, yaw)
-    assert messages.goal_pose(message) == pytest.approx((x, y, yaw), abs=1e-12)
+    goal = messages.goal_of(message)
+    assert (goal.x, goal.y, goal.yaw) == pytest.approx((x, y, yaw), abs=1e-12)
 
 
-def test_goal_of_a_joint_trajectory_is_its_last_point():
-    points = [JointTrajectoryPoint(positions=[x, 2 * x]) for x in (1.0, 5.0)]
-    message = JointTrajectory(joint_names=["a", "b"], points=points)
-    assert messages.joint_goal(message) == {"a": 5.0, "b": 10.0}
-    assert messages.joint_goal(JointTrajectory(joint_names=["a"])) == {}
+def test_joint_trajectory_is_read_with_its_times():
+    points = [
+        JointTrajectoryPoint(
+            positions=[x, 2 * x], velocities=[0.1, 0.2], time_from_start=Duration(sec=int(x))
+        )
+        for x in (1.0, 5.0)
+    ]
+    told = messages.joint_plan_of(JointTrajectory(joint_names=["a", "b"], points=points))
+    assert told.times_s.tolist() == [1.0, 5.0]
+    assert {name: column.tolist() for name, column in told.columns.items()} == {
+        "a": [1.0, 5.0],
+        "b": [2.0, 10.0],
+        "a_velocity": [0.1, 0.1],
+        "b_velocity": [0.2, 0.2],
+    }
 
 
-def test_joint_trajectory_with_a_position_too_few_is_an_error():
-    points = [JointTrajectoryPoint(positions=[1.0])]
-    with pytest.raises(ValueError, match="shorter"):
-        messages.joint_goal(JointTrajectory(joint_names=["a", "b"], points=points))
+@pytest.mark.parametrize(
+    ("points", "why"),
+    [([], "no points"), ([JointTrajectoryPoint(positions=[1.0])], "1 positions")],
+)
+def test_joint_trajectory_that_lacks_something_is_an_error(points, why):
+    with pytest.raises(ValueError, match=why):
+        messages.joint_plan_of(JointTrajectory(joint_names=["a", "b"], points=points))
+
+
+def stamped_path(*poses):
+    """A path of (x, yaw, stamp in s)."""
+    message = Path(header=Header(frame_id="map"))
+    for x, yaw, stamp in poses:
+        pose = PoseStamped()
+        pose.pose.position.x, pose.header.stamp.sec = x, stamp
+        messages.set_yaw(pose.pose.orientation, yaw)
+        message.poses.append(pose)
+    return message
+
+
+def test_orientations_left_at_identity_are_none():
+    assert messages.path_of(stamped_path((0.0, 0.0, 0), (1.0, 0.0, 0))).yaws is None
+    last = messages.path_of(stamped_path((0.0, 0.0, 0), (1.0, 0.5, 0)))
+    assert (last.yaws, last.final_yaw) == (None, pytest.approx(0.5))
+    each = messages.path_of(stamped_path((0.0, 0.3, 0), (1.0, 0.0, 0)))
+    assert each.yaws.tolist() == pytest.approx([0.3, 0.0])
+    assert each.final_yaw is None
+
+
+@pytest.mark.parametrize("stamps", [(5, 5), (0, 7), (7, 5), (0, 0)])
+def test_path_is_timed_only_by_stamps_that_increase(stamps):
+    first, second = stamps
+    assert messages.path_of(stamped_path((0.0, 0.0, first), (1.0, 0.0, second))).times_s is None
+    timed = messages.path_of(stamped_path((0.0, 0.0, 5), (1.0, 0.0, 7)))
+    assert timed.times_s.tolist() == [5.0, 7.0]
+
+
+def test_path_in_two_frames_is_an_error():
+    message = stamped_path((0.0, 0.0, 0), (1.0, 0.0, 0))
+    message.poses[1].header.frame_id = "odom"
+    with pytest.raises(ValueError, match="several frames"):
+        messages.path_of(message)
+
+
+def test_points_of_a_joint_command_are_read_as_written():
+    command = messages.COMMANDS["joint_trajectory"](())
+    values = {
+        f"{name}{suffix}@{at}": 0.1 * i + float(at)
+        for i, name in enumerate(("a", "b"))
+        for suffix in ("", "_velocity", "_acceleration")
+        for at in ("0.15", "0.2")
+    }
+    message = JointTrajectory()
+    command.fill(message, values)
+    assert command.read(message) == values
+    assert not any(len(point.effort) for point in message.points)  # ros2_control refuses any
+    command.fill(message, {})
+    assert command.read(message) == {}
+
+
+def test_ackermann_command_is_read_as_written():
+    command = messages.COMMANDS["ackermann"](())
+    message = SimpleNamespace(drive=SimpleNamespace())
+    command.fill(message, {"v": 2.0, "steering": 0.1})
+    assert (message.drive.speed, message.drive.steering_angle) == (2.0, 0.1)
+    assert command.read(message) == {"v": 2.0, "steering": 0.1}
 
 
 def test_every_named_message_type_exists():
     topics = [*messages.STATES.values(), *itertools.chain(*messages.REFERENCES.values())]
-    topics += [make(("v", "w")) for make in messages.COMMANDS.values()]
+    topics += [make(("v", "w")) for kind, make in messages.COMMANDS.items() if kind != "ackermann"]
     for topic in topics:
         package, _, name = topic.type.split("/")
         assert message_class(topic.type).__name__ == name

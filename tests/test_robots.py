@@ -239,7 +239,7 @@ def test_robot_from_outside_the_package_has_its_parameters_checked(own_module):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hovercraft", r"allowed are \['unicycle', 'bicycle', 'cartpole'\]"),
+        ("hovercraft", r"allowed are \['unicycle', 'bicycle', 'cartpole', 'joint_space'\]"),
         ("nowhere.to_be:found", "ModuleNotFoundError: No module named 'nowhere'"),
         ("elsewhere.slides:glider", "AttributeError: .* no attribute 'glider'"),
         ("elsewhere.broken:slider", "AttributeError: 'Robot' object has no attribute 'bogus'"),

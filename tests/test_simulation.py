@@ -14,6 +14,11 @@ COMMANDS = {
     "unicycle": {"v": 0.7, "vy": 0.0, "w": 0.9},
     "bicycle": {"v": 4.0, "vy": 0.0, "w": 0.5},
     "cartpole": {"force": 7.0},
+    "joint_space": {
+        f"joint{i}{part}@0.05": value
+        for i in range(1, 8)
+        for part, value in (("", 0.0), ("_velocity", 0.1 * i), ("_acceleration", 0.0))
+    },
 }
 
 

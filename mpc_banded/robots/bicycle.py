@@ -6,12 +6,14 @@ speed in m/s. Input: acceleration in m/s^2, steering angle in rad. The command i
 bicycle and Ackermann steering controllers of ros2_control take it.
 """
 
+import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from mpc_banded.robots.robot import Robot, distance
+from mpc_banded.robots.robot import Option, Robot, distance
 
 #: Time in which the car's speed controller reaches a commanded speed, in seconds.
 SPEED_LAG = 0.2
@@ -76,6 +78,30 @@ def actuate(x, command, model):
     )
 
 
+def ackermann(x, u, model):
+    """Speed one lead ahead, and the steering angle."""
+    return {"v": float(x[3]), "steering": float(u[1])}
+
+
+def actuate_ackermann(x, command, model):
+    """A speed controller with a first-order lag; wheels that turn to the commanded angle."""
+    return np.array([(command["v"] - x[3]) / SPEED_LAG, command["steering"]])
+
+
+@functools.cache
+def variant(command):
+    """The car that takes a twist, or the one that takes an Ackermann command."""
+    if command == "twist":
+        return bicycle
+    return replace(
+        bicycle,
+        command_message=command,
+        command=ackermann,
+        actuate=actuate_ackermann,
+        braking={"v": "acceleration", "steering": "v"},
+    )
+
+
 bicycle = Robot(
     name="bicycle",
     states=("x", "y", "yaw", "v"),
@@ -113,4 +139,8 @@ bicycle = Robot(
     cyclic=("yaw",),
     transcription="rk4",
     horizon=50,
+    options={
+        "command": Option("twist", "Kind of command message.", ("twist", "ackermann")),
+    },
+    variant=variant,
 )

@@ -26,7 +26,22 @@ from mpc_banded.problem import (
     Trajectory,
 )
 
-BUILT_IN = ("unicycle", "bicycle", "cartpole")
+BUILT_IN = ("unicycle", "bicycle", "cartpole", "joint_space")
+
+
+@dataclass(frozen=True)
+class Option:
+    """A parameter that chooses among variants of a robot; it holds from the start on.
+
+    Attributes:
+        default: A string, or a tuple of different ones.
+        description: One sentence.
+        choices: Allowed strings; empty allows any.
+    """
+
+    default: str | tuple[str, ...]
+    description: str
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,12 @@ class Robot:
             commands that are no rates; after infinite time the robot stands.
         axes: Name -> how a motion follows the command, for its identification from recordings.
             By default those of commands that are named like a state, or like the rate of one.
+        points: How many points of the plan a command carries, one interval apart and without the
+            lead, each with the input that leads there; values are then named ``name@seconds``.
+            0 for commands of one time only.
+        options: Parameters by name that choose a variant of the robot.
+        variant: Makes it, called with the values of ``options`` by name; the same object for the
+            same values.
         obstacles: Number of obstacle slots.
         radius: Of the robot's rim around its position, in m.
         cyclic: States that are angles, equal modulo a full turn.
@@ -111,6 +132,9 @@ class Robot:
     braking: Mapping[str, str] = field(default_factory=dict)
     slow: Callable[[Values, float, Mapping[str, list[float]]], dict[str, float]] | None = None
     axes: Mapping[str, Axis] = field(default_factory=dict)
+    points: int = 0
+    options: Mapping[str, Option] = field(default_factory=dict)
+    variant: Callable[..., Robot] | None = None
     obstacles: int = 0
     radius: float = 0.0
     cyclic: tuple[str, ...] = ()
@@ -238,6 +262,15 @@ class Robot:
             model: Physical constants.
             into_s: Since the beginning of the plan.
         """
+        if self.points and self.command is not None:
+            ahead = [(k + 1) * plan.dt for k in range(self.points)]
+            return {
+                f"{name}@{t:.9g}": value
+                for t in ahead
+                for name, value in self.command(
+                    plan.state_at(into_s + t), plan.input_at(into_s + t - 0.5 * plan.dt), model
+                ).items()
+            }
         u = plan.input_at(into_s)
         if self.command is None:
             return dict(zip(self.inputs, u.tolist(), strict=True))
