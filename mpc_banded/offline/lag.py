@@ -22,12 +22,16 @@ from scipy.stats import t as student
 STEP_S, MAX_DELAY_S, MAX_LAG_S = 0.005, 1.0, 10.0
 COARSE_DELAYS = np.arange(0.0, MAX_DELAY_S + 1e-9, 0.05)
 COARSE_LAGS = (0.0, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
+#: How long a command is taken to hold. After a longer silence something else may move the robot.
+HELD_S = 5.0
 #: Horizons of the prediction error in s.
 HORIZONS_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 #: Below this there is nothing to estimate from.
 FEWEST_SAMPLES, SHORTEST_S = 40, 8.0
 #: Blocks of the jackknife: so many at least and at most, and so long in s.
 FEWEST_BLOCKS, MOST_BLOCKS, BLOCK_S = 8, 40, 3.0
+#: Correlation of the effects of delay and of lag, above which they are one.
+CONFUSED = 0.99
 #: A relation counts where so small a share of arbitrary time shifts does as well.
 SIGNIFICANCE = 0.05
 
@@ -55,6 +59,15 @@ class Drive:
 
     times: np.ndarray
     values: np.ndarray
+
+    def covers(self, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Which spans from begins to ends (M,) lie between commands, with a lead for delays."""
+        last = np.searchsorted(self.times, ends, "right") - 1
+        first = np.searchsorted(self.times, begins - MAX_DELAY_S, "right") - 1
+        silences = np.concatenate([[0], np.cumsum(np.diff(self.times) > HELD_S)])
+        following = np.minimum(last + 1, len(self.times) - 1)
+        inside = (first >= 0) & (last + 1 < len(self.times))
+        return inside & (silences[following] == silences[np.maximum(first, 0)])
 
 
 @dataclass(frozen=True)
@@ -184,11 +197,15 @@ def fit(drive: Drive, motion: Motion) -> Fit:
         )
 
     gain_scale = motion_scale / drive_scale
-    return Fit(
-        delay=estimate([1, 0, 0, 0], lower=0.0),
-        lag=estimate([0, 1, 0, 0], lower=0.0),
+    total = estimate([1, 1, 0, 0], lower=0.0)
+    delay, lag = (estimate(w, lower=0.0) for w in ([1, 0, 0, 0], [0, 1, 0, 0]))
+    if cover[0, 0] * cover[1, 1] == 0.0:
+        delay, lag = (Estimate(e.value, 0.0, total.upper) for e in (delay, lag))
+    return Fit(  # neither part is longer than both
+        delay=Estimate(delay.value, delay.lower, min(delay.upper, total.upper)),
+        lag=Estimate(lag.value, lag.lower, min(lag.upper, total.upper)),
         gain=estimate([0, 0, 1, 0], gain_scale),
-        total=estimate([1, 1, 0, 0], lower=0.0),
+        total=total,
         bias=centre + float(theta[3]) * motion_scale,
         correlation=float(np.corrcoef(m, motion.values)[0, 1]) if np.ptp(m) > 0.0 else 0.0,
         chance=_chance(response, scaled),
@@ -202,12 +219,12 @@ def _usable(drive: Drive, motion: Motion) -> Motion:
     if not len(drive.times):
         raise NothingToFind("there are no commands")
     begins = motion.times if motion.begins is None else motion.begins
-    keep = np.isfinite(motion.values) & (begins >= drive.times[0] + MAX_DELAY_S)
+    keep = np.isfinite(motion.values) & drive.covers(begins, motion.times)
     keep[:-1] &= np.diff(motion.times) > 0.0
     motion = motion.part(keep)
     if len(motion.times) < FEWEST_SAMPLES or np.ptp(motion.times) < SHORTEST_S:
         raise NothingToFind(
-            f"{len(motion.times)} measurements since {MAX_DELAY_S:g} s after the first command; "
+            f"{len(motion.times)} measurements while commands were sent; "
             f"needed are {FEWEST_SAMPLES} over {SHORTEST_S:g} s or more"
         )
     return motion
@@ -308,14 +325,26 @@ class _Problem:
         curvature = (jacobian * bent[:, None]).T @ jacobian
         names = np.unique(block_of)
         shifts = []
+        known = [i for i in range(len(theta)) if i != self._confused(theta, curvature)]
         for name in names:
             inside = block_of == name
             j = jacobian[inside]
             rest = curvature - (j * bent[inside, None]).T @ j
             score = scores.sum(axis=0) - scores[inside].sum(axis=0)
-            shifts.append(_solved(rest, score))
+            shift = np.zeros(len(theta))
+            shift[known] = _solved(rest[np.ix_(known, known)], score[known])
+            shifts.append(shift)
         away, count = np.array(shifts), len(names)
         return (count - 1) / count * away.T @ away, count
+
+
+    def _confused(self, theta: np.ndarray, curvature: np.ndarray) -> int | None:
+        """The smaller of delay and lag, where the data cannot tell them apart.
+
+        A short lag acts as a delay; then only their sum has a meaning, and all of it may be either.
+        """
+        likeness = curvature[0, 1] / np.sqrt(max(curvature[0, 0] * curvature[1, 1], 1e-300))
+        return int(np.argmin(theta[:2])) if abs(likeness) > CONFUSED else None
 
 
 def _solved(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -397,8 +426,6 @@ def prediction_errors(
         is_position: Whether the values are those of a position.
         models: Before and after.
     """
-    keep = times >= drive.times[0] + MAX_DELAY_S
-    times, values = times[keep], values[keep]
     response = Response(drive, float(times[-1]))
     starts = np.unique(np.linspace(0, len(times) - 1, min(len(times), 4000)).astype(int))
     found = []
@@ -409,6 +436,7 @@ def prediction_errors(
         inside = after < len(times)
         after = np.minimum(after, len(times) - 1)
         inside &= times[after] - times[after - 1] < 0.5
+        inside &= drive.covers(begin, end)
         begin, end = begin[inside], end[inside]
         if len(begin) < FEWEST_SAMPLES:
             continue
