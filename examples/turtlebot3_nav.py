@@ -49,7 +49,5 @@ burger = replace(
 )
 planned = replace(
     burger,
-    command_message=CommandTopic(
-        "local_plan", "nav_msgs/msg/Path", fill_twist, planned_twist
-    ),
+    command_message=CommandTopic("local_plan", "nav_msgs/msg/Path", fill_twist, planned_twist),
 )

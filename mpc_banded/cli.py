@@ -41,7 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--topic", action="append", default=[], metavar="NAME:=TOPIC", help="name in the bag"
     )
     options = parser.parse_args(arguments)
-    run = {"demo": _demo, "check": _check, "compile": _compile, "identify": _identify}[options.command]
+    run = {"demo": _demo, "check": _check, "compile": _compile, "identify": _identify}[
+        options.command
+    ]
     return run(options)
 
 

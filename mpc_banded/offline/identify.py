@@ -171,7 +171,9 @@ def _series(pairs: list[tuple[float, float]]) -> Series:
 def _kind_of(why: str) -> str:
     """A reason without its figures, so that reasons can be counted."""
     words = why.split("; ")[0].split()
-    return " ".join("…" if any(c.isdigit() for c in w) and not w[0].isalpha() else w for w in words)
+    return " ".join(
+        "…" if any(c.isdigit() for c in w) and not w[0].isalpha() else w for w in words
+    )
 
 
 def _in_bag(bag: Bag, name: str, kind: str, topics: Mapping[str, str]) -> str:
@@ -190,8 +192,7 @@ def _in_bag(bag: Bag, name: str, kind: str, topics: Mapping[str, str]) -> str:
     there = bag.topics[found].type
     if there.removesuffix("Stamped") != kind.removesuffix("Stamped"):
         raise BagError(
-            f"{found} is a {there}, but {name} is a {kind}; name another with --topic "
-            f"{name}:=..."
+            f"{found} is a {there}, but {name} is a {kind}; name another with --topic {name}:=..."
         )
     return found
 
@@ -275,9 +276,7 @@ def _mean(estimates: list[Estimate]) -> Estimate:
     # Where the axes differ by more than they should, the interval holds them all.
     apart = max(abs(e.value - value) - e.upper + e.value for e in estimates)
     if apart > 0.0:
-        return Estimate(
-            value, min(e.value for e in estimates), max(e.value for e in estimates)
-        )
+        return Estimate(value, min(e.value for e in estimates), max(e.value for e in estimates))
     half = float((halves**-2).sum() ** -0.5)
     return Estimate(value, max(0.0, value - half), value + half)
 

@@ -11,6 +11,7 @@ the other (delete-a-group jackknife), not from counting samples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -189,12 +190,10 @@ def fit(drive: Drive, motion: Motion) -> Fit:
     m = problem.columns(theta[0], theta[1])
     quantile = float(student.ppf(0.975, max(1, count - len(theta))))
 
-    def estimate(weights: list[float], scale: float = 1.0, lower: float = -np.inf) -> Estimate:
+    def estimate(weights: Sequence[float], scale: float = 1.0, lower: float = -np.inf) -> Estimate:
         w = np.array(weights)
         value, half = float(w @ theta), quantile * float(np.sqrt(w @ cover @ w))
-        return Estimate(
-            scale * value, max(lower, scale * (value - half)), scale * (value + half)
-        )
+        return Estimate(scale * value, max(lower, scale * (value - half)), scale * (value + half))
 
     gain_scale = motion_scale / drive_scale
     total = estimate([1, 1, 0, 0], lower=0.0)
@@ -313,7 +312,7 @@ class _Problem:
                 row.append((error, np.array([delay, lag, gain, bias])))
             found.append(min(row, key=lambda pair: pair[0]))
         found.sort(key=lambda pair: pair[0])
-        return [theta + [0.0, 1e-3, 0.0, 0.0] for _, theta in found[:3]]
+        return [theta + np.array([0.0, 1e-3, 0.0, 0.0]) for _, theta in found[:3]]
 
     def covariance(self, theta: np.ndarray, block_of: np.ndarray) -> tuple[np.ndarray, int]:
         """Covariance (4, 4) from leaving out each block in turn, and the number of blocks."""
@@ -337,11 +336,10 @@ class _Problem:
         away, count = np.array(shifts), len(names)
         return (count - 1) / count * away.T @ away, count
 
-
     def _confused(self, theta: np.ndarray, curvature: np.ndarray) -> int | None:
         """The smaller of delay and lag, where the data cannot tell them apart.
 
-        A short lag acts as a delay; then only their sum has a meaning, and all of it may be either.
+        A short lag acts as a delay; then only their sum has a meaning.
         """
         likeness = curvature[0, 1] / np.sqrt(max(curvature[0, 0] * curvature[1, 1], 1e-300))
         return int(np.argmin(theta[:2])) if abs(likeness) > CONFUSED else None
@@ -422,7 +420,8 @@ def prediction_errors(
 
     Args:
         drive: The recorded commands.
-        times, values: (M,) of the motion; of the position, where that is what moves.
+        times: (M,) in s.
+        values: (M,) of the motion; of the position, where that is what moves.
         is_position: Whether the values are those of a position.
         models: Before and after.
     """
@@ -465,7 +464,9 @@ def _ahead(
     return last + (now - first) * keep
 
 
-def _compared(horizon: float, times: np.ndarray, before: np.ndarray, after: np.ndarray) -> Prediction:
+def _compared(
+    horizon: float, times: np.ndarray, before: np.ndarray, after: np.ndarray
+) -> Prediction:
     """From squared errors (M,) of both; the intervals come from blocks of time left out."""
     block_of = _blocks(times, horizon)
     names = np.unique(block_of)
