@@ -20,7 +20,7 @@ ELSEWHERE = 50_000.0
 
 
 class Origin:
-    """UTM coordinates are millions of metres: the kilometre of the first position is the origin."""
+    """UTM counts millions of metres: a round kilometre near the first position is the origin."""
 
     def __init__(self):
         self.east = self.north = math.inf

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``mpc_banded demo | check | compile | identify``."""
+"""The command line: ``mpc_banded demo | check | compile | replay | identify``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
 from mpc_banded.background import NOT_COMPILED
 from mpc_banded.config import Config
@@ -31,19 +33,23 @@ def main(arguments: list[str] | None = None) -> int:
         "compile", help="fill the cache of compiled derivatives; prints the path of the library"
     )
     compile_.add_argument("--params", type=Path, required=True, help="parameter file")
+    _add_replay(commands.add_parser("replay", help="run the controller again on a recorded bag"))
     identify = commands.add_parser(
         "identify", help="delay, lag and gain from a bag, into a copy of the parameter file"
     )
     identify.add_argument("bag", type=Path, help="folder of a rosbag2, or one of its files")
     identify.add_argument("--params", type=Path, required=True, help="parameter file")
     identify.add_argument("--output", type=Path, help="new parameter file; .json, .png beside it")
-    identify.add_argument(
-        "--topic", action="append", default=[], metavar="NAME:=TOPIC", help="name in the bag"
-    )
+    identify.add_argument("--topic", type=_remap, action="append", default=[],
+        metavar="NAME:=/IN_THE_BAG", help="where the bag has a state or the command")  # fmt: skip
     options = parser.parse_args(arguments)
-    run = {"demo": _demo, "check": _check, "compile": _compile, "identify": _identify}[
-        options.command
-    ]
+    run = {
+        "demo": _demo,
+        "check": _check,
+        "compile": _compile,
+        "replay": _replay,
+        "identify": _identify,
+    }[options.command]
     return run(options)
 
 
@@ -87,19 +93,85 @@ def _compile(options: argparse.Namespace) -> int:
 
 
 def _identify(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from mpc_banded.offline.bag import BagError
     from mpc_banded.offline.identify import run_identify
 
+    return run_identify(options.bag, options.params, options.output, dict(options.topic))
+
+
+def _add_replay(replay: argparse.ArgumentParser) -> None:
+    add = replay.add_argument
+    add("bag", type=Path, help="folder of a rosbag2, or one of its files")
+    add("--params", type=Path, help="parameter file; default: what the bag has on record")
+    add("--set", type=_setting, action="append", default=[], metavar="KEY=VALUE",
+        help="replace a parameter")  # fmt: skip
+    add("--topic", type=_remap, action="append", default=[], metavar="NAME:=/IN_THE_BAG",
+        help="where the bag has an input, the command, or the record of the cycles")  # fmt: skip
+    add("--plan", metavar="CSV|driven",
+        help="a path for a bag without: columns x and y, or where the robot went")  # fmt: skip
+    add("--eager", action="store_true", help="do not compile the derivatives")
+    add("--output", type=Path, help="folder of the results; default: out/replay/<bag>")
+    add("--compare", type=Path, metavar="REFERENCE",
+        help="a stored result, or its cycles.csv; exit status 1 if this one differs")  # fmt: skip
+    add("--tolerance", type=_setting, action="append", default=[], metavar="FIELD=VALUE",
+        help="difference allowed to --compare, as command=1e-3")  # fmt: skip
+    add("--update", action="store_true", help="make this result the reference of --compare")
+    add("--sweep", type=_axis, action="append", default=[], metavar="KEY=A,B,C",
+        help="replay each combination of values, and compare their figures")  # fmt: skip
+    add("--jobs", type=int, default=-1, help="replays of a sweep at a time; -1: one a core")
+    add("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the sweep")
+
+
+def _replay(options: argparse.Namespace) -> int:
+    # Plots and bags take a while to import, and the other commands need neither.
+    from mpc_banded.offline.run import run_replay, run_sweep
+    from mpc_banded.offline.sweep import Request
+
+    request = Request(
+        options.bag,
+        options.params,
+        dict(options.set),
+        dict(options.topic),
+        not options.eager,
+        options.plan,
+    )
+    output = options.output or Path("out/replay") / (options.bag.stem or "bag")
+    if options.sweep:
+        return run_sweep(request, dict(options.sweep), output, options.jobs, options.scheduler)
+    return run_replay(
+        request,
+        output,
+        reference=options.compare,
+        tolerances=dict(options.tolerance),
+        update=options.update,
+    )
+
+
+def _remap(text: str) -> tuple[str, str]:
+    topic, mark, name = text.partition(":=")
+    if not (topic and mark and name.startswith("/")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form odom:=/vehicle_pose")
+    return topic, name
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, values = _axis(text)
+    return key, values[0] if len(values) == 1 else values
+
+
+def _axis(text: str) -> tuple[str, list[Any]]:
+    key, mark, value = text.partition("=")
     try:
-        topics = {}
-        for remap in options.topic:
-            name, given, topic = remap.partition(":=")
-            if not (name and given and topic):
-                raise BagError(f"--topic is {remap!r}; allowed is NAME:=TOPIC")
-            topics[name] = topic
-        return run_identify(options.bag, options.params, options.output, topics, Console())
-    except (BagError, ValueError, OSError) as error:
-        print(f"{options.bag}: {error}", file=sys.stderr)
-        return 2
+        values = yaml.safe_load(f"[{value}]")
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} has no value that can be read") from error
+    if not (key and mark and values):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form horizon=40")
+    return key, [_number(item) for item in values]
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-6 for a string; ROS does not."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

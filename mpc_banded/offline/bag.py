@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from heapq import merge
@@ -101,6 +101,11 @@ class Bag:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    @property
+    def types(self) -> Mapping[str, Typestore]:
+        """Message type -> a store that knows it."""
+        return self._stores
 
     @property
     def start_ns(self) -> int:
@@ -262,8 +267,8 @@ class Bag:
         copy, count = salvage.rescued(file, self._scratch())
         if not count:
             raise BagError(
-                f"{file} {remark or 'has no index'}, and there is no whole message in it; record "
-                "again, or copy it again from where it was recorded"
+                f"{file} {remark or 'has no index'}, and no message in it can be found; copy "
+                "it again from where it was recorded, or try 'mcap recover' or 'sqlite3 .recover'"
             )
         if remark:
             self.remarks.append(f"{file.name} {remark}; {count} messages could be read")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from mpc_banded.config import Config
+from mpc_banded.comb import BandwidthError
+from mpc_banded.config import Config, ConfigError
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.offline.lag import (
     Drive,
@@ -79,8 +80,8 @@ class Found:
     fit: Fit | None
     verdict: str
     predictions: list[Prediction] = field(default_factory=list)
-    before: Model = Model(0.0, 0.0, 1.0)
-    after: Model = Model(0.0, 0.0, 1.0)
+    before: Model | None = None
+    after: Model | None = None
     updates: Mapping[str, Estimate] = field(default_factory=dict)
 
     @property
@@ -351,7 +352,7 @@ def table(found: list[Found]) -> Table:
 
 def plot(found: list[Found], config: Config, recorded: Recorded, file: Path) -> None:
     """Measured and modelled motion where it moves most, and the prediction errors."""
-    shown = [one for one in found if one.fit is not None]
+    shown = [(one, one.after) for one in found if one.after is not None]
     if not shown:
         return
     figure, grid = plt.subplots(
@@ -362,20 +363,20 @@ def plot(found: list[Found], config: Config, recorded: Recorded, file: Path) -> 
         layout="constrained",
         width_ratios=[2.2, 1],
     )
-    for (left, right), one in zip(grid, shown, strict=True):
+    for (left, right), (one, after) in zip(grid, shown, strict=True):
         drive = _drive(recorded, one.axis, config.section("model"))
         times, values = recorded.states[one.axis.moves or one.name]
         motion = Motion(times, values)
         if one.axis.is_rate:
             motion = Motion.of_position(times, values, WINDOW_S)
         response = Response(drive, float(motion.times[-1]))
-        model = one.after.gain * response.at(motion, one.after.delay, one.after.lag)
+        model = after.gain * response.at(motion, after.delay, after.lag)
         begin = _liveliest(drive, motion)
         left.plot(motion.times, motion.values, ".", ms=3, color="#9aa3ad", label="measured")
-        left.plot(motion.times, model + one.after.bias, color="#1f5fa8", label="model")
+        left.plot(motion.times, model + after.bias, color="#1f5fa8", label="model")
         left.step(
             drive.times,
-            one.after.gain * drive.values + one.after.bias,
+            after.gain * drive.values + after.bias,
             where="post",
             color="#d97706",
             lw=1,
@@ -411,17 +412,32 @@ def _liveliest(drive: Drive, motion: Motion) -> float:
     return float(begins[np.argmax(total[ends[1]] - total[ends[0]])])
 
 
-def run_identify(
-    bag: Path, params: Path, output: Path | None, topics: Mapping[str, str], console: Console
-) -> int:
+def run_identify(bag: Path, params: Path, output: Path | None, topics: Mapping[str, str]) -> int:
     """Identify, print the table, and write the new parameter file, its figures and a plot.
 
+    Args:
+        bag: Folder or file.
+        params: The parameter file.
+        output: The new one; None puts it beside the old one.
+        topics: Relative name -> name in the bag.
+
     Returns:
-        0 where something was written, 1 where no motion follows the command.
+        0 where something was written, 1 where no motion follows the command, 2 where the bag or
+        the parameters cannot be used.
     """
+    try:
+        return _run(bag, params, output, topics, Console())
+    except (BagError, ConfigError, BandwidthError, OSError) as error:
+        print(f"mpc_banded identify: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _run(
+    bag: Path, params: Path, output: Path | None, topics: Mapping[str, str], console: Console
+) -> int:
     output = output or params.with_name(f"{params.stem}.identified{params.suffix}")
-    if output.exists() and os.path.samefile(output, params):
-        raise BagError(f"output is {output}, the parameter file itself; name another file")
+    if output.exists() and output.samefile(params):
+        raise ConfigError(f"output is {output}, the parameter file itself; name another file")
     config = Config.load(params)
     recorded = read(bag, config, topics)
     found = identify(config, recorded)
@@ -430,7 +446,7 @@ def run_identify(
         return 1
     console.print(table(found))
     for why, count in recorded.rejected.most_common():
-        console.print(f"{count} messages rejected: {why}", highlight=False)
+        console.print(f"{count} messages rejected: {why}", highlight=False, markup=False)
     updates = combined(found)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Delay, first-order lag and gain from a command to a motion, with intervals that can be trusted.
 
-The model is ``lag * dm/dt + m = drive(t - delay)`` and ``motion = gain * m + bias``, with the drive
+The model is ``lag * dm/dt + m = drive(t - delay)`` and ``motion = gain * m + bias``, the drive
 held from one command to the next. It is simulated exactly and compared with the motion at the
-times at which the motion was measured (output error: Ljung, System Identification, 2nd ed.,
-section 4.3), so neither needs an even rate. Huber's loss bounds what an outlier can do; what is
+times at which that was measured (output error: Ljung, System Identification, 2nd ed., section
+4.3), so neither needs an even rate. Huber's loss bounds what an outlier can do; what is
 left over is correlated in time, so the covariance comes from leaving out one block of time after
 the other (delete-a-group jackknife), not from counting samples.
 """

@@ -21,6 +21,14 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 BLUE, ORANGE, GREEN, RED, GREY = "#1f5fa8", "#d97706", "#2f855a", "#b91c1c", "#9aa3ad"
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
 #: Seconds at the beginning that do not count for tracking, and clearance up to which an obstacle
 #: is near and may keep the robot off its path, in metres.
 SETTLING_S, NEAR_M = 3.0, 0.5
@@ -114,15 +122,7 @@ def plot(
     run: Run, config: Config, path: PathReference | None, radius: float, title: str, file: Path
 ) -> None:
     """Draw path or angles, commands against limits, error and solve time into a PNG."""
-    style: dict[str, Any] = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "legend.frameon": False,
-    }
-    with matplotlib.rc_context(style):  # type: ignore[arg-type]
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure = plt.figure(figsize=(12, 7), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
         grid = figure.add_gridspec(3, 2, width_ratios=[1.25, 1])

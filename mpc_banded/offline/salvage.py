@@ -54,9 +54,14 @@ def is_cut(file: Path) -> bool:
             return size < 2 * len(MCAP_MAGIC) or stream.read() != MCAP_MAGIC
     if not head.startswith(SQLITE_MAGIC) or len(head) < 100:
         return False
-    (page,) = struct.unpack(">H", head[16:18])
     (pages,) = struct.unpack(">I", head[28:32])
-    return size < pages * (65536 if page == 1 else page)
+    return size < pages * _page_size(head)
+
+
+def _page_size(head: bytes) -> int:
+    """Of a SQLite database, from its first bytes."""
+    (page,) = struct.unpack(">H", head[16:18])
+    return 65536 if page == 1 else max(page, 512)
 
 
 def unfinished_journals(file: Path) -> list[Path]:
@@ -124,7 +129,12 @@ def _copy_mcap(source: Path, target: Path) -> int:
 
 
 def _copy_sqlite(source: Path, target: Path) -> int:
-    before = sqlite3.connect(f"file:{source}?immutable=1", uri=True)
+    whole = target.with_suffix(".whole")
+    shutil.copyfile(source, whole)
+    with whole.open("r+b") as stream:  # half a page at the end would be read as data
+        page = _page_size(stream.read(100))
+        stream.truncate(source.stat().st_size // page * page)
+    before = sqlite3.connect(f"file:{whole}?immutable=1", uri=True)
     after = sqlite3.connect(target)
     try:
         before.execute("PRAGMA writable_schema=ON")  # else SQLite refuses a file that is too short

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares the cycles of a replay with those of a stored one, field by field."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from mpc_banded.offline.results import CYCLES, SUMMARY
+
+#: Field, or the part before its first dot -> allowed difference: absolute, and relative to the
+#: reference beyond 1. Residuals are rounding noise once they are below the solver's tolerances.
+TOLERANCES = {
+    "cycle": 0.0,
+    "time_ns": 0.0,
+    "code": 0.0,
+    "converged": 0.0,
+    "iterations": 0.0,
+    "kkt_residual": math.inf,
+    "defect_norm": math.inf,
+}
+DEFAULT_TOLERANCE = 1e-6
+
+
+class ComparisonError(Exception):
+    """There is nothing to compare with; the message says why."""
+
+
+@dataclass
+class Difference:
+    """How far one field is from its reference.
+
+    Attributes:
+        field: Column of cycles.csv.
+        count: Cycles in which it differs by more than allowed.
+        allowed: Difference that is allowed.
+        time_ns, cycle, expected, found: Of the first of these cycles.
+        largest: Largest difference of all; infinite between a number and none.
+    """
+
+    field: str
+    count: int
+    allowed: float
+    time_ns: int
+    cycle: int
+    expected: str
+    found: str
+    largest: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs.
+
+    Attributes:
+        differences: By the time of their first occurrence.
+        cycles: How many were compared.
+        start_ns: Time of the first cycle.
+    """
+
+    differences: list[Difference]
+    cycles: int
+    start_ns: int
+
+    @property
+    def sentence(self) -> str:
+        """The first difference and its size, or that there is none."""
+        if not self.differences:
+            return f"no difference in {self.cycles} cycles"
+        first = self.differences[0]
+        seconds = 1e-9 * (first.time_ns - self.start_ns)
+        size = f" ({first.largest:.3g} at most, " if math.isfinite(first.largest) else " ("
+        return (
+            f"{first.field} differs first at {seconds:.3f} s, in cycle {first.cycle}: "
+            f"{first.found or 'nothing'} instead of {first.expected or 'nothing'}{size}"
+            f"in {first.count} of {self.cycles} cycles; allowed is {first.allowed:g})"
+        )
+
+
+def stored_file(reference: Path) -> Path:
+    """The cycles of a stored result: the file itself, or that in a folder."""
+    return reference if reference.suffix == ".csv" else reference / CYCLES
+
+
+def accept(result: Path, reference: Path) -> Path:
+    """Make a result the reference; returns the stored file."""
+    target = stored_file(reference)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    pairs = [(result / CYCLES, target)]
+    if target.name == CYCLES:
+        pairs.append((result / SUMMARY, target.with_name(SUMMARY)))
+    for source, place in pairs:
+        scratch = place.with_name(f".{place.name}.part")
+        shutil.copyfile(source, scratch)
+        scratch.replace(place)
+    return target
+
+
+def compare(
+    result: Path, reference: Path, tolerances: Mapping[str, float] | None = None
+) -> Comparison:
+    """Compare two results, each a folder or its file of cycles.
+
+    Args:
+        result: What was found.
+        reference: What is expected.
+        tolerances: Field, or the part before its first dot -> allowed difference.
+
+    Raises:
+        ComparisonError: A file is missing or holds no cycles, or a tolerance names no field.
+    """
+    found, expected = _rows(stored_file(result)), _rows(stored_file(reference))
+    ours, theirs = next(found), next(expected)
+    fields = list(dict.fromkeys([*theirs, *ours]))
+    allowed = _allowed(fields, tolerances or {})
+    differences: dict[str, Difference] = {}
+    cycles, start_ns = 0, 0
+    for left, right in zip_longest(found, expected):
+        row, wanted = left or {}, right or {}
+        time_ns = int((wanted or row)["time_ns"])
+        start_ns = time_ns if not cycles else start_ns
+        cycles += 1
+        for field in fields:
+            a, b = row.get(field, ""), wanted.get(field, "")
+            if a == b:
+                continue
+            gap, scale = _gap(a, b)
+            if gap <= allowed[field] * max(1.0, scale):
+                continue
+            if field not in differences:
+                number = int((wanted or row)["cycle"])
+                differences[field] = Difference(
+                    field, 0, allowed[field], time_ns, number, b, a, 0.0
+                )
+            differences[field].count += 1
+            differences[field].largest = max(differences[field].largest, gap)
+    return Comparison(sorted(differences.values(), key=lambda d: d.time_ns), cycles, start_ns)
+
+
+def _allowed(fields: list[str], given: Mapping[str, float]) -> dict[str, float]:
+    """Allowed difference of each field; what is given counts more, and whole names most."""
+    groups = {field.split(".")[0] for field in fields}
+    unknown = sorted(set(given) - set(fields) - groups)
+    if unknown:
+        raise ComparisonError(
+            f"there is no field {', '.join(unknown)} to tolerate a difference of; name one of "
+            f"{', '.join(sorted({*groups, *fields}))}"
+        )
+    allowed = {}
+    for field in fields:
+        group = field.split(".")[0]
+        ours = TOLERANCES.get(group, DEFAULT_TOLERANCE)
+        allowed[field] = given.get(field, given.get(group, ours))
+    return allowed
+
+
+def _gap(found: str, expected: str) -> tuple[float, float]:
+    """Size of a difference, and of what was expected."""
+    try:
+        a, b = float(found), float(expected)
+    except ValueError:
+        return math.inf, 1.0
+    return abs(a - b), abs(b)
+
+
+def _rows(file: Path) -> Iterator[dict[str, str]]:
+    """First the header, as a row; then each cycle by column."""
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            table = csv.DictReader(stream)
+            fields = table.fieldnames or []
+            if not {"cycle", "time_ns"} <= set(fields):
+                raise ComparisonError(
+                    f"{file} holds no cycles of a replay; name a folder that 'mpc_banded replay' "
+                    f"wrote, or its {CYCLES}"
+                )
+            yield dict.fromkeys(fields, "")
+            yield from table
+    except (OSError, UnicodeDecodeError) as error:
+        raise ComparisonError(
+            f"{file} cannot be read: {error}; create it with --compare and --update"
+        ) from error

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a replay leaves behind: a folder that is there when it is whole, and not before.
+
+``bag``, ``cycles.csv`` and ``summary.json`` depend on bag, parameters and version alone. How long
+the solves took on this machine stands apart, in ``timing.csv`` and in the page.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpc_banded import __version__
+from mpc_banded.messages import fill_path
+from mpc_banded.offline.recording import Recording
+from mpc_banded.offline.replay import Replay, Replayed
+from mpc_banded.offline.trace import Trace
+
+CYCLES, SUMMARY, TIMING, PAGE = "cycles.csv", "summary.json", "timing.csv", "report.html"
+#: In front of all names in the result bag, so that it opens beside the original.
+PREFIX = "/replay"
+#: Columns of cycles.csv before those named after states, commands and costs.
+COLUMNS = ("cycle", "time_ns", "code", "state_age_s", "iterations", "converged")
+RESIDUALS = ("kkt_residual", "defect_norm", "plan_error")
+
+
+class ResultError(Exception):
+    """The folder for the results cannot be used; the message says why."""
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into that becomes ``target`` if all goes well, and vanishes if not.
+
+    Raises:
+        ResultError: There is something in its place that is no earlier result.
+    """
+    target = target.absolute()
+    if target.exists() and not _may_be_replaced(target):
+        raise ResultError(
+            f"{target} is not empty and no result of a replay; name another folder with --output"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        if target.exists():
+            target.rename(old)
+        scratch.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _may_be_replaced(target: Path) -> bool:
+    return target.is_dir() and ((target / SUMMARY).is_file() or not any(target.iterdir()))
+
+
+class Results:
+    """Takes the cycles of a replay one by one, and keeps what a report needs of them.
+
+    Args:
+        replay: Whose cycles are taken.
+        folder: To write into; None keeps figures only.
+
+    Attributes:
+        states, references, commands, recorded: Name -> trace over seconds since the first tick.
+        codes: Trace of the tick's code, as its place in ``known_codes``.
+        iterations, solve_ms, plan_errors, differences, ages: Traces; the differences are those
+            from the recorded command.
+    """
+
+    def __init__(self, replay: Replay, folder: Path | None) -> None:
+        self.replay = replay
+        self.folder = folder
+        robot = replay.loop.robot
+        self.states = {name: Trace() for name in robot.states}
+        self.references = {name: Trace() for name in robot.reference}
+        self.commands = {name: Trace() for name in robot.command_names}
+        self.recorded = {name: Trace() for name in robot.command_names}
+        self.codes, self.known_codes = Trace(), list[str]()
+        self.iterations, self.solve_ms = Trace(), Trace()
+        self.plan_errors, self.efforts, self.ages = Trace(), Trace(), Trace()
+        self.errors, self.differences = Trace(), Trace()
+        self.counts: Counter[str] = Counter()
+        self.converged = 0
+        self.exact_difference = 0.0
+        self.start_ns: int | None = None
+        self.end_ns = 0
+        self._digest = hashlib.sha256()
+        self._files: list[Any] = []
+        if folder is not None:
+            self._open(folder)
+
+    def _open(self, folder: Path) -> None:
+        robot = self.replay.loop.robot
+        self._columns = [*COLUMNS, *RESIDUALS]
+        self._columns += [f"command.{name}" for name in robot.command_names]
+        self._columns += [f"state.{name}" for name in robot.states]
+        self._columns += [f"reference.{name}" for name in robot.reference]
+        names = self.replay.loop.controller.problem.cost_names
+        self._columns += [f"cost.{name}" for name in names]
+        self._cycles = (folder / CYCLES).open("w", encoding="utf-8", newline="")
+        self._timing = (folder / TIMING).open("w", encoding="utf-8", newline="")
+        self._files = [self._cycles, self._timing]
+        self._table = csv.writer(self._cycles, lineterminator="\n")
+        self._table.writerow(self._columns)
+        self._clock = csv.writer(self._timing, lineterminator="\n")
+        self._clock.writerow(["cycle", "time_ns", "solve_time_ms"])
+        self._recording = Recording(folder / "bag", self.replay.bag.types)
+        self._recording.__enter__()
+        self._files.append(self._recording)
+
+    def add(self, replayed: Replayed) -> None:
+        """Take one cycle."""
+        tick = replayed.tick
+        self.start_ns = tick.now_ns if self.start_ns is None else self.start_ns
+        self.end_ns = tick.now_ns
+        self._trace(replayed, 1e-9 * (tick.now_ns - self.start_ns))
+        if replayed.original is not None:
+            ours, theirs = replayed.cycle.command, replayed.original.command
+            gaps = [abs(ours[n] - theirs.get(n, math.inf)) for n in ours]
+            self.exact_difference = max(self.exact_difference, *gaps)
+        if self.folder is not None:
+            self._write(replayed)
+
+    def _trace(self, replayed: Replayed, time_s: float) -> None:
+        tick, step = replayed.tick, replayed.tick.step
+        for traces, values in (
+            (self.states, replayed.state),
+            (self.references, replayed.reference),
+            (self.commands, tick.command),
+            (self.recorded, replayed.recorded),
+        ):
+            for name, trace in traces.items():
+                trace.add(time_s, values.get(name, math.nan))
+        code = tick.code.value
+        if code not in self.known_codes:
+            self.known_codes.append(code)
+        self.counts[code] += 1
+        self.codes.add(time_s, float(self.known_codes.index(code)))
+        self.ages.add(time_s, tick.state_age_s)
+        self.plan_errors.add(time_s, replayed.plan_error)
+        self.errors.add(time_s, self._error(replayed))
+        both = set(tick.command) & set(replayed.recorded)
+        gaps = [tick.command[name] - replayed.recorded[name] for name in sorted(both)]
+        self.differences.add(time_s, _rms(gaps))
+        self.iterations.add(time_s, math.nan if step is None else float(step.iterations))
+        self.solve_ms.add(time_s, math.nan if step is None else 1e3 * step.solve_time_s)
+        self.efforts.add(time_s, math.nan if step is None else _rms(step.plan.inputs[0].tolist()))
+        self.converged += bool(replayed.cycle.figures.get("converged"))
+
+    def _error(self, replayed: Replayed) -> float:
+        """Distance of the state from its reference: in the plane, or over all its names."""
+        names = [n for n in replayed.reference if n in replayed.state]
+        planar = [n for n in ("x", "y") if n in names]
+        gaps = [replayed.state[n] - replayed.reference[n] for n in planar or names]
+        return math.hypot(*gaps) if planar else _rms(gaps)
+
+    def _write(self, replayed: Replayed) -> None:
+        tick, figures = replayed.tick, replayed.cycle.figures
+        row: list[Any] = [replayed.cycle.number, tick.now_ns, tick.code.name]
+        row += [_cell(figures.get(name)) for name in COLUMNS[3:]]
+        row += [_cell({**figures, "plan_error": replayed.plan_error}.get(n)) for n in RESIDUALS]
+        row += [_cell(tick.command[name]) for name in self.commands]
+        row += [_cell(replayed.state.get(name)) for name in self.states]
+        row += [_cell(replayed.reference.get(name)) for name in self.references]
+        costs = self._columns[len(row) :]
+        row += [_cell(figures.get(name.replace(".", "/", 1))) for name in costs]
+        self._table.writerow(row)
+        self._digest.update(repr(row).encode())
+        if tick.step is not None:
+            ms = f"{1e3 * tick.step.solve_time_s:.3f}"
+            self._clock.writerow([replayed.cycle.number, tick.now_ns, ms])
+        self._publish(replayed)
+
+    def _publish(self, replayed: Replayed) -> None:
+        tick, cycle, write = replayed.tick, replayed.cycle, self._recording.publish
+        topic, now_ns = self.replay.loop.config.command_topic, tick.now_ns
+        write(f"{PREFIX}/{topic.topic}", topic.type, now_ns, lambda m: topic.fill(m, tick.command))
+        figures = {**cycle.figures, "plan_error": replayed.plan_error}
+        figures |= {f"command/{name}": x for name, x in tick.command.items()}
+        figures |= {f"reference/{name}": x for name, x in replayed.reference.items()}
+        for name, value in figures.items():
+            if math.isfinite(value):
+                self._recording.number(f"{PREFIX}/mpc_node/telemetry/{name}", now_ns, value)
+        self._recording.cycle(f"{PREFIX}/mpc_node/cycle", now_ns, cycle.values(), tick.reason)
+        robot = self.replay.loop.robot
+        if tick.step is not None and {"x", "y", "yaw"} <= set(robot.states):
+            columns = [robot.states.index(name) for name in ("x", "y", "yaw")]
+            points = tick.step.plan.states[:, columns]
+            pose = self._recording.blank
+            write(
+                f"{PREFIX}/mpc_node/optimal_path",
+                "nav_msgs/msg/Path",
+                now_ns,
+                lambda m: fill_path(m, points, lambda: pose("geometry_msgs/msg/PoseStamped")),
+                frame=self.replay.frame,
+            )
+
+    def close(self) -> dict[str, Any]:
+        """Finish the files; returns the summary, which is written too."""
+        self.abandon()
+        summary = self.summary()
+        if self.folder is not None:
+            text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+            (self.folder / SUMMARY).write_text(text, encoding="utf-8")
+        return summary
+
+    def abandon(self) -> None:
+        """Close the files as they are."""
+        files, self._files = self._files, []
+        for file in files:
+            file.__exit__(None, None, None)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, without any that depend on the machine's speed."""
+        replay = self.replay
+        config, remarks = replay.loop.config, replay.remarks
+        defaults = {key: entry.default for key, entry in config.table.items()}
+        cycles = sum(self.counts.values())
+        result: dict[str, Any] = {
+            "version": __version__,
+            "bag": replay.bag.path.name,
+            "robot": config.robot.name,
+            "parameters": {k: _plain(v) for k, v in config.values.items() if v != defaults[k]},
+            "topics": replay.names,
+            "derivatives": replay.derivatives,
+            "cycles": cycles,
+            "duration_s": 1e-9 * (self.end_ns - (self.start_ns or 0)),
+            "codes": dict(self.counts),
+            "solved": self.iterations.count,
+            "converged": self.converged,
+            "iterations_mean": _number(self.iterations.mean),
+            "iterations_max": _number(self.iterations.greatest),
+            "tracking_error_rms": _number(self.errors.rms),
+            "plan_error_rms": _number(self.plan_errors.rms),
+            "effort_rms": _number(self.efforts.rms),
+            "command_rms": {n: _number(trace.rms) for n, trace in self.commands.items()},
+            "recorded_command_rms": {n: _number(t.rms) for n, t in self.recorded.items()},
+            "command_difference_rms": _number(self.differences.rms),
+            "rejected": dict(remarks.rejected.most_common(20)),
+            "remarks": remarks.notes,
+            "follows_the_record": replay.exact,
+        }
+        if replay.exact:
+            result["messages_missing"] = remarks.missing
+            result["largest_difference_from_the_record"] = _number(self.exact_difference)
+        if self.folder is not None:
+            result["digest"] = self._digest.hexdigest()
+        return result
+
+    def timing(self) -> dict[str, float | None]:
+        """Solve time in ms, which depends on the machine."""
+        values = self.solve_ms.rows[:, 2]
+        values = values[np.isfinite(values)]
+        return {
+            "mean": _number(self.solve_ms.mean),
+            "p99": float(np.percentile(values, 99)) if len(values) else None,
+            "max": _number(self.solve_ms.greatest),
+        }
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else repr(float(value))
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    """Infinite limits as strings: JSON has no such numbers."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _rms(values: list[float]) -> float:
+    return math.sqrt(sum(x * x for x in values) / len(values)) if values else math.nan
