@@ -175,6 +175,9 @@ GENERAL: dict[str, Entry] = {
         True, "Follow a path whose poses carry increasing stamps by time, not by reference_speed."
     ),
     "obstacles": Entry([], "Circles as x, y, radius one after the other.", "m"),
+    "max_obstacle_age": Entry(
+        0.5, "Age beyond which obstacles from the topic are forgotten.", "s", 0.01, 60.0
+    ),
     "simulator.frequency": Entry(
         100.0, "Rate of the simulated state.", "Hz", 1.0, 1000.0, read_only=True
     ),

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from mpc_banded import explain, obstacles
 from mpc_banded.config import Config, ConfigError
 from mpc_banded.controller import CommandSource, ControlStep, RecedingHorizonController
 from mpc_banded.fallback import Fallback, Grade
 from mpc_banded.messages import Goal, JointPlan, PosePath, ReferenceTopic, StateTopic
+from mpc_banded.obstacles import MovingObstacles
 from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.reference import (
     GoalReference,
@@ -127,6 +129,9 @@ class ControlLoop:
                 for t in self.robot.reference_topics
             },
         }
+        self._moving = MovingObstacles(config)
+        if self.robot.obstacles:
+            self._inputs.setdefault(obstacles.TOPIC, (obstacles.TYPE, self._on_obstacles))
         #: (target frame, source frame) -> x, y, yaw of the source in the target; None where
         #: nobody knows, and messages in other frames are refused.
         self.transform: Callable[[str, str], tuple[float, float, float]] | None = None
@@ -186,6 +191,23 @@ class ControlLoop:
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             return str(error.args[0]) if error.args else repr(error)
         return None
+
+    def _on_obstacles(self, message: Any, received_ns: int) -> str | None:
+        try:
+            self._moving.take(message, received_ns, self._place_obstacles)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            return str(error.args[0]) if error.args else repr(error)
+        return None
+
+    def _place_obstacles(self, frame: str) -> tuple[float, float, float]:
+        if frame == self._watch.frame:
+            return 0.0, 0.0, 0.0
+        return self._frame_pose(obstacles.TOPIC, frame)
+
+    def circles(self, now_ns: int) -> np.ndarray:
+        """All obstacles known at ``now_ns`` as x, y, radius (M, 3), in the frame of the state."""
+        static = np.array(self.config["obstacles"], dtype=np.float64).reshape(-1, 3)
+        return np.vstack([static, self._moving.at(now_ns, np.zeros(1))[0]])
 
     def _described(self, topic: ReferenceTopic, said: Any, received_ns: int) -> Reference:
         """The reference that a message describes."""
@@ -270,6 +292,7 @@ class ControlLoop:
         self._motion = Simulation(config, PREDICTION_SUBSTEP_S)
         self._watch.config = config
         self._fallback.adopt(config)
+        self._moving.config = config
         self.obstacles = config.obstacles()
         if isinstance(path := self._path(), PathReference):
             path.speed = config["reference_speed"]
@@ -334,33 +357,40 @@ class ControlLoop:
             why += f"; the last one was rejected: {self._refused}" if self._refused else ""
             return self._waiting(Reason.NO_REFERENCE, why, now_ns, effect_ns, age)
         state = self._predicted(self._watch.state, effect_ns)
-        step = self._solved(state, self.reference, effect_ns, budget)
+        values = dict(zip(self.robot.states, state, strict=True))
+        problem = self.controller.problem
+        parameters = self._parameters(self.reference, values, problem, effect_ns)
+        step = self._solved(state, parameters, effect_ns, budget)
         if self._stepped_ns is None and self._is_planning(step, now_ns, budget):
             why = f"planning, KKT residual {step.kkt_residual:.1e} so far"
             tick = self._waiting(Reason.PLANNING, why, now_ns, effect_ns, age, keep=True)
             return replace(tick, step=step)
         self._stepped_ns = effect_ns
-        values = self._driven(step)
-        if values is None:
+        command = self._driven(step)
+        if command is None:
             why = f"the solve failed: {step.status.value}"
             return replace(self._fallen_back(why, now_ns, effect_ns, age), step=step)
         self._fallback.drove(step.plan, effect_ns)
-        reason = f"driving on the {step.source.value}: {step.status.value}{self._remark()}"
-        if self.reference.ended(1e-9 * effect_ns):
-            reason += "; the reference has ended"
-        return Tick(values, Reason.DRIVING, reason, step, age)
+        weights = self.controller.weights
+        told = [
+            f"driving on the {step.source.value}: {step.status.value}",
+            explain.violated(step.violations),
+            explain.held(self.robot, problem, weights, step.plan, parameters),
+            "the reference has ended" if self.reference.ended(1e-9 * effect_ns) else "",
+            self._watch.remark,
+        ]
+        return Tick(command, Reason.DRIVING, "; ".join(filter(None, told)), step, age)
 
     def _solved(
-        self, state: np.ndarray, reference: Reference, effect_ns: int, budget: Budget
+        self, state: np.ndarray, parameters: dict[str, Any], effect_ns: int, budget: Budget
     ) -> ControlStep:
         """Step the controller for the state that the robot will be in at ``effect_ns``."""
-        values = dict(zip(self.robot.states, state, strict=True))
         elapsed = 0.0  # while the robot stands, its plan does not move on
         if self._stepped_ns is not None:
             elapsed = max(0.0, 1e-9 * (effect_ns - self._stepped_ns))
         return self.controller.step(
             state,
-            self._parameters(reference, values, self.controller.problem, effect_ns),
+            parameters,
             elapsed_s=elapsed,
             deadline_s=budget.deadline_s,
             max_iterations=budget.iterations,
@@ -452,5 +482,6 @@ class ControlLoop:
         parameters: dict[str, Any] = dict(self._model)
         parameters["reference"] = stacked(columns, self.robot.reference, times)
         if self.robot.obstacles:
-            parameters["obstacles"] = self.obstacles
+            position = np.array([values[name] for name in self.robot.states[:2]])
+            parameters["obstacles"] = self._moving.along(self.obstacles, position, now_ns, times)
         return parameters

@@ -40,6 +40,8 @@ ORDER = (
     "simulation",
     "watchdog",
     "fallback",
+    "obstacles",
+    "explain",
     "loop",
     "cycle",
     "background",
