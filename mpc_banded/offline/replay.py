@@ -411,12 +411,12 @@ class Replay:
             raise BagError(f"robot {self.loop.robot.name!r} follows no path; leave --plan out")
         points = self._way() if plan == "driven" else _read_points(Path(plan))
         self.names.pop("plan", None)
-        return SimpleNamespace(
-            poses=[
-                SimpleNamespace(pose=SimpleNamespace(position=SimpleNamespace(x=x, y=y)))
-                for x, y in points
-            ]
-        )
+        level = SimpleNamespace(x=0.0, y=0.0, z=0.0, w=1.0)
+        poses = [
+            SimpleNamespace(position=SimpleNamespace(x=x, y=y), orientation=level)
+            for x, y in points
+        ]
+        return SimpleNamespace(poses=[SimpleNamespace(pose=pose) for pose in poses])
 
     def _way(self) -> list[tuple[float, float]]:
         """Points that the robot of the bag passed."""
