@@ -179,17 +179,18 @@ def _kind_of(why: str) -> str:
 
 def _in_bag(bag: Bag, name: str, kind: str, topics: Mapping[str, str]) -> str:
     """Name in the bag of a topic: as told, at the root, or in the one namespace that has it."""
-    wanted = topics.get(name, name).strip("/")
-    if f"/{wanted}" in bag.topics:
-        found = f"/{wanted}"
+    inside = [topic for topic in bag.topics if topic.endswith(f"/{name}")]
+    if name in topics:
+        found = topics[name]
+    elif f"/{name}" in inside or len(inside) != 1:
+        found = f"/{name}"
     else:
-        inside = [topic for topic in bag.topics if topic.endswith(f"/{wanted}")]
-        if len(inside) != 1:
-            raise BagError(
-                f"{bag.path} has {len(inside) or 'no'} topics that could be {name}; it has "
-                f"{', '.join(sorted(bag.topics))}: name one with --topic {name}:=..."
-            )
         found = inside[0]
+    if found not in bag.topics:
+        raise BagError(
+            f"{bag.path} has no topic {found}; it has {', '.join(sorted(bag.topics))}: say which "
+            f"is the {name} with --topic {name}:=/NAME"
+        )
     there = bag.topics[found].type
     if there.removesuffix("Stamped") != kind.removesuffix("Stamped"):
         raise BagError(
@@ -333,14 +334,13 @@ def report(found: list[Found], recorded: Recorded) -> dict[str, Any]:
 def table(found: list[Found]) -> Table:
     """The figures for people."""
     grid = Table(title="From command to motion, with 95 % intervals", title_justify="left")
-    for head in ("axis", "delay [s]", "lag [s]", "gain", "correlation", "error after / before"):
+    for head in ("axis", "delay [s]", "lag [s]", "sum [s]", "gain", "R", "error after/before"):
         grid.add_column(head)
     for one in found:
-        if one.fit is None or not one.significant:
-            grid.add_row(one.name, one.verdict)
+        if one.fit is None:
             continue
         ratios = [f"{p.horizon_s:g} s: {p.ratio.value:.2f}" for p in one.predictions]
-        parts = (one.fit.delay, one.fit.lag, one.fit.gain)
+        parts = (one.fit.delay, one.fit.lag, one.fit.total, one.fit.gain)
         grid.add_row(
             one.name,
             *(f"{e.value:.3g}\n{e.lower:.3g} to {e.upper:.3g}" for e in parts),
@@ -444,7 +444,10 @@ def _run(
     if not found:
         console.print(f"{config.robot.name} names no axis, and its commands tell none")
         return 1
-    console.print(table(found))
+    if any(one.fit for one in found):
+        console.print(table(found))
+    for one in found:
+        console.print(f"{one.name}: {one.verdict}", highlight=False, markup=False)
     for why, count in recorded.rejected.most_common():
         console.print(f"{count} messages rejected: {why}", highlight=False, markup=False)
     updates = combined(found)
