@@ -179,7 +179,7 @@ def test_a_command_that_never_changes_tells_nothing():
 
 
 def test_one_small_step_gives_a_wide_interval_or_none():
-    drive, times, rates, _ = simulated(12, noise=0.0)
+    drive, times, *_ = simulated(12, noise=0.0)
     step = Drive(drive.times, np.where(drive.times < 30.0, 0.0, 0.01))
     noise = np.random.default_rng(13).normal(size=len(times))
     found = fit(step, Motion(times, np.where(times < 30.4, 0.0, 0.008) + 0.05 * noise))
@@ -227,8 +227,10 @@ def test_the_wheelbase_is_found_from_the_yaw_gain():
         command_message="ackermann",
         reference_message="joint_trajectory",
         reference=("yaw",),
-        dynamics=lambda x, u, p: (u[..., :1] * u[..., 1:]) / p["wheelbase"],
-        stage_costs={"yaw": lambda x, u, p: x[..., 0] ** 2 + (u * u).sum(-1)},
+        dynamics=lambda x, u, p: 0.0 * x + u[..., :1] * u[..., 1:] / p["wheelbase"],
+        stage_costs={
+            "yaw": lambda x, u, p: (x[..., 0] - p["reference"][..., 0]) ** 2 + (u * u).sum(-1)
+        },
         model={"wheelbase": 0.5},
         axes={
             "yaw": Axis(
