@@ -120,7 +120,7 @@ def transform_of(bag):
         elif message.poses and place is not None:
             begin = message.poses[0].pose.position
             shift = (place.x - begin.x, place.y - begin.y, 0.0)
-            return lambda *frames: shift
+            return lambda *_: shift
     raise AssertionError("the recording has no plan")
 
 
