@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples are robots as a user writes them: they load, they check, they read what they fill."""
+"""The examples are robots as a user writes them: they load, check, and read what they fill."""
 
 import sys
 from pathlib import Path
@@ -36,19 +36,14 @@ def test_every_example_passes_its_own_check(name):
     assert axes_of(loop.robot)
 
 
-def message(topic):
-    """Something with the fields that the examples write to."""
-    return SimpleNamespace(drive=SimpleNamespace(), fin=[], name=[]) if topic else None
-
-
 @pytest.mark.parametrize(
     "name", ["ackermann_car.yaml", "underwater_vehicle.yaml", "servo_arm.yaml"]
 )
 def test_what_a_command_carries_is_read_back(name):
     config = Config.load(EXAMPLES / name)
     topic = config.robot.command_topic
-    values = {key: 0.1 for key in config.robot.command_names}
-    filled = message(topic)
+    values = dict.fromkeys(config.robot.command_names, 0.1)
+    filled = SimpleNamespace(drive=SimpleNamespace())
     topic.fill(filled, values)
     read = topic.read(filled)
     assert set(read) == set(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -42,6 +43,8 @@ from matplotlib import pyplot as plt
 #: Over how long the rate of a position is taken, in s. The model's rate is a mean over the same
 #: time, so no window makes the result wrong; long ones average noise, short ones tell more.
 WINDOW_S = 0.2
+#: Shortest lag that is written into a model, in s.
+SHORTEST_LAG_S = 0.01
 #: How much of the recording a plot shows, in s.
 SHOWN_S = 20.0
 Series = tuple[np.ndarray, np.ndarray]
@@ -171,10 +174,7 @@ def _series(pairs: list[tuple[float, float]]) -> Series:
 
 def _kind_of(why: str) -> str:
     """A reason without its figures, so that reasons can be counted."""
-    words = why.split("; ")[0].split()
-    return " ".join(
-        "…" if any(c.isdigit() for c in w) and not w[0].isalpha() else w for w in words
-    )
+    return re.sub(r"\b\d[\d.]*(e[-+]\d+)?", "…", why.split("; ")[0])
 
 
 def _in_bag(bag: Bag, name: str, kind: str, topics: Mapping[str, str]) -> str:
@@ -215,14 +215,20 @@ def _axis(config: Config, recorded: Recorded, name: str, axis: Axis) -> Found:
         fitted = fit(drive, motion)
     except NothingToFind as error:
         return Found(name, axis, None, str(error))
-    lag = model[axis.lag] if axis.lag else config["command_lead"]
-    before = Model(config["actuation_delay"], lag, 1.0)
+    before = Model(
+        config["actuation_delay"], model[axis.lag] if axis.lag else config["command_lead"], 1.0
+    )
     after = Model(fitted.delay.value, fitted.lag.value, fitted.gain.value, fitted.bias)
     errors = prediction_errors(drive, times, values, axis.is_rate, before, after)
     updates: dict[str, Estimate] = {}
     if fitted.significant:
         updates["actuation_delay"] = fitted.delay
-        updates[f"model.{axis.lag}" if axis.lag else "command_lead"] = fitted.lag
+        lag = fitted.lag
+        if axis.lag:  # a model divides by it
+            shortest = max(lag.value, SHORTEST_LAG_S)
+            updates[f"model.{axis.lag}"] = Estimate(shortest, lag.lower, max(lag.upper, shortest))
+        else:
+            updates["command_lead"] = lag
         if axis.gain and 0.0 < fitted.gain.lower:
             updates[f"model.{axis.gain}"] = _constant(recorded, axis, model, fitted.gain)
     return Found(name, axis, fitted, _verdict(fitted), errors, before, after, updates)
@@ -232,6 +238,8 @@ def _drive(recorded: Recorded, axis: Axis, model: Mapping[str, float]) -> Drive:
     names = list(recorded.commands)
     if not names:
         raise NothingToFind("there are no commands")
+    if len({len(times) for times, _ in recorded.commands.values()}) > 1:
+        raise NothingToFind("the commands do not all carry the same values")
     columns = np.column_stack([recorded.commands[name][1] for name in names])
     values = [axis.drive(dict(zip(names, row, strict=True)), model) for row in columns.tolist()]
     return Drive(recorded.commands[names[0]][0], np.array(values, dtype=np.float64))
@@ -301,7 +309,7 @@ def write_parameters(source: Path, target: Path, updates: Mapping[str, Estimate]
             section, last = last.split(".", 1)
             place = place.setdefault(section, {}) if section not in place else place[section]
         is_new = last not in place
-        place[last] = float(f"{estimate.value:.4g}")
+        place[last] = _rounded(estimate)
         commented = getattr(place, "ca", None)
         if commented is not None and (is_new or not commented.items.get(last)):
             place.yaml_add_eol_comment(
@@ -312,6 +320,13 @@ def write_parameters(source: Path, target: Path, updates: Mapping[str, Estimate]
         yaml.dump(document, stream)
     Config.load(draft)
     draft.replace(target)
+
+
+def _rounded(estimate: Estimate) -> float:
+    """The value to a hundredth of its interval or so."""
+    width = estimate.upper - estimate.lower
+    digits = 1 - math.floor(math.log10(max(width, 1e-12)))
+    return round(estimate.value, digits)
 
 
 def report(found: list[Found], recorded: Recorded) -> dict[str, Any]:
@@ -340,10 +355,13 @@ def table(found: list[Found]) -> Table:
         if one.fit is None:
             continue
         ratios = [f"{p.horizon_s:g} s: {p.ratio.value:.2f}" for p in one.predictions]
-        parts = (one.fit.delay, one.fit.lag, one.fit.total, one.fit.gain)
         grid.add_row(
             one.name,
-            *(f"{e.value:.3g}\n{e.lower:.3g} to {e.upper:.3g}" for e in parts),
+            *(
+                f"{e.value:.3f}\n{e.lower:.3f} to {e.upper:.3f}"
+                for e in (one.fit.delay, one.fit.lag, one.fit.total)
+            ),
+            f"{one.fit.gain.value:.3g}\n{one.fit.gain.lower:.3g} to {one.fit.gain.upper:.3g}",
             f"{one.fit.correlation:.2f}",
             "\n".join(ratios),
         )
@@ -372,7 +390,7 @@ def plot(found: list[Found], config: Config, recorded: Recorded, file: Path) -> 
         response = Response(drive, float(motion.times[-1]))
         model = after.gain * response.at(motion, after.delay, after.lag)
         begin = _liveliest(drive, motion)
-        left.plot(motion.times, motion.values, ".", ms=3, color="#9aa3ad", label="measured")
+        left.plot(motion.times, motion.values, ".", ms=5, color="#374151", label="measured")
         left.plot(motion.times, model + after.bias, color="#1f5fa8", label="model")
         left.step(
             drive.times,
@@ -462,7 +480,7 @@ def _run(
     write_parameters(params, output, updates)
     for key, estimate in updates.items():
         console.print(
-            f"{key}: {config[key]:.4g} -> {estimate.value:.4g} "
+            f"{key}: {config[key]:.4g} -> {_rounded(estimate):.4g} "
             f"({estimate.lower:.3g} to {estimate.upper:.3g})",
             highlight=False,
         )
