@@ -21,19 +21,11 @@ from mpc_banded import explain, obstacles
 from mpc_banded.config import Config, ConfigError
 from mpc_banded.controller import CommandSource, ControlStep, RecedingHorizonController
 from mpc_banded.fallback import Fallback, Grade
-from mpc_banded.messages import Goal, JointPlan, PosePath, ReferenceTopic, StateTopic
+from mpc_banded.following import Following
+from mpc_banded.messages import StateTopic
 from mpc_banded.obstacles import MovingObstacles
 from mpc_banded.problem import OptimalControlProblem
-from mpc_banded.reference import (
-    GoalReference,
-    JointPlanReference,
-    JointReference,
-    MovedReference,
-    PathReference,
-    Reference,
-    TimedPathReference,
-    stacked,
-)
+from mpc_banded.reference import GoalReference, Reference, stacked
 from mpc_banded.simulation import Simulation
 from mpc_banded.solver import Status
 from mpc_banded.watchdog import StateWatch
@@ -63,6 +55,7 @@ class Tick:
         step: The controller's step, None where it was not asked.
         state_age_s: Age of the state in seconds; infinite before the first one.
         now_ns, latency_s: As they were given to ``tick``.
+        held: Whether one cost holds the robot far from its reference; the reason names it.
     """
 
     command: dict[str, float]
@@ -72,6 +65,7 @@ class Tick:
     state_age_s: float
     now_ns: int = 0
     latency_s: float = 0.0
+    held: bool = False
 
     @property
     def driving(self) -> bool:
@@ -114,27 +108,19 @@ class ControlLoop:
         self.robot = config.robot
         self.controller = config.controller()
         self.enabled = True
-        self.reference: Reference | None = None
-        if self.robot.reference_message == "joint_trajectory":
-            self.reference = JointReference({})
-        self._held: dict[str, float] = {}
-        self._pending: tuple[ReferenceTopic, Any, int] | None = None
-        self._refused: str | None = None
         self._watch = StateWatch(config)
+        self._following = Following(config, self._watch)
         self._fallback = Fallback(config)
         self._inputs: dict[str, tuple[str, Callable[[Any, int], str | None]]] = {
             **{t.topic: (t.type, partial(self._on_state, t)) for t in self.robot.state_topics},
             **{
-                t.topic: (t.type, partial(self._on_reference, t))
+                t.topic: (t.type, partial(self._following.take, t))
                 for t in self.robot.reference_topics
             },
         }
         self._moving = MovingObstacles(config)
         if self.robot.obstacles:
             self._inputs.setdefault(obstacles.TOPIC, (obstacles.TYPE, self._on_obstacles))
-        #: (target frame, source frame) -> x, y, yaw of the source in the target; None where
-        #: nobody knows, and messages in other frames are refused.
-        self.transform: Callable[[str, str], tuple[float, float, float]] | None = None
         self._relocations = 0
         self._ticked_ns: int | None = None
         self._sent: deque[tuple[int, dict[str, float]]] = deque(maxlen=SENT_COMMANDS)
@@ -142,6 +128,29 @@ class ControlLoop:
         self._planning_ns: int | None = None
         self._use(config)
         self.controller.check(*self._made_up(self.controller.problem))
+
+    @property
+    def reference(self) -> Reference | None:
+        """What is followed; None before the first one."""
+        return self._following.reference
+
+    @reference.setter
+    def reference(self, reference: Reference | None) -> None:
+        self._following.reference = reference
+
+    @property
+    def transform(self) -> Callable[[str, str], tuple[float, float, float]] | None:
+        """(target frame, source frame) -> x, y, yaw of the source in the target, or a LookupError.
+
+        None where nobody knows any: messages in other frames are refused.
+        """
+        return self._following.transform
+
+    @transform.setter
+    def transform(
+        self, transform: Callable[[str, str], tuple[float, float, float]] | None
+    ) -> None:
+        self._following.transform = transform
 
     def warm_up(self) -> None:
         """Step once from a made-up state and forget it: the first calls of torch are slow."""
@@ -166,31 +175,12 @@ class ControlLoop:
 
     def _on_state(self, topic: StateTopic, message: Any, received_ns: int) -> str | None:
         rejected = self._watch.take(topic, message, received_ns)
-        if self._pending is not None and self._watch.state is not None:
-            self._refused = self._on_reference(*self._pending)
-            self._pending = None
+        self._following.state_came()
         if self._watch.relocations > self._relocations:
             self._relocations = self._watch.relocations
             self.reset()
-            if isinstance(path := self._path(), PathReference):
-                path.progress = None
+            self._following.begin_anew()
         return rejected
-
-    def _on_reference(self, topic: ReferenceTopic, message: Any, received_ns: int) -> str | None:
-        try:
-            said = topic.read(message)
-            frame = getattr(said, "frame", "")
-            if frame and not self._watch.frame and self._watch.state is None:
-                # Whether it is the state's own frame shows with the first state.
-                self._pending = (topic, message, received_ns)
-                return None
-            self._pending = None
-            self.reference = self._placed(
-                topic.topic, self._described(topic, said, received_ns), frame
-            )
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            return str(error.args[0]) if error.args else repr(error)
-        return None
 
     def _on_obstacles(self, message: Any, received_ns: int) -> str | None:
         try:
@@ -202,58 +192,12 @@ class ControlLoop:
     def _place_obstacles(self, frame: str) -> tuple[float, float, float]:
         if frame == self._watch.frame:
             return 0.0, 0.0, 0.0
-        return self._frame_pose(obstacles.TOPIC, frame)
+        return self._following.frame_pose(obstacles.TOPIC, frame)
 
     def circles(self, now_ns: int) -> np.ndarray:
         """All obstacles known at ``now_ns`` as x, y, radius (M, 3), in the frame of the state."""
         static = np.array(self.config["obstacles"], dtype=np.float64).reshape(-1, 3)
         return np.vstack([static, self._moving.at(now_ns, np.zeros(1))[0]])
-
-    def _described(self, topic: ReferenceTopic, said: Any, received_ns: int) -> Reference:
-        """The reference that a message describes."""
-        if isinstance(said, Goal):
-            return GoalReference(said.x, said.y, said.yaw)
-        if isinstance(said, PosePath):
-            if said.times_s is not None and self.config["timed_paths"]:
-                return TimedPathReference(said.points, said.times_s, said.yaws)
-            speed = self.config["reference_speed"]
-            return PathReference(said.points, speed, said.yaws, said.final_yaw)
-        columns: Any = said.columns if isinstance(said, JointPlan) else said
-        if not isinstance(columns, Mapping):
-            return columns
-        several = len(self.robot.reference_topics) > 1
-        implied = {f"{name}_velocity" for name in columns}
-        lacking = set() if several else set(self.robot.reference) - implied - set(columns)
-        if lacking:
-            raise ValueError(f"{topic.topic} has no {sorted(lacking)}; it has {sorted(columns)}")
-        if isinstance(said, JointPlan):
-            return JointPlanReference(said.times_s, columns, 1e-9 * (said.begin_ns or received_ns))
-        held = JointReference({**self._held, **columns})
-        self._held.update(columns)
-        return held
-
-    def _placed(self, topic: str, reference: Reference, frame: str) -> Reference:
-        """The reference in the frame of the state."""
-        known = self.reference
-        inner = known.inner if isinstance(known, MovedReference) else known
-        if isinstance(reference, PathReference) and reference.is_same(inner):
-            reference.progress = inner.progress  # type: ignore[union-attr]
-        mine = self._watch.frame
-        if not frame or frame == mine:
-            return reference
-        return MovedReference(reference, partial(self._frame_pose, topic, frame))
-
-    def _frame_pose(self, topic: str, frame: str) -> tuple[float, float, float]:
-        """Where a frame lies in that of the state; raises LookupError if nobody knows."""
-        mine = self._watch.frame
-        where = f"{topic} is in frame {frame!r} and the state in {mine!r}"
-        if not mine:
-            raise LookupError(
-                f"{topic} is in frame {frame!r}; the state names none, set state_frame"
-            )
-        if self.transform is None:
-            raise LookupError(f"{where}; nothing transforms them")
-        return self.transform(mine, frame)
 
     def reset(self) -> None:
         """Forget the plan; the robot stands until the next one has converged."""
@@ -294,13 +238,7 @@ class ControlLoop:
         self._fallback.adopt(config)
         self._moving.config = config
         self.obstacles = config.obstacles()
-        if isinstance(path := self._path(), PathReference):
-            path.speed = config["reference_speed"]
-
-    def _path(self) -> Reference | None:
-        """The reference, in its own frame."""
-        known = self.reference
-        return known.inner if isinstance(known, MovedReference) else known
+        self._following.adopt(config)
 
     def stop_command(self) -> dict[str, float]:
         """The command that stops the robot: zero, as near as the limits allow."""
@@ -354,7 +292,11 @@ class ControlLoop:
         if self.reference is None:
             topics = " or ".join(topic.topic for topic in self.robot.reference_topics)
             why = f"waiting for a reference on {topics}"
-            why += f"; the last one was rejected: {self._refused}" if self._refused else ""
+            why += (
+                f"; the last one was rejected: {self._following.refused}"
+                if self._following.refused
+                else ""
+            )
             return self._waiting(Reason.NO_REFERENCE, why, now_ns, effect_ns, age)
         state = self._predicted(self._watch.state, effect_ns)
         values = dict(zip(self.robot.states, state, strict=True))
@@ -372,14 +314,16 @@ class ControlLoop:
             return replace(self._fallen_back(why, now_ns, effect_ns, age), step=step)
         self._fallback.drove(step.plan, effect_ns)
         weights = self.controller.weights
+        held = explain.held(self.robot, problem, weights, step.plan, parameters)
         told = [
             f"driving on the {step.source.value}: {step.status.value}",
             explain.violated(step.violations),
-            explain.held(self.robot, problem, weights, step.plan, parameters),
+            held,
             "the reference has ended" if self.reference.ended(1e-9 * effect_ns) else "",
             self._watch.remark,
         ]
-        return Tick(command, Reason.DRIVING, "; ".join(filter(None, told)), step, age)
+        reason = "; ".join(filter(None, told))
+        return Tick(command, Reason.DRIVING, reason, step, age, held=bool(held))
 
     def _solved(
         self, state: np.ndarray, parameters: dict[str, Any], effect_ns: int, budget: Budget

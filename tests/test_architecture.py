@@ -39,6 +39,7 @@ ORDER = (
     "config",
     "simulation",
     "watchdog",
+    "following",
     "fallback",
     "obstacles",
     "explain",

@@ -301,7 +301,8 @@ def test_switch_between_two_cycles_is_invisible_in_the_commands(robot):
             loops[1].controller.load(compiled.library)
         ticks = []
         for loop in loops:
-            loop.on_message("odom", state_message(config.robot, simulation.values), now_ns)
+            topic = config.robot.state_topics[0].topic
+            loop.on_message(topic, state_message(config.robot, simulation.values), now_ns)
             ticks.append(loop.tick(now_ns))
         assert [tick.driving for tick in ticks] == [True, True]
         eager, other = (list(tick.command.values()) for tick in ticks)

@@ -105,6 +105,14 @@ def test_arm_that_is_left_alone_brakes_within_its_limits_and_stays_where_it_is(c
         assert np.abs(np.diff(place, axis=0)).max() <= 2.0 * PERIOD + 0.05
 
 
+def test_arm_moves_nowhere_before_it_is_told_to():
+    loop = ControlLoop(Config({"robot": "joint_space"}))
+    bent = dict.fromkeys(loop.robot.states, 0.0) | dict.fromkeys(SEVEN, 0.5)
+    loop.on_message("joint_states", joint_states(bent), 0)
+    tick = loop.tick(0)
+    assert (tick.code, tick.command) == (Reason.NO_REFERENCE, {})
+
+
 def test_stop_of_an_arm_that_was_never_sent_anything_moves_it_nowhere():
     loop = ControlLoop(Config({"robot": "joint_space"}))
     assert loop.stop_command() == {}

@@ -54,6 +54,8 @@ def test_same_stamp_again_makes_nothing_younger(stamp):
         assert "repeats the stamp" in take(judge, NOW + 0.1 * k, stamp_s=stamp)
     assert judge.age_s(ns(NOW + 0.4)) == pytest.approx(0.4)
     assert take(judge, NOW + 0.5, stamp_s=stamp + 0.5) is None
+    careless = watch(use_header_stamps=False)
+    assert not any(take(careless, NOW + 0.1 * k, stamp_s=stamp) for k in range(5))
 
 
 def test_state_of_before_the_last_one_is_refused_until_nothing_else_comes():

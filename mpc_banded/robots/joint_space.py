@@ -115,6 +115,7 @@ def _built(joints, command):
         points=POINTS if by_points else 0,
         slow=slow if by_points else None,
         braking={} if by_points else dict(zip(velocities, accelerations, strict=True)),
+        rests=False,
         horizon=20,
         options={
             "joints": Option(

@@ -104,6 +104,7 @@ class Robot:
         options: Parameters by name that choose a variant of the robot.
         variant: Makes it, called with the values of ``options`` by name; the same object for the
             same values.
+        rests: Whether a robot that follows joint trajectories goes to zero until one comes.
         obstacles: Number of obstacle slots.
         radius: Of the robot's rim around its position, in m.
         cyclic: States that are angles, equal modulo a full turn.
@@ -133,6 +134,7 @@ class Robot:
     slow: Callable[[Values, float, Mapping[str, list[float]]], dict[str, float]] | None = None
     axes: Mapping[str, Axis] = field(default_factory=dict)
     points: int = 0
+    rests: bool = True
     options: Mapping[str, Option] = field(default_factory=dict)
     variant: Callable[..., Robot] | None = None
     obstacles: int = 0
