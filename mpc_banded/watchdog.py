@@ -101,13 +101,8 @@ class StateWatch:
             self.remark = ""  # nobody expects a stamp
         if believed and (wrong := self._stale_stamp(topic.topic, stamp, received_ns)):
             return wrong
-<<<<<<< HEAD
-        counts = self.config["use_header_stamps"]
-        if counts and not believed and stamp and stamp == self._stamps.get(topic.topic):
-=======
         looked_at = stamp and self.config["use_header_stamps"]
         if not believed and looked_at and stamp == self._stamps.get(topic.topic):
->>>>>>> core
             return f"{topic.topic} repeats the stamp {1e-9 * stamp:.3f} s"
         time_ns = min(stamp, received_ns) if believed else received_ns
         parts = {**self._parts, topic.topic: _Part(values, time_ns)}
