@@ -21,7 +21,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", glob("launch/*.launch.py")),
-        (f"share/{NAME}/config", glob("config/*.yaml") + glob("config/*.rviz")),
+        (f"share/{NAME}/config", glob("config/*.*")),
     ],
     install_requires=["numpy", "scipy", "PyYAML", "torch>=2"],
     extras_require={
@@ -33,6 +33,7 @@ setup(
         "console_scripts": [
             "mpc_banded = mpc_banded.cli:main",
             "mpc_node = mpc_banded.ros.node:main",
+            "recorder_node = mpc_banded.ros.recorder:main",
             "simulator_node = mpc_banded.ros.simulator:main",
         ],
     },

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts mpc_node, and on request a simulated robot and RViz, in one namespace."""
+"""Starts mpc_node, and on request a simulated robot, a recorder and RViz, in one namespace."""
 
 from pathlib import Path
 
@@ -18,7 +18,9 @@ ARGUMENTS = (
     ("params_file", "", "parameters of both nodes; empty: config/<robot>.yaml of this package"),
     ("namespace", "", "namespace of the nodes and of all their topics"),
     ("use_sim_time", "false", "take the time from /clock"),
+    ("autostart", "true", "configure and activate; false leaves that to a lifecycle manager"),
     ("sim", "false", "also start the simulated robot"),
+    ("record", "false", "also record all that a replay needs"),
     ("rviz", "false", "also start RViz"),
     ("log_level", "info", "debug, info, warn, error or fatal"),
 )
@@ -36,18 +38,32 @@ def nodes(context: LaunchContext) -> list[Node]:
     sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     parameters = [file] if file else []
     parameters += [{"use_sim_time": sim_time}, {"robot": robot} if robot else {}]
+    autostart = ParameterValue(LaunchConfiguration("autostart"), value_type=bool)
     common = {
         "namespace": LaunchConfiguration("namespace"),
         "output": "screen",
         "ros_arguments": ["--log-level", LaunchConfiguration("log_level")],
     }
-    ours = {"package": PACKAGE, "parameters": parameters, **common}
+    ours = {"package": PACKAGE, **common}
     return [
-        Node(executable="mpc_node", name="mpc_node", **ours),
+        Node(
+            executable="mpc_node",
+            name="mpc_node",
+            parameters=[*parameters, {"autostart": autostart}],
+            **ours,
+        ),
         Node(
             executable="simulator_node",
             name="simulator_node",
+            parameters=parameters,
             condition=IfCondition(LaunchConfiguration("sim")),
+            **ours,
+        ),
+        Node(
+            executable="recorder_node",
+            name="recorder_node",
+            parameters=parameters,
+            condition=IfCondition(LaunchConfiguration("record")),
             **ours,
         ),
         Node(

@@ -57,6 +57,7 @@ class BackgroundCompilation:
     def __init__(self, config: Config) -> None:
         self.remarks: list[str] = []
         self._began = time.monotonic()
+        self._is_cancelled = False
         # Files, not pipes: neither side ever waits for the other.
         with ExitStack() as opened:
             given, self._output, self._errors = (
@@ -99,6 +100,13 @@ class BackgroundCompilation:
         told = self.remarks.pop() if status > 0 and self.remarks else f"exit status {status}"
         raise CompilationFailed(told.removeprefix(NOT_COMPILED))
 
+    def cancel(self) -> bool:
+        """Ask the other process to end, without waiting; whether it has, and close is quick."""
+        if not self._is_cancelled:
+            self._is_cancelled = True
+            self._signal(signal.SIGTERM)
+        return self._process.poll() is not None
+
     def close(self) -> None:
         """End the other process, and the compiler that it runs, if they are still there."""
         if self._process.poll() is None:
@@ -111,6 +119,8 @@ class BackgroundCompilation:
         self._errors.close()
 
     def _signal(self, number: int) -> None:
+        if self._process.returncode is not None:
+            return  # its number may be another's by now
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 

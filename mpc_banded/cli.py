@@ -108,6 +108,9 @@ def _add_replay(replay: argparse.ArgumentParser) -> None:
         help="where the bag has an input, the command, or the record of the cycles")  # fmt: skip
     add("--plan", metavar="CSV|driven",
         help="a path for a bag without: columns x and y, or where the robot went")  # fmt: skip
+    add("--transform", type=_transform, action="append", default=[],
+        metavar="FRAME:OTHER=X,Y,YAW",
+        help="where OTHER is in FRAME, in m and rad, if the bag has no tf")  # fmt: skip
     add("--eager", action="store_true", help="do not compile the derivatives")
     add("--output", type=Path, help="folder of the results; default: out/replay/<bag>")
     add("--compare", type=Path, metavar="REFERENCE",
@@ -133,6 +136,7 @@ def _replay(options: argparse.Namespace) -> int:
         dict(options.topic),
         not options.eager,
         options.plan,
+        dict(options.transform),
     )
     output = options.output or Path("out/replay") / (options.bag.stem or "bag")
     if options.sweep:
@@ -151,6 +155,18 @@ def _remap(text: str) -> tuple[str, str]:
     if not (topic and mark and name.startswith("/")):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form odom:=/vehicle_pose")
     return topic, name
+
+
+def _transform(text: str) -> tuple[tuple[str, str], tuple[float, float, float]]:
+    frames, _, numbers = text.partition("=")
+    parent, _, child = frames.partition(":")
+    try:
+        x, y, yaw = (float(number) for number in numbers.split(","))
+    except ValueError:
+        parent = ""
+    if not (parent and child):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form odom:map=1.0,2.0,0.5")
+    return (parent, child), (x, y, yaw)
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -98,6 +98,7 @@ class ControlLoop:
 
     Attributes:
         enabled: False keeps the robot stopped.
+        reference_ahead: Columns of the reference (horizon + 1,) that the last solve was given.
 
     Raises:
         BandwidthError: The configured bandwidth is smaller than the measured one.
@@ -108,6 +109,7 @@ class ControlLoop:
         self.robot = config.robot
         self.controller = config.controller()
         self.enabled = True
+        self.reference_ahead: dict[str, np.ndarray] = {}
         self._watch = StateWatch(config)
         self._following = Following(config, self._watch)
         self._fallback = Fallback(config)
@@ -422,7 +424,7 @@ class ControlLoop:
         now_ns: int = 0,
     ) -> dict[str, Any]:
         times = np.arange(problem.horizon + 1) * problem.dt
-        columns = reference.columns(values, times, 1e-9 * now_ns)
+        columns = self.reference_ahead = reference.columns(values, times, 1e-9 * now_ns)
         parameters: dict[str, Any] = dict(self._model)
         parameters["reference"] = stacked(columns, self.robot.reference, times)
         if self.robot.obstacles:

@@ -82,13 +82,15 @@ def write(folder, messages, storage="mcap", compression="none", types=TYPES):
     )
     if compression != "none":
         writer.set_compression(CompressionMode[compression.upper()], CompressionFormat.ZSTD)
-    connections = {}
+    connections, last, data = {}, None, b""
     with writer:
         for topic, time_ns, message in messages:
             kind = message.__msgtype__
             if topic not in connections:
                 connections[topic] = writer.add_connection(topic, kind, typestore=types)
-            writer.write(connections[topic], time_ns, types.serialize_cdr(message, kind))
+            if message is not last:
+                last, data = message, types.serialize_cdr(message, kind)
+            writer.write(connections[topic], time_ns, data)
     return folder
 
 

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """A unicycle drives a figure of eight; what node and simulator say over DDS is looked at."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+import yaml
 from diagnostic_msgs.msg import DiagnosticStatus
-from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
+from geometry_msgs.msg import Twist, TwistStamped
+from nav_msgs.msg import Path as PathMessage
+from rcl_interfaces.srv import DescribeParameters
 from rclpy.parameter import Parameter
-from ros_harness import Robot, position
+from ros_harness import Robot, config_file, position
+from visualization_msgs.msg import Marker, MarkerArray
 
 from mpc_banded.demo import figure_of_eight
 
@@ -65,11 +70,14 @@ def test_optimal_path_is_the_plan_in_the_frame_of_the_state(unicycle):
 def test_commands_stop_when_the_state_stops_and_return_with_it(unicycle):
     unicycle.switch("simulator_node/publish", False)
     unicycle.until(unicycle.is_stopped, "stopped")
-    unicycle.until(lambda: "the state is" in unicycle.reason, "a reason")
+    unicycle.until(lambda: "holding the stop: the state is" in unicycle.reason, "a reason")
     assert unicycle.statuses[-1].level == DiagnosticStatus.ERROR
     driving = [m for m in unicycle.commands if any(unicycle.values([m])[0].values())]
-    # One second beyond the limit is for a machine that is busy with other things.
-    limit_s = unicycle.config["max_state_age"] + 1.0
+    # The last plan is followed for a while, then the robot brakes; one second beyond that is for
+    # a machine that is busy with other things.
+    config = unicycle.config
+    limit_s = config["max_state_age"] + config["fallback.follow_time"] + 1.0
+    limit_s += config["limits.v"][1] / -config["limits.linear_acceleration"][0]
     assert stamp_s(driving[-1]) <= stamp_s(unicycle.states[-1]) + limit_s
     unicycle.switch("simulator_node/publish", True)
     unicycle.until(unicycle.is_driving, "driving again")
@@ -109,38 +117,66 @@ def test_reset_forgets_and_drives_on(unicycle):
     unicycle.until(unicycle.is_driving, "driving")
 
 
-def test_weights_are_live_and_nothing_else_is(unicycle):
-    given = {
-        "weights.position": 20,
-        "weights.heading": -1.0,
-        "weights.speed": "much",
-        "horizon": 20,
-        "robot": "bicycle",
-    }
-    parameters = [Parameter(name, value=x).to_parameter_msg() for name, x in given.items()]
-    request = SetParameters.Request(parameters=parameters)
-    results = unicycle.request(SetParameters, "mpc_node/set_parameters", request).results
-    assert [result.successful for result in results] == [True, False, False, False, False]
-    assert results[1].reason == "weights.heading is -1.0; allowed are numbers >= 0"
-    assert "much" in results[2].reason
-    assert all("read-only" in result.reason for result in results[3:])
-    names = GetParameters.Request(names=list(given))
-    values = unicycle.request(GetParameters, "mpc_node/get_parameters", names).values
-    assert values[0].integer_value == 20
-    assert values[1].double_value == unicycle.config["weights.heading"]
-    unicycle.hear_more()
-
-
 def test_parameters_are_described(unicycle):
-    names = ["controller_frequency", "obstacles", "weights.position", "simulator.command_timeout"]
+    names = ["controller_frequency", "obstacles", "weights.position"]
+    names += ["simulator.command_timeout", "robot"]
     request = DescribeParameters.Request(names=names)
     service = "mpc_node/describe_parameters"
-    frequency, obstacles, weight, timeout = unicycle.request(
+    frequency, obstacles, weight, timeout, robot = unicycle.request(
         DescribeParameters, service, request
     ).descriptors
     assert frequency.description == "Rate of the control loop. [Hz]"
     assert frequency.floating_point_range[0].to_value == 1000.0
-    assert frequency.read_only
+    assert not frequency.read_only
+    assert robot.read_only
     assert obstacles.type == Parameter.Type.DOUBLE_ARRAY.value
     assert not weight.read_only
     assert timeout.additional_constraints == "Allowed are numbers >= 0."
+
+
+def topics_in(layout):
+    """Topics that the Foxglove layout or the RViz configuration names, relative."""
+    if isinstance(layout, dict):
+        named = [layout[key] for key in ("topicToRender", "poseTopic") if key in layout]
+        named += [x.split(".")[0] for x in [layout.get("value", "")] if str(x).startswith("/")]
+        named += list(layout.get("topics", ()))
+        named += [layout["Topic"]["Value"]] if "Topic" in layout else []
+        inside = [topic for value in layout.values() for topic in topics_in(value)]
+        return {str(topic).lstrip("/") for topic in named} | set(inside)
+    if isinstance(layout, list):
+        return {topic for value in layout for topic in topics_in(value)}
+    return set()
+
+
+@pytest.mark.parametrize("name", ["foxglove_layout.json", "mpc.rviz"])
+def test_layouts_name_topics_that_exist(unicycle, name):
+    text = config_file("unicycle").with_name(name).read_text()
+    layout = json.loads(text) if name.endswith("json") else yaml.safe_load(text)
+    named = topics_in(layout)
+    assert len(named) > 4
+    there = {topic.lstrip("/") for topic, _ in unicycle.observer.get_topic_names_and_types()}
+    assert named <= there
+
+
+def test_obstacles_and_reference_are_drawn(unicycle):
+    markers, references = [], []
+    unicycle.listen(MarkerArray, "mpc_node/obstacles", markers.append)
+    unicycle.listen(PathMessage, "mpc_node/reference", references.append)
+    unicycle.until(lambda: markers and references, "markers and a reference")
+    cleared, *cylinders = markers[-1].markers
+    assert cleared.action == Marker.DELETEALL
+    drawn = [[c.pose.position.x, c.pose.position.y, 0.5 * c.scale.x] for c in cylinders]
+    assert np.ravel(drawn) == pytest.approx(unicycle.config["obstacles"])
+    assert len(references[-1].poses) == unicycle.config["horizon"] + 1
+    assert {m.header.frame_id for m in (cleared, *cylinders, references[-1])} == {"odom"}
+
+
+def test_others_on_the_command_topic_are_named(unicycle):
+    intruder = unicycle.observer.create_publisher(TwistStamped, "cmd_vel", 1)
+    unicycle.until(lambda: "published by others as well: observer" in unicycle.reason, "warned")
+    assert unicycle.statuses[-1].level == DiagnosticStatus.WARN
+    unicycle.observer.destroy_publisher(intruder)
+    unicycle.until(lambda: "published by others" not in unicycle.reason, "no warning")
+    plain = unicycle.observer.create_subscription(Twist, "cmd_vel", print, 1)
+    unicycle.until(lambda: "do not hear each other" in unicycle.reason, "warned of the type")
+    unicycle.observer.destroy_subscription(plain)

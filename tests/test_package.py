@@ -13,7 +13,7 @@ from catkin_pkg.changelog import get_changelog_from_path
 from catkin_pkg.package import Package, parse_package
 
 NAME = "mpc_banded"
-EXECUTABLES = {"mpc_banded", "mpc_node", "simulator_node"}
+EXECUTABLES = {"mpc_banded", "mpc_node", "recorder_node", "simulator_node"}
 LAUNCH_FILES = {"mpc.launch.py"}
 CONFIG_FILES = {"unicycle.yaml", "bicycle.yaml", "cartpole.yaml", "joint_space.yaml"}
 

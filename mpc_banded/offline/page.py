@@ -237,4 +237,5 @@ def _solves(results: Results) -> Figure:
 
 def _legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper right", ncols=2)
+        place = (1.0, 0.97)  # beside the title, where no curve runs
+        axes.legend(loc="lower right", bbox_to_anchor=place, ncols=2, borderaxespad=0.0)

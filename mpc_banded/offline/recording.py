@@ -63,20 +63,7 @@ class Recording:
 
     def blank(self, kind: str) -> Any:
         """A message with zeros and empty lists."""
-        types = self._types(kind)
-        return types.types[kind](
-            *(self._empty(*node) for _, node in types.get_msgdef(kind).fields)
-        )
-
-    def _empty(self, node: Nodetype, detail: Any) -> Any:
-        if node is Nodetype.NAME:
-            return self.blank(detail)
-        if node is Nodetype.BASE:
-            return {"string": "", "bool": False}.get(detail[0], 0)
-        (inner, kind), length = detail
-        if inner is Nodetype.BASE and kind[0] != "string":
-            return np.zeros(length, dtype=kind[0])
-        return [self._empty(inner, kind) for _ in range(length)]
+        return _blank(self._types(kind), kind)
 
     def publish(
         self,
@@ -118,6 +105,22 @@ class Recording:
             message.status = [status]
 
         self.publish(topic, "diagnostic_msgs/msg/DiagnosticArray", stamp_ns, fill, frame="")
+
+
+def _blank(types: Typestore, kind: str) -> Any:
+    fields = types.get_msgdef(kind).fields
+    return types.types[kind](*(_empty(types, *node) for _, node in fields))
+
+
+def _empty(types: Typestore, node: Nodetype, detail: Any) -> Any:
+    if node is Nodetype.NAME:
+        return _blank(types, detail)
+    if node is Nodetype.BASE:
+        return {"string": "", "bool": False}.get(detail[0], 0)
+    (inner, kind), length = detail
+    if inner is Nodetype.BASE and kind[0] != "string":
+        return np.zeros(length, dtype=kind[0])
+    return [_empty(types, inner, kind) for _ in range(length)]
 
 
 def _arrays(message: Any) -> None:

@@ -9,9 +9,9 @@ a machine that is always in time. Neither looks at the machine's clock.
 
 from __future__ import annotations
 
-import copy
 import csv
 import math
+import re
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,10 +26,13 @@ from mpc_banded.cycle import Cycle, Journal
 from mpc_banded.loop import ControlLoop, Tick
 from mpc_banded.messages import frame_of, stamp_ns_of
 from mpc_banded.offline.bag import Bag, BagError
-from mpc_banded.reference import PathReference
+from mpc_banded.offline.frames import Frames, Pose
 from mpc_banded.tracing import UnsupportedOperation
 
+#: In the reason of a rejection; without them, reasons of one kind can be counted.
+NUMBER = re.compile(r"(?<![\w.])-?\d+(\.\d+)?(e-?\d+)?")
 CYCLE_TYPE = "diagnostic_msgs/msg/DiagnosticArray"
+TF, TF_TYPE = ("/tf", "/tf_static"), "tf2_msgs/msg/TFMessage"
 #: How much later than the record of a cycle the messages it names may have been recorded.
 STRAGGLING_NS = 500_000_000
 #: Distance between the points of a path that was driven, in m.
@@ -44,7 +47,7 @@ class Replayed:
         tick: What the loop decided.
         cycle: The record of it, as the node would publish it.
         state: Newest named values of the state; empty before the first one.
-        reference: Reference at the time of the tick, by name; empty where there is none.
+        reference: Reference at the time of the tick, by name; empty where nothing was solved.
         plan_error: Distance of plan and reference, root of the mean square over the horizon and
             the reference's names (x and y of a path); NaN where there is no plan.
         recorded: Newest command in the bag by name; empty where there is none.
@@ -66,13 +69,15 @@ class Remarks:
 
     Attributes:
         notes: Sentences.
-        rejected: Reason -> number of messages that the loop rejected.
+        rejected: Reason, with … for its numbers -> how many messages the loop rejected for it.
         missing: Messages that the node had and the bag has not.
+        missing_until: Cycle before which the last of them came; -1 if there is none.
     """
 
     notes: list[str] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     missing: int = 0
+    missing_until: int = -1
 
 
 class Replay:
@@ -86,6 +91,7 @@ class Replay:
             given are looked for.
         compiled: Whether compiled derivatives are used, where they can be had. Bits are the same
             for the same choice; where the bag has records, its own choice is followed.
+        transforms: (frame, frame within it) -> x, y, yaw, beside those of the bag's ``/tf``.
         plan: A CSV file with columns x and y, or ``driven`` for the path that the bag's robot
             took: a reference for a bag that has none.
 
@@ -109,6 +115,7 @@ class Replay:
         overrides: Mapping[str, Any] | None = None,
         topics: Mapping[str, str] | None = None,
         compiled: bool = True,
+        transforms: Mapping[tuple[str, str], Pose] | None = None,
         plan: str | None = None,
     ) -> None:
         self.bag = bag
@@ -127,6 +134,10 @@ class Replay:
                 )
             base = Config(first.changed)
         self.loop = ControlLoop(base.changed(self._overrides) if self._overrides else base)
+        self._frames = Frames()
+        for (parent, child), pose in (transforms or {}).items():
+            self._frames.place(parent, child, pose)
+        self.loop.transform = self._frames
         self._what_if = config is not None and first is not None and _differ(config, first)
         self._what_if |= bool(self._overrides)
         if self._what_if and self.exact:
@@ -141,6 +152,7 @@ class Replay:
         self.names = self._resolved(given)
         if record:
             self.names["cycle"] = record
+        self.names |= {t: t for t in TF if t in bag.topics and bag.topics[t].type == TF_TYPE}
         self._plan = self._planned(plan) if plan else None
         self.frame = ""
         self._values: dict[str, float] = {}
@@ -207,6 +219,7 @@ class Replay:
             message = _taken(stock.get(topic, deque()), stamp_ns, received_ns)
             if message is None:
                 self.remarks.missing += 1
+                self.remarks.missing_until = cycle.number
                 if self.remarks.missing == 1:
                     self.remarks.notes.append(
                         f"the bag lacks a message of {topic}, stamped {1e-9 * stamp_ns:.3f} s, "
@@ -266,6 +279,9 @@ class Replay:
     def _hand(self, topic: str, message: Any, time_ns: int) -> None:
         """Give a message to the loop, or keep it to compare with."""
         robot = self.loop.robot
+        if topic in TF:
+            self._frames.take(message)
+            return
         if topic == robot.command_topic.topic:
             try:
                 self._recorded = dict(robot.command_topic.read(message))
@@ -275,7 +291,7 @@ class Replay:
         rejected = self.loop.on_message(topic, message, time_ns)
         self._journal.received(topic, message, time_ns)
         if rejected:
-            self.remarks.rejected[rejected] += 1
+            self.remarks.rejected[NUMBER.sub("…", rejected)] += 1
             return
         read = {state.topic: state.read for state in robot.state_topics}.get(topic)
         if read is not None:
@@ -293,22 +309,17 @@ class Replay:
 
     def _reference(self, tick: Tick) -> tuple[dict[str, float], float]:
         """Where the robot should be now, and how far the plan is from where it should go."""
-        loop, robot = self.loop, self.loop.robot
-        if loop.reference is None or not set(robot.states) <= set(self._values):
+        if tick.step is None:
             return {}, math.nan
-        problem = loop.controller.problem
-        times = np.arange(problem.horizon + 1) * problem.dt
-        asked = copy.copy(loop.reference)  # asking moves a path's progress on
-        columns = asked.columns({name: self._values[name] for name in robot.states}, times)
+        robot, columns = self.loop.robot, self.loop.reference_ahead
         names = [name for name in robot.reference if name in columns]
         now = {name: float(columns[name][0]) for name in names}
-        for name in set(names) & set(robot.cyclic):
+        for name in set(names) & set(robot.cyclic) & set(self._values):
             now[name] += 2.0 * math.pi * round((self._values[name] - now[name]) / (2.0 * math.pi))
-        if tick.step is None:
-            return now, math.nan
-        common = [n for n in names if n in robot.states]
-        judged = [n for n in common if n in ("x", "y")] or common
-        rows = [tick.step.plan.states[:, robot.states.index(n)] - columns[n] for n in judged]
+        common = [name for name in names if name in robot.states]
+        judged = [name for name in common if name in ("x", "y")] or common
+        plan = tick.step.plan.states
+        rows = [plan[:, robot.states.index(name)] - columns[name] for name in judged]
         return now, float(np.sqrt(np.mean(np.square(rows)))) if rows else math.nan
 
     def _compile(self) -> None:
@@ -478,8 +489,3 @@ def _read_points(file: Path) -> list[tuple[float, float]]:
             f"{file} cannot be read as a path: {error!r}; allowed are CSV files with columns x "
             "and y"
         ) from error
-
-
-def path_of(loop: ControlLoop) -> np.ndarray | None:
-    """Points (M, 2) of the path that a loop follows; None if it follows none."""
-    return loop.reference.points if isinstance(loop.reference, PathReference) else None

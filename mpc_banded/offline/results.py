@@ -14,15 +14,16 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpc_banded import __version__
-from mpc_banded.messages import fill_path
+from mpc_banded.messages import CommandTopic, fill_path
 from mpc_banded.offline.recording import Recording
 from mpc_banded.offline.replay import Replay, Replayed
 from mpc_banded.offline.trace import Trace
@@ -133,8 +134,10 @@ class Results:
         self._trace(replayed, 1e-9 * (tick.now_ns - self.start_ns))
         if replayed.original is not None:
             ours, theirs = replayed.cycle.command, replayed.original.command
-            gaps = [abs(ours[n] - theirs.get(n, math.inf)) for n in ours]
-            self.exact_difference = max(self.exact_difference, *gaps)
+            gaps = [
+                abs(ours.get(n, math.inf) - theirs.get(n, math.inf)) for n in {**ours, **theirs}
+            ]
+            self.exact_difference = max([self.exact_difference, *gaps])
         if self.folder is not None:
             self._write(replayed)
 
@@ -176,7 +179,7 @@ class Results:
         row: list[Any] = [replayed.cycle.number, tick.now_ns, tick.code.name]
         row += [_cell(figures.get(name)) for name in COLUMNS[3:]]
         row += [_cell({**figures, "plan_error": replayed.plan_error}.get(n)) for n in RESIDUALS]
-        row += [_cell(tick.command[name]) for name in self.commands]
+        row += [_cell(tick.command.get(name)) for name in self.commands]
         row += [_cell(replayed.state.get(name)) for name in self.states]
         row += [_cell(replayed.reference.get(name)) for name in self.references]
         costs = self._columns[len(row) :]
@@ -191,7 +194,9 @@ class Results:
     def _publish(self, replayed: Replayed) -> None:
         tick, cycle, write = replayed.tick, replayed.cycle, self._recording.publish
         topic, now_ns = self.replay.loop.config.command_topic, tick.now_ns
-        write(f"{PREFIX}/{topic.topic}", topic.type, now_ns, lambda m: topic.fill(m, tick.command))
+        if tick.command:  # a robot that is sent positions has none before its first state
+            fill = partial(_filled, topic, tick.command)
+            write(f"{PREFIX}/{topic.topic}", topic.type, now_ns, fill)
         figures = {**cycle.figures, "plan_error": replayed.plan_error}
         figures |= {f"command/{name}": x for name, x in tick.command.items()}
         figures |= {f"reference/{name}": x for name, x in replayed.reference.items()}
@@ -259,6 +264,7 @@ class Results:
         }
         if replay.exact:
             result["messages_missing"] = remarks.missing
+            result["messages_missing_until_cycle"] = remarks.missing_until
             result["largest_difference_from_the_record"] = _number(self.exact_difference)
         if self.folder is not None:
             result["digest"] = self._digest.hexdigest()
@@ -273,6 +279,10 @@ class Results:
             "p99": float(np.percentile(values, 99)) if len(values) else None,
             "max": _number(self.solve_ms.greatest),
         }
+
+
+def _filled(topic: CommandTopic, values: Mapping[str, float], message: Any) -> None:
+    topic.fill(message, values)
 
 
 def _cell(value: float | None) -> str:

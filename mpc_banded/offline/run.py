@@ -25,6 +25,8 @@ from mpc_banded.offline.sweep import Request
 
 #: Exit status: as expected, different from the reference, refused.
 SAME, DIFFERENT, REFUSED = 0, 1, 2
+#: Columns of a table that no terminal shows.
+WIDE = 160
 #: What a user can mend, told in one sentence.
 MENDABLE = (
     BagError,
@@ -105,12 +107,13 @@ def run_sweep(
         (folder / SUMMARY).write_text(json.dumps({"sweep": rows}, indent=2) + "\n", "utf-8")
         table = Table(title=f"Replays of {request.bag.name}", title_justify="left")
         for title in (*axes, *sweep.FIGURES.values()):
-            table.add_column(title, justify="right")
+            table.add_column(title, justify="right", overflow="fold")
         for row in rows:
             cells = [str(row[key]) for key in axes]
             cells += ["-" if row[k] is None else f"{row[k]:.4g}" for k in sweep.FIGURES]
             table.add_row(*cells)
-        Console().print(table)
+        width = None if sys.stdout.isatty() else WIDE  # a log is not cut off at 80
+        Console(width=width).print(table)
         console.print(f"written: {output / 'sweep.csv'}, {output / 'sweep.png'}")
     return status[0]
 

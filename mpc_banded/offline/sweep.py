@@ -20,6 +20,7 @@ from joblib import Parallel, delayed
 
 from mpc_banded.config import Config
 from mpc_banded.offline.bag import Bag, BagError
+from mpc_banded.offline.frames import Pose
 from mpc_banded.offline.replay import Replay
 from mpc_banded.offline.report import BLUE, GREEN, ORANGE, RED, STYLE
 from mpc_banded.offline.results import Results
@@ -55,6 +56,7 @@ class Request:
         topics: Relative name -> name in the bag.
         compiled: Whether compiled derivatives are used.
         plan: A CSV file, ``driven``, or None.
+        transforms: (frame, frame within it) -> x, y, yaw.
     """
 
     bag: Path
@@ -63,6 +65,7 @@ class Request:
     topics: Mapping[str, str] = field(default_factory=dict)
     compiled: bool = True
     plan: str | None = None
+    transforms: Mapping[tuple[str, str], Pose] = field(default_factory=dict)
 
     def replay(self, bag: Bag) -> Replay:
         """The replay of an open bag; raises BagError and ConfigError."""
@@ -74,6 +77,7 @@ class Request:
             overrides=self.overrides,
             topics=self.topics,
             compiled=self.compiled,
+            transforms=self.transforms,
             plan=self.plan,
         )
 
@@ -154,7 +158,8 @@ def plot(rows: list[dict[str, Any]], axes: Mapping[str, Sequence[Any]], file: Pa
                 which = ", ".join(f"{key} {group[0][key]}" for key in others)
                 values = [row[name] for row in group]
                 shade = 1.0 if not others else 1.0 - 0.75 * k / len(rows)
-                axis.plot(places, values, "o-", color=color, alpha=shade, label=which or None)
+                look: Any = {"color": color, "alpha": shade, "clip_on": False}
+                axis.plot(places, values, "o-", label=which or None, **look)
             axis.set_title(title)
             axis.set_ylim(0.0, None)
             if others:

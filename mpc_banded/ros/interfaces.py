@@ -18,9 +18,16 @@ BASE_FRAME = "base_link"
 
 
 def message_class(name: str) -> Any:
-    """The class of a message type, for example ``nav_msgs/msg/Path``."""
+    """The class of a message type, for example ``nav_msgs/msg/Path``.
+
+    Raises:
+        ValueError: The package of the type is not installed.
+    """
     package, _, kind = name.split("/")
-    return getattr(importlib.import_module(f"{package}.msg"), kind)
+    try:
+        return getattr(importlib.import_module(f"{package}.msg"), kind)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"messages of type {name} are not installed: {error}") from error
 
 
 class CommandPort:

@@ -3,32 +3,32 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-import time
 from functools import partial
 from typing import Any
 
-from geometry_msgs.msg import PoseStamped
-from nav_msgs.msg import Path
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.timer import Timer
+from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from mpc_banded import messages
-from mpc_banded.background import BackgroundCompilation, CompilationFailed
-from mpc_banded.cache import NotBuilt
 from mpc_banded.config import Config
+from mpc_banded.cycle import Journal
 from mpc_banded.loop import ControlLoop
-from mpc_banded.problem import Trajectory
-from mpc_banded.ros import interfaces, parameters, process
-from mpc_banded.ros.telemetry import Diagnostics, Telemetry
-from mpc_banded.tracing import UnsupportedOperation
+from mpc_banded.ros import frames, interfaces, process
+from mpc_banded.ros.drawing import Drawing
+from mpc_banded.ros.health import Health
+from mpc_banded.ros.lifecycle import Managed
+from mpc_banded.ros.pace import Pace
+from mpc_banded.ros.parameters import LiveParameters
+from mpc_banded.ros.renewal import Renewal
+from mpc_banded.ros.telemetry import Telemetry
 
-#: How often one kind of warning is repeated, and how long the last command may take to go out.
-REPEAT_S, FAREWELL_S = 5.0, 0.5
-#: Share of each new measurement in the expected time from tick to command.
-LATENCY_GAIN = 0.2
+#: How long the last command may take to go out.
+FAREWELL_S = 0.5
 
 
 class MpcTask:
@@ -39,140 +39,143 @@ class MpcTask:
     nothing needs a lock: what arrives during a solve is handled after it.
 
     Args:
-        node: Whose parameters, topics and clock are used.
+        node: Whose topics and clock are used.
+        live: Its parameters.
 
     Raises:
-        ConfigError: A parameter is unknown or its value not allowed.
         BandwidthError: The parameter ``bandwidth`` is smaller than what was measured.
+        ValueError: The package of a message type is not installed.
     """
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        config = parameters.declare(node)
+    def __init__(self, node: Node, live: LiveParameters) -> None:
+        self._node, self._live = node, live
+        config = live.config
         self._loop = ControlLoop(config)
-        self._period_s = config.period_s
-        self._deadline_s = config["deadline"] * config.period_s
-        self._latency_s = 0.0
+        self._port = interfaces.CommandPort(config)
+        inputs = {
+            topic: interfaces.message_class(kind)
+            for topic, kind in self._loop.input_topics.items()
+        }
+        node.get_logger().info(_summary(config, self._loop))
+        self._loop.warm_up()
+        self._pace = Pace(config.period_s)
+        self._journal, self._recorded = Journal(), config
+        self._journal.changed(config.values)  # the first record tells them all
+        self._renewal = Renewal(self._loop, node.get_logger())
         self._frame = ""
         self._timer: Timer | None = None
-        self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
-        self._diagnostics = Diagnostics(node)
-        self._port = interfaces.CommandPort(config)
         self._commands = node.create_publisher(self._port.message_class, self._port.topic, 1)
-        planar = {"x", "y", "yaw"} <= set(config.robot.states)
-        self._paths = node.create_publisher(Path, "~/optimal_path", 1) if planar else None
-        self._subscribe()
-        node.create_service(Trigger, "~/reset", self._reset)
-        node.create_service(SetBool, "~/enable", self._enable)
-        parameters.keep_weights_live(node, config, self._loop.controller)
-        node.get_logger().info(_summary(config, self._loop))
-        self._compilation = self._begin_compilation(config) if config["compile"] else None
-        self._loop.warm_up()
+        self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
+        self._health = Health(node, self._commands, self._renewal)
+        self._drawing = Drawing(node, self._loop)
+        states = {topic.topic for topic in self._loop.robot.state_topics}
+        self._subscriptions = [
+            node.create_subscription(
+                kind,
+                topic,
+                partial(self._on_message, topic, topic in states),
+                interfaces.NEWEST if topic in states else 1,
+            )
+            for topic, kind in inputs.items()
+        ]
+        self._services = [
+            node.create_service(Trigger, "~/reset", self._reset),
+            node.create_service(SetBool, "~/enable", self._enable),
+        ]
+        self._loop.transform = frames.transform_of(node)
+        live.adopt = self._renewal.want
+        gc.collect()
+        gc.freeze()  # what lives as long as the node need not be looked through while it drives
 
     def activate(self) -> None:
         """Begin to command."""
-        self._timer = self._node.create_timer(self._period_s, self._cycle)
+        self._renewal.poll()
+        self._loop.reset()
+        self._journal.reset()
+        self._pace = Pace(self._loop.config.period_s)
+        self._timer = self._node.create_timer(self._pace.period_s, self._cycle)
+        self._health.active = True
 
     def deactivate(self) -> None:
         """Cease to command; the last command is a stop."""
-        if self._timer is not None:
-            self._node.destroy_timer(self._timer)
-            self._timer = None
+        if self._timer is None:
+            return
+        self._node.destroy_timer(self._timer)
+        self._timer = None
+        self._health.active = False
         self._send(self._loop.stop_command())
         self._commands.wait_for_all_acked(Duration(seconds=FAREWELL_S))
-        self._end_compilation()
 
-    def _subscribe(self) -> None:
-        states = {topic.topic for topic in self._loop.robot.state_topics}
-        for topic, kind in self._loop.input_topics.items():
-            take = partial(self._on_message, topic, topic in states)
-            quality = interfaces.NEWEST if topic in states else 1
-            self._node.create_subscription(interfaces.message_class(kind), topic, take, quality)
+    def close(self) -> None:
+        """Give back every topic and service, and end what is being compiled."""
+        self._live.adopt = None
+        self._renewal.close()
+        self._health.close()
+        self._telemetry.close()
+        self._drawing.close()
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        for service in self._services:
+            self._node.destroy_service(service)
+        self._node.destroy_publisher(self._commands)
+        self._loop.transform = None
+
+    def _now_ns(self) -> int:
+        return int(self._node.get_clock().now().nanoseconds)
 
     def _on_message(self, topic: str, is_state: bool, message: Any) -> None:
-        if is_state and hasattr(message, "header"):
-            self._frame = message.header.frame_id
-        now_ns = self._node.get_clock().now().nanoseconds
+        now_ns = self._now_ns()
+        self._journal.received(topic, message, now_ns)
         rejected = self._loop.on_message(topic, message, now_ns)
         if rejected:
-            self._diagnostics.counters.rejected_messages += 1
-            self._node.get_logger().warning(
-                f"{topic} rejected: {rejected}", throttle_duration_sec=REPEAT_S
-            )
+            self._health.rejected(topic, rejected)
+        elif is_state:
+            self._frame = messages.frame_of(message) or self._frame
 
     def _cycle(self) -> None:
-        began = time.perf_counter()
-        now_ns = self._node.get_clock().now().nanoseconds
-        tick = self._loop.tick(now_ns, deadline_s=self._deadline_s, latency_s=self._latency_s)
+        assert self._timer is not None
+        now_ns = self._now_ns()
+        self._pace.begin(self._timer, now_ns)
+        self._renew()
+        deadline_s = self._pace.budget_s(self._loop.config["deadline"])
+        tick = self._loop.tick(now_ns, deadline_s=deadline_s, latency_s=self._pace.latency_s)
         self._send(tick.command)
-        self._latency_s += LATENCY_GAIN * (time.perf_counter() - began - self._latency_s)
-        missed = time.perf_counter() - began > self._period_s
-        if tick.step is not None:
-            self._publish_path(tick.step.plan)
-        self._telemetry.publish(tick, missed)
-        self._diagnostics.count(tick, missed)
-        if self._compilation is not None:
-            self._use_compiled(self._compilation)
-
-    def _begin_compilation(self, config: Config) -> BackgroundCompilation | None:
-        """Take compiled derivatives from the cache, or let another process fill it."""
-        try:
-            try:
-                self._loop.controller.compile(build=False)
-            except NotBuilt:
-                return BackgroundCompilation(config)
-            self._now_compiled("from the cache")
-        except (UnsupportedOperation, OSError, ValueError) as error:
-            self._stay_eager(error)
-        return None
-
-    def _now_compiled(self, how: str) -> None:
-        self._diagnostics.derivatives = "compiled"
-        library = self._loop.controller.library
-        self._node.get_logger().info(f"derivatives are compiled, {how}: {library}")
-
-    def _use_compiled(self, compilation: BackgroundCompilation) -> None:
-        """Go over to compiled derivatives, between two cycles, once another process has them."""
-        log = self._node.get_logger()
-        try:
-            library = compilation.poll()
-            if library is None:
-                return
-            self._loop.controller.load(library)
-            self._now_compiled(f"after {compilation.elapsed_s:.1f} s")
-        except (CompilationFailed, OSError, ValueError) as error:
-            self._stay_eager(error)
-        for remark in compilation.remarks:
-            log.info(f"the compiling process said: {remark}")
-        self._end_compilation()
-
-    def _stay_eager(self, error: Exception) -> None:
-        self._node.get_logger().warning(
-            f"derivatives stay eager, so solves take longer; they are not compiled: {error}"
+        timing = self._pace.end()
+        self._health.count(tick, timing)
+        record = self._journal.cycle(
+            tick,
+            deadline=True,
+            enabled=self._loop.enabled,
+            figures=self._telemetry.figures(tick, timing, self._health.counters),
         )
+        self._telemetry.publish(record)
+        self._drawing.draw(tick, self._header())
 
-    def _end_compilation(self) -> None:
-        if self._compilation is not None:
-            self._compilation.close()
-            self._compilation = None
+    def _renew(self) -> None:
+        """Go over to what was set or built since the last cycle."""
+        self._renewal.poll()
+        before, after = self._recorded, self._loop.config
+        self._journal.derivatives = self._renewal.derivatives
+        if after is before:
+            return
+        self._recorded = after
+        values = after.values.items()
+        self._journal.changed({name: x for name, x in values if x != before[name]})
+        if self._timer is not None and after.period_s != self._pace.period_s:
+            self._pace.period_s = after.period_s
+            self._timer.timer_period_ns = int(1e9 * after.period_s)
 
     def _send(self, values: messages.Values) -> None:
-        stamp = self._node.get_clock().now().to_msg()
-        self._commands.publish(self._port.message(values, stamp))
+        if values:  # a robot that is sent positions has no stop before its first one
+            stamp = self._node.get_clock().now().to_msg()
+            self._commands.publish(self._port.message(values, stamp))
 
-    def _publish_path(self, plan: Trajectory) -> None:
-        """Publish exactly what was optimised, in the frame of the state, if somebody listens."""
-        if self._paths is None or not self._paths.get_subscription_count():
-            return
-        columns = [self._loop.robot.states.index(name) for name in ("x", "y", "yaw")]
-        message = Path()
-        message.header.frame_id = self._frame
-        message.header.stamp = self._node.get_clock().now().to_msg()
-        messages.fill_path(message, plan.states[:, columns], PoseStamped)
-        self._paths.publish(message)
+    def _header(self) -> Header:
+        return Header(stamp=self._node.get_clock().now().to_msg(), frame_id=self._frame)
 
     def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._loop.reset()
+        self._journal.reset()
         response.success, response.message = True, "the next solve starts cold"
         return response
 
@@ -181,6 +184,19 @@ class MpcTask:
         response.success = True
         response.message = "enabled" if request.data else "disabled: the robot is kept stopped"
         return response
+
+
+class Builder:
+    """Builds the task of a node, again and again with the parameters of the moment."""
+
+    def __init__(self) -> None:
+        self._live: LiveParameters | None = None
+
+    def __call__(self, node: Node) -> MpcTask:
+        """A new task; raises ValueError or ArithmeticError where the parameters are refused."""
+        if self._live is None:
+            self._live = LiveParameters(node)
+        return MpcTask(node, self._live)
 
 
 def _summary(config: Config, loop: ControlLoop) -> str:
@@ -199,7 +215,8 @@ def _summary(config: Config, loop: ControlLoop) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run mpc_node; returns 0 when stopped by a signal, 2 if it refuses its configuration."""
-    return process.run("mpc_node", MpcTask, arguments)
+    name = "mpc_node"
+    return process.run(name, lambda: Managed(name, Builder()), arguments)
 
 
 if __name__ == "__main__":

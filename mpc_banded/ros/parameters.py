@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from rcl_interfaces.msg import (
@@ -16,11 +17,12 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from mpc_banded.config import Config, ConfigError, Entry
-from mpc_banded.controller import RecedingHorizonController
+from mpc_banded.ros.lifecycle import AUTOSTART
 
-#: Parameters that rclpy declares by itself on every node.
-OF_RCLPY = ("use_sim_time", "start_type_description_service", "qos_overrides.")
-LIVE = "weights."
+#: Parameters that others declare on a node: rclpy itself, and a managed node.
+OF_OTHERS = ("use_sim_time", "start_type_description_service", "qos_overrides.", AUTOSTART)
+#: Told of each change: the whole configuration, and what was set.
+Adopt = Callable[[Config, dict[str, Any]], None]
 
 
 def given(node: Node) -> dict[str, Any]:
@@ -31,12 +33,16 @@ def given(node: Node) -> dict[str, Any]:
     return {
         name: [] if parameter.value is None else parameter.value
         for name, parameter in overrides.items()
-        if not name.startswith(OF_RCLPY)
+        if not name.startswith(OF_OTHERS)
     }
 
 
-def declare(node: Node) -> Config:
+def declare(node: Node, live: bool) -> Config:
     """Check what the node was given, and declare the whole table with descriptors.
+
+    Args:
+        node: That the parameters belong to.
+        live: Whether they can be changed later, but for those that the table calls read-only.
 
     Raises:
         ConfigError: A key is unknown or its value not allowed.
@@ -49,12 +55,12 @@ def declare(node: Node) -> Config:
             "default; if you passed a file, its top-level key must be '/**' or that name"
         )
     for name, entry in config.table.items():
-        _declare(node, name, config[name], entry)
+        _declare(node, name, config[name], entry, read_only=entry.read_only or not live)
     return config
 
 
-def _declare(node: Node, name: str, value: Any, entry: Entry) -> None:
-    described = descriptor(entry, read_only=not _is_live(node, name))
+def _declare(node: Node, name: str, value: Any, entry: Entry, read_only: bool) -> None:
+    described = descriptor(entry, read_only)
     if value != []:
         node.declare_parameter(name, value, described, ignore_override=True)
         return
@@ -64,11 +70,6 @@ def _declare(node: Node, name: str, value: Any, entry: Entry) -> None:
     node.set_parameters([empty])
     described.type = empty.type_.value
     node.set_descriptor(name, described)
-
-
-def _is_live(node: Node, name: str) -> bool:
-    # Humble cannot tell a node after a change.
-    return name.startswith(LIVE) and hasattr(node, "add_post_set_parameters_callback")
 
 
 def descriptor(entry: Entry, read_only: bool) -> ParameterDescriptor:
@@ -92,25 +93,74 @@ def descriptor(entry: Entry, read_only: bool) -> ParameterDescriptor:
     return described
 
 
-def keep_weights_live(node: Node, config: Config, controller: RecedingHorizonController) -> None:
-    """Let ``weights.*`` be set while the robot drives; they hold from the next solve on."""
+class LiveParameters:
+    """The parameters of a node, which may change at any time: all that are set at once, or none.
 
-    def weights(parameters: list[Parameter[Any]]) -> dict[str, Any]:
-        return {p.name: p.value for p in parameters if p.name.startswith(LIVE)}
+    What is wrong is refused with the reason and changes nothing. They outlive what is built from
+    them: a node that is configured again takes the values of now.
 
-    def check(parameters: list[Parameter[Any]]) -> SetParametersResult:
+    Args:
+        node: That the parameters belong to.
+
+    Attributes:
+        config: What the parameters say now.
+        adopt: Told of each change after it was made; None while there is nobody to tell.
+
+    Raises:
+        ConfigError: A key is unknown or its value not allowed.
+    """
+
+    def __init__(self, node: Node) -> None:
+        # Humble cannot tell a node after a change.
+        is_live = hasattr(node, "add_post_set_parameters_callback")
+        self.config = declare(node, is_live)
+        self.adopt: Adopt | None = None
+        self._checked: tuple[dict[str, Any], Config] | None = None
+        if is_live:
+            node.add_on_set_parameters_callback(self._check)
+            node.add_post_set_parameters_callback(self._changed)
+
+    def _ours(self, parameters: list[Parameter[Any]]) -> dict[str, Any]:
+        """Name -> value of those that are in the table."""
+        return {p.name: p.value for p in parameters if p.name in self.config.table}
+
+    def _check(self, parameters: list[Parameter[Any]]) -> SetParametersResult:
+        updates = self._ours(parameters)
+        if not updates:
+            return SetParametersResult(successful=True)
         try:
-            for name, value in weights(parameters).items():
-                if config.table[name].checked(name, value) == math.inf:
-                    raise ConfigError(f"{name} is {value!r}; allowed are finite numbers >= 0")
+            gone = [p.name for p in parameters if p.type_ == Parameter.Type.NOT_SET]
+            if gone:
+                raise ConfigError(f"{gone[0]} cannot be undeclared")
+            config = self.config.changed(updates)
+            _check_bandwidth(self.config, config)
+            self._checked = (updates, config)
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
-    def apply(parameters: list[Parameter[Any]]) -> None:
-        changed = {name.removeprefix(LIVE): float(x) for name, x in weights(parameters).items()}
-        controller.set_weights(changed)
+    def _changed(self, parameters: list[Parameter[Any]]) -> None:
+        updates = self._ours(parameters)
+        if not updates:
+            return
+        # What was checked just now need not be built again.
+        is_checked = self._checked is not None and self._checked[0] == updates
+        config = self._checked[1] if is_checked and self._checked else self.config.changed(updates)
+        self.config, self._checked = config, None
+        if self.adopt is not None:
+            self.adopt(config, updates)
 
-    if hasattr(node, "add_post_set_parameters_callback"):
-        node.add_on_set_parameters_callback(check)
-        node.add_post_set_parameters_callback(apply)
+
+def _check_bandwidth(before: Config, after: Config) -> None:
+    """Raises ConfigError for a band that only probes could show to be wide enough.
+
+    They take long, and are made when the node is configured.
+    """
+    bandwidth = after["bandwidth"]
+    if bandwidth and before.rebuilds(after):
+        derived = after.controller().transcription.half_bandwidth
+        if bandwidth < derived:
+            raise ConfigError(
+                f"bandwidth is {bandwidth}; allowed are, while the node is configured, 0 and "
+                f"{derived} (derived) or more"
+            )

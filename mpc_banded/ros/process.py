@@ -23,7 +23,7 @@ PATIENCE_S = 0.1
 
 
 class Task(Protocol):
-    """What a node does, armed and disarmed apart from being built, as managed nodes are."""
+    """What a node does, armed and disarmed apart from being built."""
 
     def activate(self) -> None:
         """Begin to act."""
@@ -32,12 +32,65 @@ class Task(Protocol):
         """Cease to act, and leave the robot stopped."""
 
 
-def run(name: str, configure: Callable[[Node], Task], arguments: list[str] | None) -> int:
-    """Run a node until SIGINT or SIGTERM; returns the exit code of the process.
+class Actor(Protocol):
+    """A node with a task, and when that task is built, begun and ended."""
+
+    @property
+    def node(self) -> Node:
+        """The node."""
+
+    def begin(self) -> bool:
+        """Begin as the parameters say; False if they are refused."""
+
+    def end(self) -> None:
+        """Leave the robot stopped; the node is destroyed after that."""
+
+
+class Plain:
+    """A node whose task begins with the process and ends with it.
 
     Args:
         name: Of the node.
-        configure: Gives the node its task; raises ValueError or ArithmeticError to refuse.
+        build: Gives the node its task; raises ValueError or ArithmeticError to refuse.
+    """
+
+    def __init__(self, name: str, build: Callable[[Node], Task]) -> None:
+        self.node = Node(name)
+        self._build = build
+        self._task: Task | None = None
+
+    def begin(self) -> bool:
+        """Build the task and begin."""
+        try:
+            self._task = self._build(self.node)
+        except (ValueError, ArithmeticError) as error:
+            self.node.get_logger().fatal(refusal(error))
+            return False
+        self._task.activate()
+        return True
+
+    def end(self) -> None:
+        """End the task."""
+        if self._task is not None:
+            self._task.deactivate()
+
+
+def refusal(error: Exception) -> str:
+    """Why a configuration is refused, in one line."""
+    if isinstance(error, BandwidthError):
+        return (
+            f"bandwidth is {error.configured}; allowed are 0, which derives it, and "
+            f"{error.measured} or more: {error}"
+        )
+    return str(error)
+
+
+def run(name: str, make: Callable[[], Actor], arguments: list[str] | None) -> int:
+    """Run a node until SIGINT or SIGTERM; returns the exit code of the process.
+
+    Args:
+        name: For what is said before there is a node.
+        make: Makes the node.
         arguments: Command line; that of the process if None.
     """
     torch.set_num_threads(1)  # one core is enough here, and the others have work of their own
@@ -50,33 +103,17 @@ def run(name: str, configure: Callable[[Node], Task], arguments: list[str] | Non
     except RuntimeError as error:  # arguments or parameter file cannot be read
         print(f"{name}: {error}", file=sys.stderr)
         return REFUSED
-    node = Node(name)
-    try:
-        task = configure(node)
-    except BandwidthError as error:
-        node.get_logger().fatal(
-            f"bandwidth is {error.configured}; allowed are 0, which derives it, and "
-            f"{error.measured} or more: {error}"
-        )
-        return REFUSED
-    except (ValueError, ArithmeticError) as error:
-        node.get_logger().fatal(str(error))
-        return REFUSED
-    else:
-        _spin(node, task, signals)
-        return STOPPED
-    finally:
-        node.destroy_node()
-        rclpy.shutdown()
-
-
-def _spin(node: Node, task: Task, signals: list[int]) -> None:
+    actor = make()
     executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    task.activate()
+    executor.add_node(actor.node)
     try:
+        if not actor.begin():
+            return REFUSED
         while not signals:
             executor.spin_once(timeout_sec=PATIENCE_S)
+        return STOPPED
     finally:
-        task.deactivate()
+        actor.end()
         executor.shutdown()
+        actor.node.destroy_node()
+        rclpy.shutdown()

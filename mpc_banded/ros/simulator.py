@@ -37,7 +37,7 @@ class SimulatorTask:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        config = parameters.declare(node)
+        config = parameters.declare(node, live=False)
         self._simulation = Simulation(config, delay_s=config["simulator.actuation_delay"])
         self._period_s = 1.0 / config["simulator.frequency"]
         self._command_timeout_ns = 1e9 * config["simulator.command_timeout"]
@@ -127,7 +127,8 @@ class SimulatorTask:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run simulator_node; returns 0 when stopped by a signal, 2 if it refuses its parameters."""
-    return process.run("simulator_node", SimulatorTask, arguments)
+    name = "simulator_node"
+    return process.run(name, lambda: process.Plain(name, SimulatorTask), arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node costs, and whether it lasts: writes docs/node.md.
+
+``python -m benchmarks.node`` lets the node drive the simulated unicycle at 50 Hz with a horizon of
+40, and takes the processor time of its process apart: solver, publishing, and the executor, which
+is all the rest. A bare rclpy node with the same topics, services and timer, whose callbacks do
+nothing, takes its place after that. Then the node drives for ``--soak`` seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from nav_msgs.msg import Path as PathMessage
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from std_msgs.msg import Float64
+from std_srvs.srv import SetBool, Trigger
+
+from benchmarks.hessian import processor, wrapped
+from benchmarks.study import ROOT
+from mpc_banded import messages
+from mpc_banded.config import Config
+from mpc_banded.cycle import Cycle, Journal
+from mpc_banded.demo import figure_of_eight, parameter_file
+from mpc_banded.loop import ControlLoop
+from mpc_banded.ros import interfaces, telemetry
+from mpc_banded.ros import node as ours
+from mpc_banded.ros.drawing import Drawing
+from mpc_banded.ros.health import Health
+
+PAGE = ROOT / "docs" / "node.md"
+FREQUENCY, HORIZON = 50.0, 40
+#: Time until everything has been compiled and settled, at most, and length of one measurement.
+SETTLED_S, MEASURED_S = 60.0, 20.0
+#: How often memory is read, and when the node has all that it will have, in seconds.
+SAMPLE_S, GROWN_S = 5.0, 20.0
+#: The path is published again and again, so that it does not end.
+AGAIN_S = 20.0
+ALLOWED = 1.2
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+# The node, with a stopwatch in it, and the bare one. Both run in processes of their own.
+
+_spent = {"solver": 0.0, "publishing": 0.0}
+
+
+def _timed(owner: Any, name: str, part: str) -> None:
+    """Add the processor time of a method's calls to a part."""
+    method = getattr(owner, name)
+
+    @wraps(method)
+    def call(*arguments: Any, **named: Any) -> Any:
+        began = time.thread_time()
+        try:
+            return method(*arguments, **named)
+        finally:
+            _spent[part] += time.thread_time() - began
+
+    setattr(owner, name, call)
+
+
+def _report_when_asked() -> None:
+    signal.signal(signal.SIGUSR1, lambda *_: print(json.dumps(_spent), flush=True))
+
+
+def run_ours() -> int:
+    """The node with a stopwatch."""
+    for owner, name in ((ControlLoop, "tick"), (ControlLoop, "on_message")):
+        _timed(owner, name, "solver")
+    for owner, name in (
+        (ours.MpcTask, "_send"),
+        (Journal, "cycle"),
+        (telemetry.Telemetry, "publish"),
+        (Drawing, "draw"),
+        (Health, "publish"),
+    ):
+        _timed(owner, name, "publishing")
+    _report_when_asked()
+    return ours.main()
+
+
+def _ignore(message: Any) -> None:
+    del message
+
+
+def run_bare() -> int:
+    """A node with the same topics, services and timer, whose callbacks do nothing."""
+    _report_when_asked()
+    ended: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: ended.append(number))
+    config = Config.load(parameter_file("unicycle"))
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    node = Node("mpc_node")
+    loop = ControlLoop(config)
+    states = {topic.topic for topic in config.robot.state_topics}
+    for topic, kind in loop.input_topics.items():
+        quality = interfaces.NEWEST if topic in states else 1
+        node.create_subscription(interfaces.message_class(kind), topic, _ignore, quality)
+    node.create_publisher(TwistStamped, "cmd_vel", 1)
+    node.create_publisher(DiagnosticArray, "~/cycle", 10)
+    for i in range(len(telemetry.OF_ALL) + len(telemetry.OF_SOLVES)):
+        node.create_publisher(Float64, f"~/telemetry/figure_{i}", 10)
+    node.create_service(Trigger, "~/reset", lambda _, response: response)
+    node.create_service(SetBool, "~/enable", lambda _, response: response)
+    node.create_timer(1.0 / FREQUENCY, lambda: None)
+    node.create_timer(1.0, lambda: None)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    while not ended:
+        executor.spin_once(timeout_sec=0.1)
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.shutdown()
+    return 0
+
+
+class Watch:
+    """Publishes the path again and again, and hears of every cycle.
+
+    Attributes:
+        cycles: Number of the cycle, late and skipped ones so far, derivatives.
+    """
+
+    def __init__(self) -> None:
+        rclpy.init()
+        self.node = Node("bench")
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+        self.cycles: list[tuple[int, float, float, str]] = []
+        self._plans = self.node.create_publisher(PathMessage, "plan", 1)
+        self.node.create_subscription(DiagnosticArray, "mpc_node/cycle", self._hear, 100)
+        self.node.create_timer(AGAIN_S, self._publish)
+        self._points = figure_of_eight()
+
+    def _hear(self, message: Any) -> None:
+        cycle = Cycle.parse({pair.key: pair.value for pair in message.status[0].values})
+        figures = cycle.figures
+        counts = (figures["late_cycles"], figures["skipped_cycles"])
+        self.cycles.append((cycle.number, *counts, cycle.derivatives))
+
+    def _publish(self) -> None:
+        self._points = self._points + 1e-6  # another path, so it begins anew
+        message = PathMessage()
+        message.header.frame_id = "odom"
+        poses = np.column_stack([self._points, np.zeros(len(self._points))])
+        messages.fill_path(message, poses, PoseStamped)
+        self._plans.publish(message)
+
+    def until(self, condition: Callable[[], bool], limit_s: float) -> bool:
+        """Listen until something holds; whether it came to that."""
+        end = time.monotonic() + limit_s
+        while not condition():
+            if time.monotonic() > end:
+                return False
+            self._executor.spin_once(timeout_sec=0.1)
+        return True
+
+    def wait(self, seconds: float) -> None:
+        """Listen for that long."""
+        self.until(lambda: False, seconds)
+
+    def begin(self) -> None:
+        """Publish the path once somebody listens."""
+        if not self.until(lambda: self._plans.get_subscription_count() > 0, SETTLED_S):
+            raise RuntimeError("no node has come up")
+        self._publish()
+
+    def close(self) -> None:
+        """Leave the graph."""
+        self._executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown()
+
+
+@contextmanager
+def _driving(kind: str, folder: Path) -> Iterator[tuple[Watch, subprocess.Popen[bytes], Path]]:
+    """A node of a kind, and the simulator; with where the node's reports go."""
+    parameters = ["--ros-args", "--params-file", str(parameter_file("unicycle"))]
+    parameters += ["-p", f"controller_frequency:={FREQUENCY}", "-p", f"horizon:={HORIZON}"]
+    report = folder / f"{kind}.txt"
+    with report.open("wb") as output:
+        node = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.node", "--child", kind, *parameters],
+            stdout=output,
+            cwd=ROOT,
+        )
+    simulator = subprocess.Popen(
+        [sys.executable, "-m", "mpc_banded.ros.simulator", *parameters], cwd=ROOT
+    )
+    watch = Watch()
+    try:
+        watch.begin()
+        yield watch, node, report
+    finally:
+        watch.close()
+        for process in (node, simulator):
+            process.send_signal(signal.SIGINT)
+            process.wait(30.0)
+
+
+def _used_s(pid: int) -> float:
+    """Processor time that a process has used, all threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def _resident_mb(pid: int) -> float:
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.partition("VmRSS:")[2].split()[0]) / 1024.0
+
+
+def _asked(process: subprocess.Popen[bytes], report: Path, watch: Watch) -> dict[str, float]:
+    """What the stopwatch of a node says now."""
+    before = len(report.read_text().splitlines())
+    process.send_signal(signal.SIGUSR1)
+    if not watch.until(lambda: len(report.read_text().splitlines()) > before, 10.0):
+        raise RuntimeError("the node does not report")
+    told: dict[str, float] = json.loads(report.read_text().splitlines()[-1])
+    return told
+
+
+def shares(kind: str, folder: Path, seconds: float) -> dict[str, float]:
+    """Processor time by part, in percent of one core."""
+    with _driving(kind, folder) as (watch, process, report):
+        if kind == "ours":
+            compiled = watch.until(
+                lambda: bool(watch.cycles) and watch.cycles[-1][3] == "compiled", SETTLED_S
+            )
+            if not compiled:
+                print("the derivatives are not compiled; the figures are of eager ones")
+        watch.wait(5.0)
+        began, used, spent = time.monotonic(), _used_s(process.pid), _asked(process, report, watch)
+        watch.wait(seconds)
+        elapsed = time.monotonic() - began
+        total = _used_s(process.pid) - used
+        now = _asked(process, report, watch)
+    parts = {name: 100.0 * (now[name] - spent[name]) / elapsed for name in spent}
+    parts["executor"] = 100.0 * total / elapsed - sum(parts.values())
+    return parts
+
+
+@dataclass
+class Soak:
+    """A long drive.
+
+    Attributes:
+        seconds: How long.
+        memory_mb: Resident memory over time.
+        cycles: Cycles of the node.
+        late, skipped: Those that the node reports.
+        unreported: Cycles that were due and are neither there nor reported.
+    """
+
+    seconds: float = 0.0
+    memory_mb: list[float] = field(default_factory=list)
+    cycles: int = 0
+    late: int = 0
+    skipped: int = 0
+    unreported: int = 0
+
+    @property
+    def growth_mb_per_hour(self) -> float:
+        """Slope of the memory, once the node had all that it needs."""
+        samples = self.memory_mb[int(GROWN_S / SAMPLE_S) :]
+        if len(samples) < 3:
+            return float("nan")
+        times = SAMPLE_S * np.arange(len(samples))
+        return float(np.polyfit(times, samples, 1)[0] * 3600.0)
+
+
+def soak(folder: Path, seconds: float) -> Soak:
+    """Drive for long."""
+    result = Soak()
+    with _driving("ours", folder) as (watch, process, _):
+        watch.until(lambda: bool(watch.cycles), SETTLED_S)
+        watch.wait(5.0)
+        began, first = time.monotonic(), watch.cycles[-1]
+        while time.monotonic() - began < seconds:
+            watch.wait(SAMPLE_S)
+            result.memory_mb.append(_resident_mb(process.pid))
+            del watch.cycles[:-1]
+        result.seconds, last = time.monotonic() - began, watch.cycles[-1]
+    result.cycles = last[0] - first[0]
+    result.late, result.skipped = int(last[1] - first[1]), int(last[2] - first[2])
+    due = round(result.seconds * FREQUENCY)
+    # One cycle at each end may or may not have been heard in time.
+    result.unreported = max(0, due - result.cycles - result.skipped - 2)
+    return result
+
+
+def page(ours_: dict[str, float], bare: dict[str, float], long: Soak, seconds: float) -> str:
+    """The text of docs/node.md."""
+    ratio = ours_["executor"] / bare["executor"]
+    verdict = "not above" if ratio <= ALLOWED else "above"
+    rows = [
+        ("solver: the control loop", ours_["solver"], bare["solver"]),
+        ("publishing: command, record, figures, diagnostics", ours_["publishing"], 0.0),
+        ("executor: all the rest, threads of DDS included", ours_["executor"], bare["executor"]),
+        ("together", sum(ours_.values()), sum(bare.values())),
+    ]
+    table = [f"| {name} | {a:.1f} | {b:.1f} |" for name, a, b in rows]
+    memory = long.memory_mb or [float("nan")]
+    introduction = wrapped(
+        "What the node costs beside the solver, and whether it lasts. Made by `python -m "
+        f"benchmarks.node`, with Python {platform.python_version()} on {processor()}: the "
+        f"unicycle at {FREQUENCY:g} Hz with a horizon of {HORIZON}, driven by the simulator over "
+        f"DDS, processor time over {seconds:g} s in percent of one core."
+    )
+    comparison = wrapped(
+        "The bare node has the same subscriptions, publishers, services and timers, and callbacks "
+        f"that do nothing. The executor takes {ratio:.2f} times what it takes there, which is "
+        f"{verdict} the {ALLOWED:.2f} times that are allowed."
+    )
+    drive = wrapped(
+        f"In {long.seconds:.0f} s the node went through {long.cycles} cycles and reported "
+        f"{long.late} late and {long.skipped} skipped ones; {long.unreported} were missed without "
+        f"a report. Its memory was {memory[0]:.1f} MB at the beginning and {memory[-1]:.1f} MB at "
+        f"the end, {long.growth_mb_per_hour:+.1f} MB an hour by a straight line through all "
+        f"samples after {GROWN_S:g} s."
+    )
+    lines = [
+        "# The node: what it costs",
+        "",
+        *introduction.splitlines(),
+        "",
+        "| part | mpc_node, % | bare rclpy node, % |",
+        "| --- | ---: | ---: |",
+        *table,
+        "",
+        *comparison.splitlines(),
+        "",
+        "## A long drive",
+        "",
+        *drive.splitlines(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Measure, and write the page; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.node", description=__doc__)
+    parser.add_argument("--child", choices=("ours", "bare"), help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=MEASURED_S, help="of a measurement")
+    parser.add_argument("--soak", type=float, default=600.0, help="seconds of the long drive")
+    parser.add_argument("--output", type=Path, default=PAGE, help="where the page goes")
+    options, _ = parser.parse_known_args()
+    if options.child:
+        return {"ours": run_ours, "bare": run_bare}[options.child]()
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        ours_ = shares("ours", folder, options.seconds)
+        print("mpc_node:", {name: round(x, 1) for name, x in ours_.items()}, flush=True)
+        bare = shares("bare", folder, options.seconds)
+        print("bare rclpy node:", {name: round(x, 1) for name, x in bare.items()}, flush=True)
+        long = soak(folder, options.soak)
+    text = page(ours_, bare, long, options.seconds)
+    options.output.write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

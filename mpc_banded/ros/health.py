@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The health of the node: counts of its cycles, and one plain sentence a second."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+
+from mpc_banded.loop import Reason, Tick
+from mpc_banded.ros.pace import Timing
+from mpc_banded.ros.renewal import Renewal
+from mpc_banded.solver import Status
+
+#: The robot stands, but that is what was asked for or is not yet to be had; or its plan carries
+#: it for a moment.
+PATIENT = (
+    *(Reason.DISABLED, Reason.NO_STATE, Reason.NO_REFERENCE, Reason.PLANNING),
+    Reason.FOLLOWING,
+)
+#: How often one kind of warning is repeated, and how many kinds are told apart.
+REPEAT_S, KINDS = 5.0, 50
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+
+
+@dataclass
+class Counters:
+    """Cycles since the start, by how they went."""
+
+    cycles: int = 0
+    driven: int = 0
+    late_cycles: int = 0
+    skipped_cycles: int = 0
+    unconverged: int = 0
+    rejected_messages: int = 0
+
+
+class Health:
+    """Counts cycles, and publishes diagnostics at 1 Hz of real time, paused clock or not.
+
+    The topic is ``/diagnostics``, the only absolute name of this package: every tool reads that
+    one (REP 107), and the status carries the full name of the node.
+
+    Args:
+        node: That publishes.
+        commands: The publisher of the commands, whose company on the topic is looked at.
+        renewal: Tells what is being built.
+
+    Attributes:
+        active: Whether the node commands.
+        counters: Cycles so far.
+    """
+
+    def __init__(self, node: Node, commands: Publisher[Any], renewal: Renewal) -> None:
+        self._node, self._commands, self._renewal = node, commands, renewal
+        self.active = False
+        self.counters = Counters()
+        self._reported = Counters()
+        self._tick: Tick | None = None
+        self._rejection = ""
+        self._told: dict[str, float] = {}
+        self._name = f"{node.get_fully_qualified_name().lstrip('/')}: control loop"
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 1)
+        self._timer = node.create_timer(
+            1.0, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
+
+    def close(self) -> None:
+        """Publish nothing any more."""
+        self._node.destroy_timer(self._timer)
+        self._node.destroy_publisher(self._publisher)
+
+    def rejected(self, topic: str, why: str) -> None:
+        """A message was rejected; each kind of reason is logged now and then."""
+        self.counters.rejected_messages += 1
+        self._rejection = f"{topic} rejected: {why}"
+        kind, now_s = re.sub(r"[-+.\d]+", "", self._rejection), time.monotonic()
+        if now_s - self._told.get(kind, -math.inf) >= REPEAT_S:
+            if len(self._told) >= KINDS:
+                self._told.clear()
+            self._told[kind] = now_s
+            self._node.get_logger().warning(self._rejection)
+
+    def count(self, tick: Tick, timing: Timing) -> None:
+        """Take one cycle into account; a new kind of reason, and a late cycle, is logged."""
+        log = self._node.get_logger()
+        if self._tick is None or tick.code is not self._tick.code:
+            if tick.driving or tick.code in PATIENT:
+                log.info(tick.reason)
+            else:
+                log.error(tick.reason)
+        self._tick = tick
+        self.counters.cycles += 1
+        self.counters.driven += tick.driving
+        self.counters.late_cycles += timing.late
+        self.counters.skipped_cycles += timing.skipped
+        if timing.late:
+            log.warning(
+                f"a cycle was late: it waited {1e3 * timing.waited_s:.1f} ms and computed "
+                f"{1e3 * timing.computed_s:.1f} ms; {self.counters.late_cycles} late and "
+                f"{self.counters.skipped_cycles} skipped of {self.counters.cycles} so far",
+                throttle_duration_sec=REPEAT_S,
+            )
+        if tick.step is not None:
+            self.counters.unconverged += tick.step.status is not Status.CONVERGED
+
+    def publish(self) -> None:
+        """Publish the state of things."""
+        level, message = self._verdict()
+        tick = self._tick
+        facts: dict[str, object] = {
+            "code": tick.code.name if tick and self.active else "INACTIVE",
+            "reason": tick.reason if tick and self.active else "",
+            "state age [s]": f"{tick.state_age_s:.3f}" if tick else "inf",
+            "derivatives": self._renewal.derivatives,
+            "under way": self._renewal.under_way,
+            "last rejection": self._rejection,
+        }
+        counts: Mapping[str, int] = vars(self.counters)
+        facts |= {name.replace("_", " "): count for name, count in counts.items()}
+        status = DiagnosticStatus(
+            level=level,
+            name=self._name,
+            message=message,
+            values=[KeyValue(key=key, value=str(value)) for key, value in facts.items()],
+        )
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self._node.get_clock().now().to_msg()
+        self._publisher.publish(array)
+        self._reported = Counters(**vars(self.counters))
+
+    def _verdict(self) -> tuple[bytes, str]:
+        """Level and sentence, in view of what happened since the last report."""
+        if not self.active:
+            return OK, "inactive: no command is sent"
+        tick = self._tick
+        if tick is None or self.counters.cycles == self._reported.cycles:
+            return (
+                WARN,
+                "no cycle in the last second: the clock of the node stands still, or it is late",
+            )
+        remarks = [*self._troubles(), *self._company()]
+        if self._renewal.under_way:
+            remarks.append(self._renewal.under_way)
+        sentence = "; ".join([tick.reason, *remarks])
+        if not tick.driving:
+            return WARN if tick.code in PATIENT else ERROR, sentence
+        # Derivatives that are being compiled at the start are no trouble.
+        is_well = not self._troubles() and not self._company()
+        return OK if is_well else WARN, sentence
+
+    def _troubles(self) -> list[str]:
+        before, now = self._reported, self.counters
+        troubles = {
+            "late": now.late_cycles - before.late_cycles,
+            "skipped": now.skipped_cycles - before.skipped_cycles,
+            "not converged": now.unconverged - before.unconverged,
+        }
+        told = [f"{count} {what}" for what, count in troubles.items() if count]
+        cycles = now.cycles - before.cycles
+        result = [f"of {cycles} cycles {', '.join(told)}"] if told else []
+        rejected = now.rejected_messages - before.rejected_messages
+        if rejected:
+            result.append(f"{rejected} messages rejected, last {self._rejection}")
+        return result
+
+    def _company(self) -> list[str]:
+        """What is wrong with the others on the topic of the commands."""
+        topic = self._commands.topic_name
+        kinds: set[str] = set()
+        listeners = self._node.get_subscriptions_info_by_topic(topic)
+        speakers = self._node.get_publishers_info_by_topic(topic)
+        own = {speaker.topic_type for speaker in speakers if self._is_ours(speaker)}
+        kinds = {end.topic_type for end in (*listeners, *speakers)} - own
+        remarks = []
+        if not any(listener.topic_type in own for listener in listeners):
+            remarks.append(f"nobody listens to {topic}")
+        if len(speakers) > 1:
+            others = sorted({s.node_name for s in speakers if not self._is_ours(s)})
+            remarks.append(f"{topic} is published by others as well: {', '.join(others)}")
+        if kinds and own:
+            remarks.append(
+                f"{topic} is {', '.join(sorted(own))} here and {', '.join(sorted(kinds))} "
+                "elsewhere, which do not hear each other"
+            )
+        return remarks
+
+    def _is_ours(self, speaker: Any) -> bool:
+        names = (speaker.node_namespace, speaker.node_name)
+        return names == (self._node.get_namespace(), self._node.get_name())

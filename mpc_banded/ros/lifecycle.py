@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A managed node: its task is built by configure, armed by activate, and can be torn down again.
+
+The services ``~/change_state``, ``~/get_state`` and their like are those of every lifecycle node,
+so ``ros2 lifecycle`` and Nav2's lifecycle manager drive it. rclpy manages publishers only; what
+else must rest while the node is inactive, the task keeps to itself.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Protocol
+
+from lifecycle_msgs.msg import State
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
+
+from mpc_banded.ros import process
+
+SUCCESS, FAILURE, ERROR = (
+    TransitionCallbackReturn.SUCCESS,
+    TransitionCallbackReturn.FAILURE,
+    TransitionCallbackReturn.ERROR,
+)
+AUTOSTART = "autostart"
+
+
+class ManagedTask(process.Task, Protocol):
+    """A task that can be taken off its node again."""
+
+    def close(self) -> None:
+        """Give back every topic, service and timer."""
+
+
+class Managed(LifecycleNode):
+    """A lifecycle node around a task.
+
+    With the parameter ``autostart`` it configures and activates itself at launch, and a refused
+    configuration ends the process. Without, it waits for somebody to do that, and a refused
+    configuration leaves it unconfigured.
+
+    Args:
+        name: Of the node.
+        build: Gives the node its task; raises ValueError or ArithmeticError to refuse.
+    """
+
+    def __init__(self, name: str, build: Callable[[Node], ManagedTask]) -> None:
+        super().__init__(name)
+        self._build = build
+        self._task: ManagedTask | None = None
+        described = ParameterDescriptor(
+            description="Configure and activate at launch.", read_only=True
+        )
+        self._autostart = bool(self.declare_parameter(AUTOSTART, True, described).value)
+
+    @property
+    def node(self) -> Node:
+        """The node."""
+        return self
+
+    def begin(self) -> bool:
+        """Configure and activate, if ``autostart`` says so; False if that is refused."""
+        if not self._autostart:
+            self.get_logger().info("unconfigured: waiting for a transition on ~/change_state")
+            return True
+        return self.trigger_configure() is SUCCESS and self.trigger_activate() is SUCCESS
+
+    def end(self) -> None:
+        """Go through the shutdown transition, from whatever state."""
+        resting = (
+            State.PRIMARY_STATE_UNCONFIGURED,
+            State.PRIMARY_STATE_INACTIVE,
+            State.PRIMARY_STATE_ACTIVE,
+        )
+        if self._state_machine.current_state[0] in resting:
+            self.trigger_shutdown()
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Build the task."""
+        del state
+        try:
+            self._task = self._build(self)
+        except (ValueError, ArithmeticError) as error:
+            self.get_logger().fatal(process.refusal(error))
+            return FAILURE
+        except Exception:
+            return self._failed()
+        return SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Arm the task."""
+        del state
+        return self._tell(lambda task: task.activate())
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Disarm the task; the robot is left stopped."""
+        del state
+        return self._tell(lambda task: task.deactivate())
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Tear the task down."""
+        del state
+        result = self._tell(lambda task: task.close())
+        self._task = None
+        return result
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Disarm the task and tear it down."""
+        result = SUCCESS
+        if state.state_id == State.PRIMARY_STATE_ACTIVE:
+            result = self.on_deactivate(state)
+        if self._task is not None:
+            self.on_cleanup(state)
+        return result
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop the robot after a transition that went wrong, and be unconfigured again."""
+        if self._task is not None:
+            self._tell(lambda task: task.deactivate())
+            self.on_cleanup(state)
+        return SUCCESS
+
+    def _tell(self, what: Callable[[ManagedTask], None]) -> TransitionCallbackReturn:
+        assert self._task is not None
+        try:
+            what(self._task)
+        except Exception:
+            return self._failed()
+        return SUCCESS
+
+    def _failed(self) -> TransitionCallbackReturn:
+        """Say what rclpy would swallow."""
+        self.get_logger().fatal(f"a transition failed: {traceback.format_exc()}")
+        return ERROR

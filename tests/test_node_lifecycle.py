@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lifecycle manager takes the node through its states, over the services of any such node."""
+
+import pytest
+from lifecycle_msgs.msg import State, Transition, TransitionEvent
+from lifecycle_msgs.srv import (
+    ChangeState,
+    GetAvailableStates,
+    GetAvailableTransitions,
+    GetState,
+)
+from rclpy.qos import QoSProfile
+from ros_harness import Process, Robot, Watcher
+
+from mpc_banded.demo import figure_of_eight
+
+pytestmark = pytest.mark.ros
+
+UNCONFIGURED, INACTIVE = State.PRIMARY_STATE_UNCONFIGURED, State.PRIMARY_STATE_INACTIVE
+ACTIVE, FINALIZED = State.PRIMARY_STATE_ACTIVE, State.PRIMARY_STATE_FINALIZED
+#: What Nav2's lifecycle manager asks for at start-up and at shutdown.
+UP = ((Transition.TRANSITION_CONFIGURE, INACTIVE), (Transition.TRANSITION_ACTIVATE, ACTIVE))
+DOWN = (
+    (Transition.TRANSITION_DEACTIVATE, INACTIVE),
+    (Transition.TRANSITION_CLEANUP, UNCONFIGURED),
+)
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory):
+    """A unicycle whose node waits for a lifecycle manager."""
+    folder = tmp_path_factory.mktemp("lifecycle")
+    robot = Robot("unicycle", folder, "managed", node_parameters={"autostart": False})
+    yield robot
+    robot.close()
+
+
+def state(robot):
+    return robot.request(GetState, "mpc_node/get_state", GetState.Request()).current_state.id
+
+
+def change(robot, transition):
+    request = ChangeState.Request(transition=Transition(id=transition))
+    return robot.request(ChangeState, "mpc_node/change_state", request).success
+
+
+def go(robot, steps):
+    for transition, reached in steps:
+        assert change(robot, transition)
+        assert state(robot) == reached
+
+
+def test_manager_brings_the_node_up_and_down_again_and_again(waiting):
+    robot = waiting
+    assert state(robot) == UNCONFIGURED
+    events = []
+    topic = "mpc_node/transition_event"
+    listener = robot.observer.create_subscription(
+        TransitionEvent, topic, events.append, QoSProfile(depth=50)
+    )
+    robot.until(lambda: robot.observer.count_publishers(topic), "transition events on offer")
+    for _ in range(2):
+        robot.commands.clear()
+        go(robot, UP[:1])
+        assert not robot.commands, "an inactive node commands"
+        go(robot, UP[1:])
+        robot.publish_plan(figure_of_eight())
+        robot.until(robot.is_driving, "driving")
+        go(robot, DOWN[:1])
+        robot.drain()
+        assert robot.is_stopped(1)
+        silent = len(robot.commands)
+        robot.statuses.clear()
+        robot.until(lambda: robot.statuses, "a status while inactive")
+        assert robot.reason == "inactive: no command is sent"
+        assert len(robot.commands) == silent
+        go(robot, DOWN[1:])
+    robot.until(lambda: len(events) >= 16, "an event of each transition")
+    robot.observer.destroy_subscription(listener)
+    robot.assert_commands_allowed()
+
+
+def test_impossible_transition_is_refused_and_changes_nothing(waiting):
+    assert not change(waiting, Transition.TRANSITION_ACTIVATE)
+    assert state(waiting) == UNCONFIGURED
+
+
+def test_states_and_transitions_are_those_of_every_lifecycle_node(waiting):
+    states = waiting.request(
+        GetAvailableStates, "mpc_node/get_available_states", GetAvailableStates.Request()
+    ).available_states
+    assert {s.label for s in states} >= {"unconfigured", "inactive", "active", "finalized"}
+    service = "mpc_node/get_available_transitions"
+    answer = waiting.request(GetAvailableTransitions, service, GetAvailableTransitions.Request())
+    labels = {t.transition.label for t in answer.available_transitions}
+    assert labels == {"configure", "shutdown"}
+
+
+def test_parameters_set_in_between_hold_after_the_next_configure(waiting):
+    assert not waiting.set_at_once(weights__position=7.5, horizon=25)
+    go(waiting, UP[:1])
+    assert "horizon 25" in waiting.node.output
+    assert "weights.position 7.5" in waiting.node.output
+    go(waiting, DOWN[1:])
+
+
+def test_shutdown_from_active_stops_the_robot_and_the_process_ends_with_code_0(waiting):
+    robot = waiting
+    go(robot, UP)
+    robot.publish_plan(figure_of_eight())
+    robot.until(robot.is_driving, "driving")
+    go(robot, ((Transition.TRANSITION_ACTIVE_SHUTDOWN, FINALIZED),))
+    robot.drain()
+    assert robot.is_stopped(1)
+    assert robot.node.stop() == 0
+    assert "Traceback" not in robot.node.output
+
+
+def test_refused_configuration_leaves_a_waiting_node_unconfigured(tmp_path):
+    arguments = ["-p", "autostart:=false", "-p", "horizn:=30", "-r", "__ns:=/refused"]
+    node = Process("node", tmp_path / "log", *arguments)
+    robot = Watcher("refused", node)
+    try:
+        assert not change(robot, Transition.TRANSITION_CONFIGURE)
+        assert state(robot) == UNCONFIGURED
+        node.until_it_says("did you mean 'horizon'")
+        assert node.stop() == 0
+    finally:
+        robot.close()
