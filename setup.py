@@ -25,7 +25,7 @@ setup(
     ],
     install_requires=["numpy", "scipy", "PyYAML", "torch>=2"],
     extras_require={
-        "offline": ["joblib", "matplotlib", "mcap", "rich", "rosbags"],
+        "offline": ["joblib", "matplotlib", "mcap", "rich", "rosbags", "ruamel.yaml"],
         "test": ["hypothesis", "pytest"],
     },
     zip_safe=True,

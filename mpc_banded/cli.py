@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``mpc_banded demo | check | compile | replay``."""
+"""The command line: ``mpc_banded demo | check | compile | replay | identify``."""
 
 from __future__ import annotations
 
@@ -34,8 +34,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
     compile_.add_argument("--params", type=Path, required=True, help="parameter file")
     _add_replay(commands.add_parser("replay", help="run the controller again on a recorded bag"))
+    identify = commands.add_parser(
+        "identify", help="delay, lag and gain from a bag, into a copy of the parameter file"
+    )
+    identify.add_argument("bag", type=Path, help="folder of a rosbag2, or one of its files")
+    identify.add_argument("--params", type=Path, required=True, help="parameter file")
+    identify.add_argument("--output", type=Path, help="new parameter file; .json, .png beside it")
+    identify.add_argument("--topic", type=_remap, action="append", default=[],
+        metavar="NAME:=/IN_THE_BAG", help="where the bag has a state or the command")  # fmt: skip
     options = parser.parse_args(arguments)
-    run = {"demo": _demo, "check": _check, "compile": _compile, "replay": _replay}[options.command]
+    run = {
+        "demo": _demo,
+        "check": _check,
+        "compile": _compile,
+        "replay": _replay,
+        "identify": _identify,
+    }[options.command]
     return run(options)
 
 
@@ -76,6 +90,12 @@ def _compile(options: argparse.Namespace) -> int:
         return 2
     print(controller.library)
     return 0
+
+
+def _identify(options: argparse.Namespace) -> int:
+    from mpc_banded.offline.identify import run_identify
+
+    return run_identify(options.bag, options.params, options.output, dict(options.topic))
 
 
 def _add_replay(replay: argparse.ArgumentParser) -> None:

@@ -71,6 +71,10 @@ class StateWatch:
         """Topics that have not spoken yet."""
         return tuple(t.topic for t in self._robot.state_topics if t.topic not in self._parts)
 
+    def heard_ns(self, topic: str) -> int:
+        """When what a topic said last was true."""
+        return self._parts[topic].time_ns
+
     def age_s(self, now_ns: int) -> float:
         """Age of the state; infinite before the first one, negative if the clock went back."""
         return np.inf if self.state is None else 1e-9 * (now_ns - self.time_ns)

@@ -45,6 +45,25 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """A motion that follows the command with a delay and a first-order lag.
+
+    Attributes:
+        drive: ``(command, model) -> value`` at which the motion settles.
+        moves: The state that is meant; empty for the one that the axis is named after.
+        is_rate: Whether the rate of that state settles there, and not the state itself.
+        gain: Constant of the model that scales the drive, by any power; empty if none does.
+        lag: Constant of the model that is the lag in s; empty for ``command_lead``.
+    """
+
+    drive: Callable[[Values, Values], float]
+    moves: str = ""
+    is_rate: bool = False
+    gain: str = ""
+    lag: str = ""
+
+
+@dataclass(frozen=True)
 class Robot:
     """A robot, its costs and its messages.
 
@@ -77,6 +96,8 @@ class Robot:
             their stop at once.
         slow: ``(last command, elapsed s, limits) -> command``, in place of ``braking`` for
             commands that are no rates; after infinite time the robot stands.
+        axes: Name -> how a motion follows the command, for its identification from recordings.
+            By default those of commands that are named like a state, or like the rate of one.
         points: How many points of the plan a command carries, one interval apart and without the
             lead, each with the input that leads there; values are then named ``name@seconds``.
             0 for commands of one time only.
@@ -111,6 +132,7 @@ class Robot:
     velocities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     braking: Mapping[str, str] = field(default_factory=dict)
     slow: Callable[[Values, float, Mapping[str, list[float]]], dict[str, float]] | None = None
+    axes: Mapping[str, Axis] = field(default_factory=dict)
     points: int = 0
     rests: bool = True
     options: Mapping[str, Option] = field(default_factory=dict)
