@@ -108,6 +108,6 @@ def test_from_the_command_line_accept_repeat_and_differ(tmp_path, capsys):
     assert main([*common, "--set", "weights.position=20"]) == 1
     assert "differs first at" in " ".join(capsys.readouterr().err.split())
     loose = ["--tolerance", "command=10", "--tolerance", "cost=1e3", "--tolerance", "iterations=9"]
-    loose += ["--tolerance", "plan_error=1"]
+    loose += ["--tolerance", "plan_error=1", "--tolerance", "reference=1"]
     assert main([*common, "--set", "weights.position=20", *loose]) == 0
     assert main([*common, "--tolerance", "comand=1"]) == 2

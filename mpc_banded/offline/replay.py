@@ -149,7 +149,7 @@ class Replay:
         self._compiled = compiled
         if compiled and not self.exact:
             self._compile()
-        self.names = self._resolved(given)
+        self.names = self._resolved(given, planned=plan is not None)
         if record:
             self.names["cycle"] = record
         self.names |= {t: t for t in TF if t in bag.topics and bag.topics[t].type == TF_TYPE}
@@ -344,7 +344,7 @@ class Replay:
             return _cycle_of(message)
         return None
 
-    def _resolved(self, given: dict[str, str]) -> dict[str, str]:
+    def _resolved(self, given: dict[str, str], planned: bool) -> dict[str, str]:
         """Names in the bag of all topics that are used."""
         robot, command = self.loop.robot, self.loop.config.command_topic
         kinds = {**self.loop.input_topics, command.topic: command.type}
@@ -362,7 +362,8 @@ class Replay:
             elif topic in {state.topic for state in robot.state_topics}:
                 raise BagError(self._absence(topic, kind))
         references = [topic.topic for topic in robot.reference_topics]
-        if not set(references) & set(names) and self.loop.reference is None:
+        heard = planned or set(references) & set(names)
+        if not heard and self.loop.reference is None:
             self.remarks.notes.append(
                 f"the bag has no reference on {' or '.join(references)}; name one with --topic, "
                 "or give a path with --plan"
