@@ -152,7 +152,10 @@ GENERAL: dict[str, Entry] = {
     "deadline": Entry(0.8, "Share of the period that a solve may take.", "", 0.01, 1.0),
     "max_state_age": Entry(0.3, "Age beyond which no command is made from a state.", "s", 0.01),
     "use_header_stamps": Entry(
-        True, "Count the age of the state from its header stamp where that is plausible."
+        True, "Count the age of states and obstacles from their header stamps."
+    ),
+    "max_frozen_time": Entry(
+        1.0, "Time a state may stay the same when the robot should move; 0: any.", "s", 0.0, 60.0
     ),
     "state_frame": Entry("", "Frame of the state; empty takes the one that its messages name."),
     "jump_margin": Entry(

@@ -28,7 +28,7 @@ from mpc_banded.problem import OptimalControlProblem
 from mpc_banded.reference import GoalReference, Reference, stacked
 from mpc_banded.simulation import Simulation
 from mpc_banded.solver import Status
-from mpc_banded.watchdog import StateWatch
+from mpc_banded.watchdog import CLOCKS, StateWatch
 
 
 class Reason(Enum):
@@ -85,6 +85,9 @@ class Budget:
 FAILED = (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE, Status.NON_FINITE)
 #: How long the robot stands at most until its first plan has converged, under a deadline.
 FIRST_PLAN_NS = 2_000_000_000
+#: Motion that an unchanged state must have missed, in units of the states; age beyond which a
+#: state may well have another clock.
+MISSED, OTHER_CLOCK_S = 0.1, 10.0
 #: Longest integration step of the delay compensation, and how many commands it remembers.
 PREDICTION_SUBSTEP_S = 0.02
 SENT_COMMANDS = 100
@@ -300,7 +303,9 @@ class ControlLoop:
                 else ""
             )
             return self._waiting(Reason.NO_REFERENCE, why, now_ns, effect_ns, age)
-        state = self._predicted(self._watch.state, effect_ns)
+        if unmoved := self._unmoved(self._watch.state, now_ns, effect_ns):
+            return self._fallen_back(unmoved, now_ns, effect_ns, age)
+        state = self._predicted(self._watch.state, self._watch.time_ns, effect_ns)
         values = dict(zip(self.robot.states, state, strict=True))
         problem = self.controller.problem
         parameters = self._parameters(self.reference, values, problem, effect_ns)
@@ -379,12 +384,30 @@ class ControlLoop:
         self._fallback.forget_plan()
         self.reset()
 
-    def _predicted(self, state: np.ndarray, effect_ns: int) -> np.ndarray:
-        """Where the commands in effect until ``effect_ns`` take the measured state."""
+    def _unmoved(self, state: np.ndarray, now_ns: int, effect_ns: int) -> str | None:
+        """Whether the state stays the same where the commands should have changed it.
+
+        Its source is frozen, or the robot is blocked. Once it has been held for a while, no
+        command to move is remembered, and it is tried again.
+        """
+        limit_s, since_ns = self.config["max_frozen_time"], self._watch.changed_ns
+        unchanged_s = 1e-9 * (now_ns - since_ns)
+        if not 0.0 < limit_s < unchanged_s:
+            return None
+        seen_ns = effect_ns - round(1e9 * limit_s)  # what was done by then should show
+        if np.abs(self._predicted(state, since_ns, seen_ns) - state).max() < MISSED:
+            return None
+        return (
+            f"the state has not changed for {unchanged_s:.2f} s although the robot was told to "
+            f"move, max_frozen_time is {limit_s:g} s"
+        )
+
+    def _predicted(self, state: np.ndarray, since_ns: int, effect_ns: int) -> np.ndarray:
+        """Where the commands in effect until ``effect_ns`` take a state measured earlier."""
         self._motion.state = state
         ends = [*(begin for begin, _ in self._sent), effect_ns][1:]
         for (begin, command), end in zip(self._sent, ends, strict=False):
-            duration_ns = min(end, effect_ns) - max(begin, self._watch.time_ns)
+            duration_ns = min(end, effect_ns) - max(begin, since_ns)
             self._motion.advance(command, max(0.0, 1e-9 * duration_ns))
         return self._motion.state if np.isfinite(self._motion.state).all() else state
 
@@ -398,9 +421,10 @@ class ControlLoop:
     def _staleness(self, age: float) -> str:
         if age < 0.0:
             return f"the clock went back to {-age:.2f} s before the state"
-        limit = self.config["max_state_age"]
+        limit, hint = self.config["max_state_age"], f"; {CLOCKS}" if age > OTHER_CLOCK_S else ""
         return (
-            f"the state is {age:.2f} s old, max_state_age is {limit:g} s{self._last_rejection()}"
+            f"the state is {age:.2f} s old, max_state_age is {limit:g} s{hint}"
+            f"{self._last_rejection()}"
         )
 
     def _last_rejection(self) -> str:

@@ -16,7 +16,6 @@ import numpy as np
 
 from mpc_banded.config import Config
 from mpc_banded.messages import frame_of, stamp_ns_of
-from mpc_banded.watchdog import AHEAD_NS, BEHIND_NS
 
 TOPIC, TYPE = "obstacles", "sensor_msgs/msg/PointCloud2"
 #: Datatypes of sensor_msgs/PointField, from 1 on.
@@ -80,8 +79,8 @@ class MovingObstacles:
             rows[:, :2] = rows[:, :2] @ turn + [x, y]
             rows[:, 3:] = rows[:, 3:] @ turn
         stamp = stamp_ns_of(message)
-        believed = stamp and -AHEAD_NS <= received_ns - stamp < BEHIND_NS
-        self._time_ns = min(stamp, received_ns) if believed else received_ns
+        looked_at = stamp and self.config["use_header_stamps"]
+        self._time_ns = min(stamp, received_ns) if looked_at else received_ns
         self._rows = rows
 
     def at(self, now_ns: int, times: np.ndarray) -> np.ndarray:

@@ -45,7 +45,8 @@ def test_path_with_stamps_is_followed_in_time():
     assert columns["v"].tolist() == [0.0, 0.5, 0.5, 2.0, 0.0]
     assert columns["yaw"] == pytest.approx([0.0, 0.0, 0.0, math.pi / 2, math.pi / 2])
     assert "ended" not in loop.tick(ns(NOW)).reason
-    assert loop.on_message("odom", odometry(NOW + 5.0), ns(NOW + 5.0)) is None
+    there = odometry(NOW + 5.0, x=1.0, y=2.0)
+    assert loop.on_message("odom", there, ns(NOW + 5.0)) is None
     assert "the reference has ended" in loop.tick(ns(NOW + 5.0)).reason
     loop = loop_at(timed_paths=False)
     loop.on_message("plan", message, ns(NOW))

@@ -133,6 +133,9 @@ class Replay:
                     "--params"
                 )
             base = Config(first.changed)
+        if not self.exact or config is not None or self._overrides:
+            # The recorded robot did not hear these commands, and need not move as they say.
+            base = base.changed({"max_frozen_time": 0.0})
         self.loop = ControlLoop(base.changed(self._overrides) if self._overrides else base)
         self._frames = Frames()
         for (parent, child), pose in (transforms or {}).items():
