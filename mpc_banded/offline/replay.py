@@ -133,7 +133,9 @@ class Replay:
                     "--params"
                 )
             base = Config(first.changed)
-        if not self.exact or config is not None or self._overrides:
+        self._what_if = config is not None and first is not None and _differ(config, first)
+        self._what_if |= bool(self._overrides)
+        if self._what_if or not self.exact:
             # The recorded robot did not hear these commands, and need not move as they say.
             base = base.changed({"max_frozen_time": 0.0})
         self.loop = ControlLoop(base.changed(self._overrides) if self._overrides else base)
@@ -141,8 +143,6 @@ class Replay:
         for (parent, child), pose in (transforms or {}).items():
             self._frames.place(parent, child, pose)
         self.loop.transform = self._frames
-        self._what_if = config is not None and first is not None and _differ(config, first)
-        self._what_if |= bool(self._overrides)
         if self._what_if and self.exact:
             self.remarks.notes.append(
                 "the parameters differ from those on record: what a deadline cut off then is not "
@@ -275,9 +275,9 @@ class Replay:
             tick, deadline=deadline_s is not None, enabled=self.loop.enabled
         )
         reference, plan_error = self._reference(tick)
-        return Replayed(
-            tick, cycle, dict(self._values), reference, plan_error, dict(self._recorded), original
-        )
+        # Records come later than the tick: by then another command has been heard.
+        recorded = dict(self._recorded if original is None else original.command)
+        return Replayed(tick, cycle, dict(self._values), reference, plan_error, recorded, original)
 
     def _hand(self, topic: str, message: Any, time_ns: int) -> None:
         """Give a message to the loop, or keep it to compare with."""
