@@ -49,7 +49,7 @@ def test_path_in_another_frame_is_moved_and_an_unknown_frame_refused(robot):
     robot.until(lambda: robot.states, "a state")
     robot.publish_plan([[0.0, 0.0], [0.0, -50.0]], "mars")
     robot.until(lambda: "no transform from 'mars' to 'odom'" in robot.node.output, "refused")
-    assert robot.is_stopped(1)
+    robot.until(lambda: robot.is_stopped(1), "stopped")
     # Backwards along y of the map is forward along x of odom, 2 m to the left.
     robot.publish_plan([[0.0, 0.0], [0.0, -50.0]], "map")
     robot.until(lambda: robot.is_driving() and references, "driving")

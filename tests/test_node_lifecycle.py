@@ -68,6 +68,7 @@ def test_manager_brings_the_node_up_and_down_again_and_again(waiting):
         go(robot, UP[1:])
         robot.until(robot.is_driving, "driving")
         go(robot, DOWN[:1])
+        robot.until(lambda: robot.is_stopped(1), "a stop as the last command")
         robot.drain()
         assert robot.is_stopped(1)
         silent = len(robot.commands)
@@ -111,8 +112,7 @@ def test_shutdown_from_active_stops_the_robot_and_the_process_ends_with_code_0(w
     robot.publish_plan(figure_of_eight())
     robot.until(robot.is_driving, "driving")
     go(robot, ((Transition.TRANSITION_ACTIVE_SHUTDOWN, FINALIZED),))
-    robot.drain()
-    assert robot.is_stopped(1)
+    robot.until(lambda: robot.is_stopped(1), "a stop as the last command")
     assert robot.node.stop() == 0
     assert "Traceback" not in robot.node.output
 

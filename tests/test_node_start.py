@@ -39,7 +39,8 @@ def test_two_namespaces_do_not_hear_each_other(two_unicycles):
     right.until(lambda: right.statuses, "a status")
     right.hear_more()
     assert right.is_stopped(len(right.commands))
-    assert "stopped: waiting for a reference on plan or goal_pose" in right.reason
+    waiting = "stopped: waiting for a reference on plan or goal_pose"
+    right.until(lambda: waiting in right.reason, "said so")
     right.publish_plan(figure_of_eight())
     right.until(right.is_driving, "driving")
     left.assert_commands_allowed()
