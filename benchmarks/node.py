@@ -183,7 +183,10 @@ class Watch:
         self._points = figure_of_eight()
 
     def _hear(self, message: Any) -> None:
-        cycle = Cycle.parse({pair.key: pair.value for pair in message.status[0].values})
+        values = {pair.key: pair.value for pair in message.status[0].values}
+        if "cycle" not in values:  # of the bare node
+            return
+        cycle = Cycle.parse(values)
         figures = cycle.figures
         counts = (figures["late_cycles"], figures["skipped_cycles"])
         self.cycles.append((cycle.number, *counts, cycle.derivatives))
