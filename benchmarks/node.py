@@ -44,10 +44,10 @@ from mpc_banded.config import Config
 from mpc_banded.cycle import Cycle, Journal
 from mpc_banded.demo import figure_of_eight, parameter_file
 from mpc_banded.loop import ControlLoop
-from mpc_banded.ros import interfaces, telemetry
-from mpc_banded.ros import node as ours
+from mpc_banded.ros import interfaces, node, telemetry
 from mpc_banded.ros.drawing import Drawing
 from mpc_banded.ros.health import Health
+from mpc_banded.ros.task import MpcTask
 
 PAGE = ROOT / "docs" / "node.md"
 FREQUENCY, HORIZON = 50.0, 40
@@ -94,7 +94,7 @@ def run_ours() -> int:
     for owner, name in ((ControlLoop, "tick"), (ControlLoop, "on_message")):
         _timed(owner, name, "solver")
     for owner, name in (
-        (ours.MpcTask, "_send"),
+        (MpcTask, "_send"),
         (Journal, "cycle"),
         (telemetry.Telemetry, "publish"),
         (Drawing, "draw"),
@@ -102,13 +102,13 @@ def run_ours() -> int:
     ):
         _timed(owner, name, "publishing")
     for owner, name in (
-        (ours.MpcTask, "_cycle"),
-        (ours.MpcTask, "_on_message"),
+        (MpcTask, "_cycle"),
+        (MpcTask, "_on_message"),
         (Health, "publish"),
     ):
         _timed(owner, name, "callbacks")
     _report_when_asked()
-    return ours.main()
+    return node.main()
 
 
 def _ignore(message: Any) -> None:

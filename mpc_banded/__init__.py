@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model predictive control with Newton steps on banded Hessians, taken out of torch by combs."""
 
-from mpc_banded.comb import BandwidthError, banded_hessian
-from mpc_banded.controller import CommandSource, ControlStep, RecedingHorizonController
-from mpc_banded.problem import OptimalControlProblem, Trajectory
-from mpc_banded.solver import SolverOptions, Status
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpc_banded.comb import BandwidthError, banded_hessian
+    from mpc_banded.controller import CommandSource, ControlStep, RecedingHorizonController
+    from mpc_banded.problem import OptimalControlProblem, Trajectory
+    from mpc_banded.solver import SolverOptions, Status
 
 __version__ = "0.1.0"
 
@@ -19,3 +23,28 @@ __all__ = [
     "Trajectory",
     "banded_hessian",
 ]
+
+# The modules with these names bring torch, which takes seconds and 200 MB: whoever imports the
+# package only to reach a part of it that needs no torch has neither (PEP 562).
+_HOMES = {
+    "BandwidthError": "comb",
+    "CommandSource": "controller",
+    "ControlStep": "controller",
+    "OptimalControlProblem": "problem",
+    "RecedingHorizonController": "controller",
+    "SolverOptions": "solver",
+    "Status": "solver",
+    "Trajectory": "problem",
+    "banded_hessian": "comb",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

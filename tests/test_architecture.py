@@ -145,6 +145,23 @@ def test_importing_the_core_loads_no_ros():
     assert not [name for name in loaded for package, _ in HOMES if package.fullmatch(name)]
 
 
+def test_torch_comes_with_the_public_names_and_not_before():
+    code = f"""
+import sys, {PACKAGE}.ros.node, {PACKAGE} as package
+assert "torch" not in sys.modules
+homes = dict.fromkeys(package.__all__)
+for name in homes:
+    homes[name] = getattr(package, name).__module__.removeprefix("{PACKAGE}.")
+assert "torch" in sys.modules
+assert homes == package._HOMES
+assert set(homes) < set(dir(package))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not run.returncode, run.stderr
+    with pytest.raises(ImportError, match="nonsense"):
+        from mpc_banded import nonsense  # noqa: F401
+
+
 def test_every_ros_package_that_is_imported_is_declared():
     declared = {dependency.name for dependency in parse_package(SOURCE.parent).exec_depends}
     used = {name.split(".")[0] for module in MODULES for name in imports(module)}

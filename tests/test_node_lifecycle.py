@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lifecycle manager takes the node through its states, over the services of any such node."""
 
+from pathlib import Path
+
 import pytest
 from lifecycle_msgs.msg import State, Transition, TransitionEvent
 from lifecycle_msgs.srv import (
@@ -115,6 +117,22 @@ def test_shutdown_from_active_stops_the_robot_and_the_process_ends_with_code_0(w
     robot.until(lambda: robot.is_stopped(1), "a stop as the last command")
     assert robot.node.stop() == 0
     assert "Traceback" not in robot.node.output
+
+
+def test_torch_comes_with_configure(tmp_path):
+    node = Process("node", tmp_path / "log", "-p", "autostart:=false", "-r", "__ns:=/small")
+    robot = Watcher("small", node)
+
+    def mapped():
+        return "libtorch" in Path(f"/proc/{node.pid}/maps").read_text()
+
+    try:
+        assert state(robot) == UNCONFIGURED
+        assert not mapped()
+        go(robot, UP[:1])
+        assert mapped()
+    finally:
+        robot.close()
 
 
 def test_refused_configuration_leaves_a_waiting_node_unconfigured(tmp_path):

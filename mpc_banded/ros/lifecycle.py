@@ -83,7 +83,7 @@ class Managed(LifecycleNode):
         try:
             self._task = self._build(self)
         except (ValueError, ArithmeticError) as error:
-            self.get_logger().fatal(process.refusal(error))
+            self.get_logger().fatal(str(error))
             return FAILURE
         except Exception:
             return self._failed()

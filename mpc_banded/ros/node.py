@@ -1,200 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mpc_node: carries messages to the control loop and its commands to the robot."""
+"""mpc_node: a managed node around the control loop."""
 
 from __future__ import annotations
 
-import gc
 import sys
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
-from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.timer import Timer
-from std_msgs.msg import Header
-from std_srvs.srv import SetBool, Trigger
 
-from mpc_banded import messages
-from mpc_banded.config import Config
-from mpc_banded.cycle import Journal
-from mpc_banded.loop import ControlLoop
-from mpc_banded.ros import frames, interfaces, process
-from mpc_banded.ros.drawing import Drawing
-from mpc_banded.ros.health import Health
+from mpc_banded.ros import process
 from mpc_banded.ros.lifecycle import Managed
-from mpc_banded.ros.pace import Pace
-from mpc_banded.ros.parameters import LiveParameters
-from mpc_banded.ros.renewal import Renewal
-from mpc_banded.ros.telemetry import Telemetry
 
-#: How long the last command may take to go out.
-FAREWELL_S = 0.5
-
-
-class MpcTask:
-    """Steps the control loop on the node's clock, between its topics and services.
-
-    Building it reads the parameters, checks the problem and warms up, and commands nothing;
-    that begins with ``activate`` and ends with ``deactivate``. One thread does everything, so
-    nothing needs a lock: what arrives during a solve is handled after it.
-
-    Args:
-        node: Whose topics and clock are used.
-        live: Its parameters.
-
-    Raises:
-        BandwidthError: The parameter ``bandwidth`` is smaller than what was measured.
-        ValueError: The package of a message type is not installed.
-    """
-
-    def __init__(self, node: Node, live: LiveParameters) -> None:
-        self._node, self._live = node, live
-        config = live.config
-        self._loop = ControlLoop(config)
-        self._port = interfaces.CommandPort(config)
-        inputs = {
-            topic: interfaces.message_class(kind)
-            for topic, kind in self._loop.input_topics.items()
-        }
-        node.get_logger().info(_summary(config, self._loop))
-        self._pace = Pace(config.period_s)
-        self._journal, self._recorded = Journal(), config
-        self._journal.changed(config.values)  # the first record tells them all
-        self._renewal = Renewal(self._loop, node.get_logger())
-        self._loop.warm_up()  # with the derivatives that will drive, if they are there already
-        self._frame = ""
-        self._timer: Timer | None = None
-        self._commands = node.create_publisher(self._port.message_class, self._port.topic, 1)
-        self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
-        self._health = Health(node, self._loop, self._commands, self._renewal)
-        self._drawing = Drawing(node, self._loop)
-        self._states = {topic.topic for topic in self._loop.robot.state_topics}
-        #: While the node is inactive: topic -> when the newest message came, and the message.
-        self._kept: dict[str, tuple[int, Any]] = {}
-        self._subscriptions = [
-            node.create_subscription(
-                kind,
-                topic,
-                partial(self._on_message, topic),
-                interfaces.NEWEST if topic in self._states else 1,
-            )
-            for topic, kind in inputs.items()
-        ]
-        self._services = [
-            node.create_service(Trigger, "~/reset", self._reset),
-            node.create_service(SetBool, "~/enable", self._enable),
-        ]
-        self._loop.transform = frames.transform_of(node)
-        live.adopt = self._renewal.want
-        gc.collect()
-        gc.freeze()  # what lives as long as the node need not be looked through while it drives
-
-    def activate(self) -> None:
-        """Begin to command."""
-        self._renewal.poll()
-        self._loop.reset()
-        self._journal.reset()
-        self._pace = Pace(self._loop.config.period_s)
-        kept = sorted(self._kept.items(), key=lambda item: item[1][0])
-        for topic, (received_ns, message) in kept:
-            self._hand_over(topic, message, received_ns)
-        self._kept.clear()
-        self._timer = self._node.create_timer(self._pace.period_s, self._cycle)
-        self._health.active = True
-
-    def deactivate(self) -> None:
-        """Cease to command; the last command is a stop."""
-        if self._timer is None:
-            return
-        self._node.destroy_timer(self._timer)
-        self._timer = None
-        self._health.active = False
-        self._send(self._loop.stop_command())
-        self._commands.wait_for_all_acked(Duration(seconds=FAREWELL_S))
-
-    def close(self) -> None:
-        """Give back every topic and service, and end what is being compiled."""
-        self._live.adopt = None
-        self._renewal.close()
-        self._health.close()
-        self._telemetry.close()
-        self._drawing.close()
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        for service in self._services:
-            self._node.destroy_service(service)
-        self._node.destroy_publisher(self._commands)
-        self._loop.transform = None
-
-    def _now_ns(self) -> int:
-        return int(self._node.get_clock().now().nanoseconds)
-
-    def _on_message(self, topic: str, message: Any) -> None:
-        if self._timer is None:
-            self._kept[topic] = (self._now_ns(), message)
-        else:
-            self._hand_over(topic, message, self._now_ns())
-
-    def _hand_over(self, topic: str, message: Any, received_ns: int) -> None:
-        self._journal.received(topic, message, received_ns)
-        rejected = self._loop.on_message(topic, message, received_ns)
-        if rejected:
-            self._health.rejected(topic, rejected)
-        elif topic in self._states:
-            self._frame = messages.frame_of(message) or self._frame
-
-    def _cycle(self) -> None:
-        assert self._timer is not None
-        now_ns = self._now_ns()
-        self._pace.begin(self._timer, now_ns)
-        self._renew()
-        deadline_s = self._pace.budget_s(self._loop.config["deadline"])
-        tick = self._loop.tick(now_ns, deadline_s=deadline_s, latency_s=self._pace.latency_s)
-        self._send(tick.command)
-        timing = self._pace.end()
-        self._health.count(tick, timing)
-        record = self._journal.cycle(
-            tick,
-            deadline=True,
-            enabled=self._loop.enabled,
-            figures=self._telemetry.figures(tick, timing, self._health.counters),
-        )
-        self._telemetry.publish(record)
-        self._drawing.draw(tick, self._header())
-
-    def _renew(self) -> None:
-        """Go over to what was set or built since the last cycle."""
-        self._renewal.poll()
-        before, after = self._recorded, self._loop.config
-        self._journal.derivatives = self._renewal.derivatives
-        if after is before:
-            return
-        self._recorded = after
-        values = after.values.items()
-        self._journal.changed({name: x for name, x in values if x != before[name]})
-        if self._timer is not None and after.period_s != self._pace.period_s:
-            self._pace.period_s = after.period_s
-            self._timer.timer_period_ns = int(1e9 * after.period_s)
-
-    def _send(self, values: messages.Values) -> None:
-        if values:  # a robot that is sent positions has no stop before its first one
-            stamp = self._node.get_clock().now().to_msg()
-            self._commands.publish(self._port.message(values, stamp))
-
-    def _header(self) -> Header:
-        return Header(stamp=self._node.get_clock().now().to_msg(), frame_id=self._frame)
-
-    def _reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._loop.reset()
-        self._journal.reset()
-        response.success, response.message = True, "the next solve starts cold"
-        return response
-
-    def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        self._loop.enabled = request.data
-        response.success = True
-        response.message = "enabled" if request.data else "disabled: the robot is kept stopped"
-        return response
+if TYPE_CHECKING:
+    from mpc_banded.ros.parameters import LiveParameters
+    from mpc_banded.ros.task import MpcTask
 
 
 class Builder:
@@ -205,23 +24,13 @@ class Builder:
 
     def __call__(self, node: Node) -> MpcTask:
         """A new task; raises ValueError or ArithmeticError where the parameters are refused."""
+        # Torch comes with these: a node that nobody has configured yet is small and up at once.
+        from mpc_banded.ros.parameters import LiveParameters
+        from mpc_banded.ros.task import MpcTask
+
         if self._live is None:
             self._live = LiveParameters(node)
         return MpcTask(node, self._live)
-
-
-def _summary(config: Config, loop: ControlLoop) -> str:
-    """The configuration in effect, in one line."""
-    problem, transcription = loop.controller.problem, loop.controller.transcription
-    bandwidth = config["bandwidth"] or f"{transcription.half_bandwidth} (derived)"
-    defaults = {name: entry.default for name, entry in config.table.items()}
-    changed = {name: x for name, x in config.values.items() if x != defaults[name]}
-    return (
-        f"{config.robot.name}: horizon {problem.horizon} x {problem.dt:g} s, "
-        f"{transcription.scheme}, half bandwidth {bandwidth}, "
-        f"{config['controller_frequency']:g} Hz; other than default: "
-        f"{', '.join(f'{name} {value}' for name, value in changed.items()) or 'none'}"
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:

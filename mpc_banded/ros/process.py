@@ -9,12 +9,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 import rclpy
-import torch
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
-
-from mpc_banded.comb import BandwidthError
 
 #: Exit codes: stopped by SIGINT or SIGTERM, refused to start.
 STOPPED, REFUSED = 0, 2
@@ -64,7 +61,7 @@ class Plain:
         try:
             self._task = self._build(self.node)
         except (ValueError, ArithmeticError) as error:
-            self.node.get_logger().fatal(refusal(error))
+            self.node.get_logger().fatal(str(error))
             return False
         self._task.activate()
         return True
@@ -75,16 +72,6 @@ class Plain:
             self._task.deactivate()
 
 
-def refusal(error: Exception) -> str:
-    """Why a configuration is refused, in one line."""
-    if isinstance(error, BandwidthError):
-        return (
-            f"bandwidth is {error.configured}; allowed are 0, which derives it, and "
-            f"{error.measured} or more: {error}"
-        )
-    return str(error)
-
-
 def run(name: str, make: Callable[[], Actor], arguments: list[str] | None) -> int:
     """Run a node until SIGINT or SIGTERM; returns the exit code of the process.
 
@@ -93,7 +80,6 @@ def run(name: str, make: Callable[[], Actor], arguments: list[str] | None) -> in
         make: Makes the node.
         arguments: Command line; that of the process if None.
     """
-    torch.set_num_threads(1)  # one core is enough here, and the others have work of their own
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         # Not rclpy's handlers: they tear the context down before the robot has been stopped.
