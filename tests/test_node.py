@@ -12,10 +12,12 @@ from geometry_msgs.msg import Twist, TwistStamped
 from nav_msgs.msg import Path as PathMessage
 from rcl_interfaces.srv import DescribeParameters
 from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_harness import Robot, Watcher, config_file, position
 from visualization_msgs.msg import Marker, MarkerArray
 
 from mpc_banded.demo import figure_of_eight
+from mpc_banded.ros.lifecycle import NO_EVENTS
 
 pytestmark = pytest.mark.ros
 
@@ -183,3 +185,22 @@ def test_others_on_the_command_topic_are_named(unicycle):
         unicycle.until(lambda: "do not hear each other" in unicycle.reason, "warned of the type")
     finally:
         other.close()
+
+
+def test_who_does_not_hear_or_is_not_heard_is_named_with_the_reason(unicycle):
+    lasting = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    hasty = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    deaf = unicycle.observer.create_subscription(
+        TwistStamped, "cmd_vel", print, lasting, event_callbacks=NO_EVENTS
+    )
+    mute = unicycle.observer.create_publisher(
+        PathMessage, "plan", hasty, event_callbacks=NO_EVENTS
+    )
+    told = (
+        "observer does not hear /cmd_vel of mpc_node: volatile publisher and transient local",
+        "mpc_node does not hear plan of observer: best effort publisher and reliable subscription",
+    )
+    unicycle.until(lambda: all(text in unicycle.reason for text in told), "warned of both")
+    unicycle.observer.destroy_subscription(deaf)
+    unicycle.observer.destroy_publisher(mute)
+    unicycle.until(lambda: "not hear" not in unicycle.reason, "no warning")

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lifecycle manager takes the node through its states, over the services of any such node."""
 
+import threading
 from pathlib import Path
 
 import pytest
+import rclpy
+from geometry_msgs.msg import TwistStamped
 from lifecycle_msgs.msg import State, Transition, TransitionEvent
 from lifecycle_msgs.srv import (
     ChangeState,
@@ -11,7 +14,10 @@ from lifecycle_msgs.srv import (
     GetAvailableTransitions,
     GetState,
 )
-from rclpy.qos import QoSProfile
+from nav_msgs.msg import Path as PathMessage
+from rclpy.context import Context
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_harness import Process, Robot, Watcher
 
 from mpc_banded.demo import figure_of_eight
@@ -106,6 +112,41 @@ def test_parameters_set_in_between_hold_after_the_next_configure(waiting):
     assert "horizon 25" in waiting.node.output
     assert "weights.position 7.5" in waiting.node.output
     go(waiting, DOWN[1:])
+
+
+def test_node_outlives_neighbours_that_come_and_go_while_it_is_torn_down(waiting):
+    robot, ended = waiting, threading.Event()
+    wrong = [
+        QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL),
+        QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT),
+    ]
+
+    def disturb():
+        context = Context()
+        rclpy.init(context=context)
+        node = Node("crowd", context=context, namespace=robot.namespace)
+        while not ended.wait(0.01):
+            listeners = [
+                node.create_subscription(kind, topic, print, quality)
+                for kind, topic in ((TwistStamped, "cmd_vel"), (PathMessage, "mpc_node/reference"))
+                for quality in wrong
+            ]
+            speakers = [node.create_publisher(PathMessage, "plan", quality) for quality in wrong]
+            for listener in listeners:
+                node.destroy_subscription(listener)
+            for speaker in speakers:
+                node.destroy_publisher(speaker)
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+    crowd = threading.Thread(target=disturb)
+    crowd.start()
+    try:
+        for _ in range(5):
+            go(robot, (*UP, *DOWN))
+    finally:
+        ended.set()
+        crowd.join()
 
 
 def test_shutdown_from_active_stops_the_robot_and_the_process_ends_with_code_0(waiting):

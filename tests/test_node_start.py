@@ -2,6 +2,7 @@
 """Nodes start side by side, stop in good order, or refuse their configuration in one line."""
 
 import math
+import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ from mpc_banded.demo import figure_of_eight, lane_change
 
 pytestmark = pytest.mark.ros
 
+EVENTS = "rclpy.experimental.events_executor"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -24,9 +27,20 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_unicycles(folder):
-    """Two robots in namespaces; one with a band that is wider than needed, and a plain Twist."""
+    """Two robots in namespaces.
+
+    One has a band that is wider than needed and a plain Twist; the other an rclpy that is older
+    than its events executor.
+    """
+    hidden = folder / "old"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text(f"import sys; sys.modules[{EVENTS!r}] = None")
+    path = filter(None, [str(hidden), os.environ.get("PYTHONPATH")])
     parameters = {"bandwidth": 14, "enable_stamped_cmd_vel": False}
-    robots = [Robot("unicycle", folder, "left", **parameters), Robot("unicycle", folder, "right")]
+    robots = [
+        Robot("unicycle", folder, "left", **parameters),
+        Robot("unicycle", folder, "right", environment={"PYTHONPATH": os.pathsep.join(path)}),
+    ]
     yield robots
     for robot in robots:
         robot.close()
@@ -45,6 +59,9 @@ def test_two_namespaces_do_not_hear_each_other(two_unicycles):
     right.until(right.is_driving, "driving")
     left.assert_commands_allowed()
     right.assert_commands_allowed()
+    is_new = find_spec("rclpy.experimental") is not None
+    assert left.facts["executor"] == ("EventsExecutor" if is_new else "SingleThreadedExecutor")
+    assert right.facts["executor"] == "SingleThreadedExecutor"
 
 
 @pytest.mark.parametrize(("which", "number"), [(0, signal.SIGTERM), (1, signal.SIGINT)])

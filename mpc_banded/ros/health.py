@@ -15,6 +15,8 @@ from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.node import Node
 from rclpy.publisher import Publisher
+from rclpy.qos import QoSCompatibility, qos_check_compatible
+from rclpy.timer import Timer
 
 from mpc_banded.loop import ControlLoop, Reason, Tick
 from mpc_banded.ros.pace import Timing
@@ -75,13 +77,15 @@ class Health:
         self._told: dict[str, float] = {}
         self._name = f"{node.get_fully_qualified_name().lstrip('/')}: control loop"
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 1)
-        self._timer = node.create_timer(
+        self._timer: Timer | None = node.create_timer(
             1.0, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
 
     def close(self) -> None:
         """Publish nothing any more."""
-        self._node.destroy_timer(self._timer)
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+            self._timer = None
         self._node.destroy_publisher(self._publisher)
 
     def rejected(self, topic: str, why: str) -> None:
@@ -120,6 +124,8 @@ class Health:
 
     def publish(self) -> None:
         """Publish the state of things."""
+        if self._timer is None:
+            return  # the executor had this call in its queue when the timer was destroyed
         level, message = self._verdict()
         tick = self._tick
         facts: dict[str, object] = {
@@ -128,6 +134,7 @@ class Health:
             "state age [s]": f"{tick.state_age_s:.3f}" if tick else "inf",
             "derivatives": self._renewal.derivatives,
             "under way": self._renewal.under_way,
+            "executor": type(self._node.executor).__name__,
             "last rejection": self._rejection,
         }
         counts: Mapping[str, int] = vars(self.counters)
@@ -175,9 +182,8 @@ class Health:
         return result
 
     def _company(self) -> list[str]:
-        """What is wrong with the others on the topic of the commands."""
+        """What is wrong with the others on the topics."""
         topic = self._commands.topic_name
-        kinds: set[str] = set()
         listeners = self._node.get_subscriptions_info_by_topic(topic)
         speakers = self._node.get_publishers_info_by_topic(topic)
         own = {speaker.topic_type for speaker in speakers if self._is_ours(speaker)}
@@ -193,7 +199,21 @@ class Health:
                 f"{topic} is {', '.join(sorted(own))} here and {', '.join(sorted(kinds))} "
                 "elsewhere, which do not hear each other"
             )
+        for name in (topic, *self._loop.input_topics):
+            remarks += self._unheard(name)
         return remarks
+
+    def _unheard(self, topic: str) -> list[str]:
+        """Who asks for more on a topic than the other offers, where one of them is this node."""
+        return [
+            f"{listener.node_name} does not hear {topic} of {speaker.node_name}: "
+            + why.replace("ERROR: ", "").strip("; ").replace(";", ", ").lower()
+            for listener in self._node.get_subscriptions_info_by_topic(topic)
+            for speaker in self._node.get_publishers_info_by_topic(topic)
+            if self._is_ours(listener) or self._is_ours(speaker)
+            for verdict, why in [qos_check_compatible(speaker.qos_profile, listener.qos_profile)]
+            if verdict == QoSCompatibility.ERROR
+        ]
 
     def _is_ours(self, speaker: Any) -> bool:
         names = (speaker.node_namespace, speaker.node_name)

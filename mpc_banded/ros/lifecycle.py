@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from lifecycle_msgs.msg import State
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.subscription import Subscription
 
 from mpc_banded.ros import process
 
@@ -34,8 +36,23 @@ class ManagedTask(process.Task, Protocol):
         """Give back every topic, service and timer."""
 
 
+class NoEvents:
+    """Event callbacks of a publisher or a subscription that is told nothing of its peers.
+
+    An endpoint that is destroyed while such an event of it is in the queue of rclpy's events
+    executor takes the process with it (ros2/rclpy#1644).
+    """
+
+    def create_event_handlers(self, *_: Any) -> list[Any]:
+        """None."""
+        return []
+
+
+NO_EVENTS = NoEvents()
+
+
 class Managed(LifecycleNode):
-    """A lifecycle node around a task.
+    """A lifecycle node around a task, whose publishers and subscriptions come and go with it.
 
     With the parameter ``autostart`` it configures and activates itself at launch, and a refused
     configuration ends the process. Without, it waits for somebody to do that, and a refused
@@ -59,6 +76,14 @@ class Managed(LifecycleNode):
     def node(self) -> Node:
         """The node."""
         return self
+
+    def create_publisher(self, *arguments: Any, **named: Any) -> Publisher[Any]:
+        """A publisher that is told nothing of its peers; they are in the graph."""
+        return super().create_publisher(*arguments, **{"event_callbacks": NO_EVENTS} | named)
+
+    def create_subscription(self, *arguments: Any, **named: Any) -> Subscription[Any]:
+        """A subscription that is told nothing of its peers; they are in the graph."""
+        return super().create_subscription(*arguments, **{"event_callbacks": NO_EVENTS} | named)
 
     def begin(self) -> bool:
         """Configure and activate, if ``autostart`` says so; False if that is refused."""

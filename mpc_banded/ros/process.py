@@ -9,9 +9,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+
+try:
+    # The executor that is written in C++ and waits for events takes a third of the processor time
+    # of the one that builds a wait set in Python for each message. Kilted is the first to have it.
+    from rclpy.experimental.events_executor import EventsExecutor as Executor
+except ImportError:
+    from rclpy.executors import SingleThreadedExecutor as Executor
 
 #: Exit codes: stopped by SIGINT or SIGTERM, refused to start.
 STOPPED, REFUSED = 0, 2
@@ -90,7 +96,7 @@ def run(name: str, make: Callable[[], Actor], arguments: list[str] | None) -> in
         print(f"{name}: {error}", file=sys.stderr)
         return REFUSED
     actor = make()
-    executor = SingleThreadedExecutor()
+    executor = Executor()
     executor.add_node(actor.node)
     try:
         if not actor.begin():

@@ -151,7 +151,8 @@ class MpcTask:
             self._frame = messages.frame_of(message) or self._frame
 
     def _cycle(self) -> None:
-        assert self._timer is not None
+        if self._timer is None:
+            return  # the executor had this call in its queue when the timer was destroyed
         now_ns = self._now_ns()
         self._pace.begin(self._timer, now_ns)
         self._renew()
