@@ -60,8 +60,9 @@ def test_two_namespaces_do_not_hear_each_other(two_unicycles):
     left.assert_commands_allowed()
     right.assert_commands_allowed()
     is_new = find_spec("rclpy.experimental") is not None
-    assert left.facts["executor"] == ("EventsExecutor" if is_new else "SingleThreadedExecutor")
-    assert right.facts["executor"] == "SingleThreadedExecutor"
+    old, new = "SingleThreadedExecutor", "EventsExecutor" if is_new else "SingleThreadedExecutor"
+    left.until(lambda: left.facts.get("executor") == new, f"on {new}")
+    right.until(lambda: right.facts.get("executor") == old, f"on {old}")
 
 
 @pytest.mark.parametrize(("which", "number"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
