@@ -214,6 +214,25 @@ def test_a_missing_topic_is_named_with_those_that_are_there(tmp_path):
     assert "/a" in told(path, "/b")
 
 
+def test_a_topic_is_found_as_given_at_the_root_or_where_only_one_ends_like_it(tmp_path):
+    number, twist = "std_msgs/msg/Float64", "geometry_msgs/msg/Twist"
+    names = ("/level", "/left/level", "/left/cmd_vel", "/left/wheel", "/right/wheel")
+    messages = [(name, 1, bags.number(1.0)) for name in names if "cmd" not in name]
+    messages.append(("/left/cmd_vel", 2, bags.command(2, 0.1, 0.0)))
+    with Bag(bags.write(tmp_path / "bag", messages)) as bag:
+        assert bag.find("level", number) == "/level"
+        assert bag.find("level", number, "/left/level") == "/left/level"
+        assert bag.find("cmd_vel", twist) == "/left/cmd_vel"  # stamped
+        assert bag.find("wheel", number) is None
+        assert bag.find("level", twist) is None
+        with pytest.raises(BagError, match=r"no /wheel of type .*--topic wheel:=/left/wheel"):
+            bag.need("wheel", number)
+        with pytest.raises(BagError, match=r"/level carries .* and cmd_vel is"):
+            bag.need("cmd_vel", twist, "/level")
+        with pytest.raises(BagError, match="no topic /none; it has /left"):
+            bag.find("level", number, "/none")
+
+
 def test_a_message_of_another_type_than_it_says(tmp_path):
     path = bags.write(tmp_path / "bag", numbers(), "sqlite3")
     database = sqlite3.connect(path / "bag.db3")

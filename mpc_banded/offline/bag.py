@@ -117,6 +117,63 @@ class Bag:
         """Time after the last message; zero in an empty bag."""
         return max((r.end_time for r in self._readers if r.message_count), default=0)
 
+    def find(self, topic: str, kind: str, given: str | None = None) -> str | None:
+        """The name in the bag of a topic: as given, at the root, or where only one ends like it.
+
+        Args:
+            topic: Relative name, as a node has it.
+            kind: Type of its messages; twists will do stamped or not.
+            given: What the user calls it.
+
+        Returns:
+            None if there is no such topic, or none of that type.
+
+        Raises:
+            BagError: What is given is not there, or of another type.
+        """
+        if given is not None:
+            self._require(given)
+            if not _fits(self.topics[given].type, kind):
+                raise BagError(
+                    f"{given} carries {self.topics[given].type}, and {topic} is {kind}; name "
+                    "another topic, or describe a robot that reads this one"
+                )
+            return given
+        inside = [name for name in self.topics if name.endswith(f"/{topic}")]
+        fitting = [name for name in inside if _fits(self.topics[name].type, kind)]
+        if f"/{topic}" in fitting:
+            return f"/{topic}"
+        if len(fitting) == 1 and f"/{topic}" not in inside:
+            return fitting[0]
+        return None
+
+    def need(self, topic: str, kind: str, given: str | None = None) -> str:
+        """The same, of a topic without which nothing can be done.
+
+        Raises:
+            BagError: There is none of that name and type.
+        """
+        found = self.find(topic, kind, given)
+        if found is not None:
+            return found
+        alike = [name for name, there in self.topics.items() if _fits(there.type, kind)]
+        if alike:
+            likely = min(alike, key=lambda name: (not name.endswith(f"/{topic}"), name))
+            remedy = f"try --topic {topic}:={likely}"
+        else:
+            has = ", ".join(f"{n} ({there.type})" for n, there in sorted(self.topics.items()))
+            remedy = (
+                f"it has {has or 'no topics at all'}; record the topic, or describe a robot that "
+                "reads one of these"
+            )
+        raise BagError(f"{self.path} has no /{topic} of type {kind}; {remedy}")
+
+    def _require(self, topic: str) -> None:
+        if topic not in self.topics:
+            raise BagError(
+                f"{self.path} has no topic {topic}; it has {', '.join(sorted(self.topics))}"
+            )
+
     def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, Any]]:
         """(topic, time of recording in ns, message) of some topics, in order of time.
 
@@ -124,10 +181,7 @@ class Bag:
             BagError: A topic is not in the bag, or something cannot be read.
         """
         for topic in topics:
-            if topic not in self.topics:
-                raise BagError(
-                    f"{self.path} has no topic {topic}; it has {', '.join(sorted(self.topics))}"
-                )
+            self._require(topic)
         with _told(str(self.path)):
             streams = [
                 reader.messages(wanted)
@@ -304,3 +358,9 @@ def _told(what: str) -> Iterator[None]:
             f"{what} cannot be read: {reason}; record it again, or convert it with "
             "'ros2 bag convert'"
         ) from error
+
+
+def _fits(found: str, wanted: str) -> bool:
+    """Whether a message type will do; twists are read stamped or not."""
+    twists = {"geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped"}
+    return found == wanted or {found, wanted} == twists

@@ -133,9 +133,11 @@ def read(path: Path, config: Config, topics: Mapping[str, str]) -> Recorded:
     commands: dict[str, list[tuple[float, float]]] = {}
     watch = StateWatch(config)
     with Bag(path) as bag:
-        by_name = {_in_bag(bag, t.topic, t.type, topics): t for t in config.robot.state_topics}
+        by_name = {
+            bag.need(t.topic, t.type, topics.get(t.topic)): t for t in config.robot.state_topics
+        }
         command = config.robot.command_topic
-        heard = _in_bag(bag, command.topic, command.type, topics)
+        heard = bag.need(command.topic, command.type, topics.get(command.topic))
         for topic, time_ns, message in bag.messages([*by_name, heard]):
             if topic == heard:
                 for name, value in _command(command, message, recorded).items():
@@ -175,28 +177,6 @@ def _series(pairs: list[tuple[float, float]]) -> Series:
 def _kind_of(why: str) -> str:
     """A reason without its figures, so that reasons can be counted."""
     return re.sub(r"\b\d[\d.]*(e[-+]\d+)?", "…", why.split("; ")[0])
-
-
-def _in_bag(bag: Bag, name: str, kind: str, topics: Mapping[str, str]) -> str:
-    """Name in the bag of a topic: as told, at the root, or in the one namespace that has it."""
-    inside = [topic for topic in bag.topics if topic.endswith(f"/{name}")]
-    if name in topics:
-        found = topics[name]
-    elif f"/{name}" in inside or len(inside) != 1:
-        found = f"/{name}"
-    else:
-        found = inside[0]
-    if found not in bag.topics:
-        raise BagError(
-            f"{bag.path} has no topic {found}; it has {', '.join(sorted(bag.topics))}: say which "
-            f"is the {name} with --topic {name}:=/NAME"
-        )
-    there = bag.topics[found].type
-    if there.removesuffix("Stamped") != kind.removesuffix("Stamped"):
-        raise BagError(
-            f"{found} is a {there}, but {name} is a {kind}; name another with --topic {name}:=..."
-        )
-    return found
 
 
 def identify(config: Config, recorded: Recorded) -> list[Found]:

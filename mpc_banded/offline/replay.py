@@ -122,7 +122,7 @@ class Replay:
         self.remarks = Remarks(notes=list(bag.remarks))
         self._overrides = dict(overrides or {})
         given = dict(topics or {})
-        record = self._found("cycle", CYCLE_TYPE, given.pop("cycle", None))
+        record = bag.find("cycle", CYCLE_TYPE, given.pop("cycle", None))
         self.exact = record is not None
         first = self._first_cycle(record) if record else None
         base = config
@@ -357,13 +357,12 @@ class Replay:
                 f"robot {robot.name!r} has no topic {', '.join(unknown)}; name one of "
                 f"{', '.join(kinds)}, cycle"
             )
+        states = {state.topic for state in robot.state_topics}
         names = {}
         for topic, kind in kinds.items():
-            found = self._found(topic, kind, given.get(topic))
-            if found is not None:
+            look = self.bag.need if topic in states else self.bag.find
+            if found := look(topic, kind, given.get(topic)):
                 names[topic] = found
-            elif topic in {state.topic for state in robot.state_topics}:
-                raise BagError(self._absence(topic, kind))
         references = [topic.topic for topic in robot.reference_topics]
         heard = planned or set(references) & set(names)
         if not heard and self.loop.reference is None:
@@ -372,53 +371,6 @@ class Replay:
                 "or give a path with --plan"
             )
         return names
-
-    def _found(self, topic: str, kind: str, given: str | None) -> str | None:
-        """The name of a topic in the bag; None if it has none that fits."""
-        there = self.bag.topics
-        if given is not None:
-            if given not in there:
-                raise BagError(
-                    f"{self.bag.path} has no topic {given}; it has {', '.join(sorted(there))}"
-                )
-            if not _fits(there[given].type, kind):
-                raise BagError(
-                    f"{given} carries {there[given].type}, and {topic} is {kind}; name another "
-                    "topic, or describe a robot that reads this one"
-                )
-            return given
-        if f"/{topic}" in there and not _fits(there[f"/{topic}"].type, kind):
-            if topic in self._optional:
-                return None
-            raise BagError(
-                f"/{topic} carries {there[f'/{topic}'].type}, and {topic} is {kind}; name another "
-                f"topic with --topic {topic}:=/NAME"
-            )
-        fitting = [name for name in there if name.endswith(f"/{topic}")]
-        fitting = [name for name in fitting if _fits(there[name].type, kind)]
-        if f"/{topic}" in fitting:
-            return f"/{topic}"
-        return fitting[0] if len(fitting) == 1 else None
-
-    @property
-    def _optional(self) -> set[str]:
-        """Topics that a replay can do without."""
-        if not hasattr(self, "loop"):
-            return {"cycle"}
-        robot = self.loop.robot
-        return {robot.command_topic.topic, *(t.topic for t in robot.reference_topics)}
-
-    def _absence(self, topic: str, kind: str) -> str:
-        alike = sorted(n for n, t in self.bag.topics.items() if t.type == kind)
-        if alike:
-            remedy = f"try --topic {topic}:={alike[0]}"
-        else:
-            has = ", ".join(f"{n} ({t.type})" for n, t in sorted(self.bag.topics.items()))
-            remedy = f"it has {has or 'no topics at all'}; record the state of the robot"
-        return (
-            f"{self.bag.path} has no /{topic} of type {kind}, which robot "
-            f"{self.loop.robot.name!r} needs; {remedy}"
-        )
 
     def _planned(self, plan: str) -> Any:
         """A message for the topic ``plan``."""
@@ -445,14 +397,6 @@ class Replay:
                 if is_new and np.isfinite(point).all():
                     points.append(point)
         return points
-
-
-def _fits(found: str, wanted: str) -> bool:
-    """Whether a message type will do; twists are read stamped or not."""
-    return found == wanted or {found, wanted} == {
-        "geometry_msgs/msg/Twist",
-        "geometry_msgs/msg/TwistStamped",
-    }
 
 
 def _differ(config: Config, first: Cycle) -> bool:
