@@ -296,13 +296,21 @@ def _beside(message: Any, name: str) -> Any:
     return getattr(sys.modules[type(message).__module__.rpartition(".")[0]], name)()
 
 
+def _narrowed(value: float) -> float:
+    """The value in 32 bits, rounded towards zero, so that it stays within its limits."""
+    narrow = np.float32(value)
+    if abs(float(narrow)) > abs(value):
+        narrow = np.nextafter(narrow, np.float32(0.0))
+    return float(narrow)
+
+
 def ackermann_command(names: tuple[str, ...]) -> CommandTopic:
     """Speed v in m/s and steering angle in rad in an AckermannDriveStamped."""
     del names
 
     def fill(message: Any, values: Values) -> None:
-        message.drive.speed = float(values["v"])
-        message.drive.steering_angle = float(values["steering"])
+        message.drive.speed = _narrowed(values["v"])
+        message.drive.steering_angle = _narrowed(values["steering"])
 
     def read(message: Any) -> Values:
         drive = message.drive

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Duration
 from geometry_msgs.msg import Pose, PoseStamped, Quaternion, Twist
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from nav_msgs.msg import Odometry, Path
 from rclpy.serialization import serialize_message
@@ -187,12 +187,17 @@ def test_points_of_a_joint_command_are_read_as_written():
     assert command.read(message) == {}
 
 
-def test_ackermann_command_is_read_as_written():
+@given(NUMBERS, ANGLES)
+@example(0.3, -0.3)
+def test_ackermann_command_has_32_bits_and_goes_no_further_than_asked(v, steering):
     command = messages.COMMANDS["ackermann"](())
     message = SimpleNamespace(drive=SimpleNamespace())
-    command.fill(message, {"v": 2.0, "steering": 0.1})
-    assert (message.drive.speed, message.drive.steering_angle) == (2.0, 0.1)
-    assert command.read(message) == {"v": 2.0, "steering": 0.1}
+    command.fill(message, {"v": v, "steering": steering})
+    read = command.read(message)
+    for sent, asked in ((read["v"], v), (read["steering"], steering)):
+        assert sent == np.float32(sent)
+        assert abs(sent) <= abs(asked)
+        assert sent == pytest.approx(asked, rel=2e-7, abs=1e-44)
 
 
 def test_every_named_message_type_exists():
