@@ -166,6 +166,10 @@ class NewtonSolver:
     ) -> Solution:
         """Newton iterations from ``start`` until convergence, the limits, or the deadline.
 
+        A solve that is cut off returns its last iterate, which is its best: no step passes the
+        line search that raises the merit. By residuals an earlier one, even the start, may look
+        better, and a solve that went back to it would never leave it under the same deadline.
+
         Args:
             start: The point of an earlier solve for a warm start, a trajectory z (n,) alone for a
                 cold one; inputs at or outside their bounds are moved inside.

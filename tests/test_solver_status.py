@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import (
+    CASES,
     Case,
     double_integrator,
     interior,
@@ -33,6 +34,31 @@ def test_iteration_limit():
         assert solution.status is Status.ITERATION_LIMIT
         assert len(solution.iterations) == limit
         assert np.isfinite(solution.point.z).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_wherever_a_solve_is_cut_off_it_returns_its_best(name):
+    """By the exact penalty: costs, and defects weighted with twice the largest multiplier."""
+    case = CASES[name]()
+    solver = solver_of(case)
+    data = case.data(solver.derivatives.transcription)
+
+    def cut_off(**limits):
+        solver.reset()
+        return solver.solve(standing(case), data, **limits)
+
+    whole = cut_off()
+    heaviest = 2.0 * np.abs(whole.point.multipliers).max()
+
+    def penalty(solution):
+        terms = solver.derivatives.transcription.terms(torch.as_tensor(solution.point.z), data)
+        return solution.costs.sum() + heaviest * float(terms.defects.abs().sum())
+
+    ends = [cut_off(max_iterations=k) for k in range(1, len(whole.iterations))]
+    reached = np.array([penalty(end) for end in [cut_off(deadline=0.0), *ends]])
+    best = np.minimum.accumulate(reached)
+    assert (best[1:] < reached[0]).all()
+    assert (reached <= 1.05 * best).all()  # the homotopy of the barrier may cost a little
 
 
 def test_a_deadline_in_the_past_leaves_the_start_as_it_was():
