@@ -42,6 +42,12 @@ def config_file(robot):
     return REPOSITORY / "config" / f"{robot}.yaml"
 
 
+def on_path(folder):
+    """The environment of a process that finds the modules of a folder before all others."""
+    paths = filter(None, [str(folder), os.environ.get("PYTHONPATH")])
+    return {"PYTHONPATH": os.pathsep.join(paths)}
+
+
 def position(odometry):
     return np.array([odometry.pose.pose.position.x, odometry.pose.pose.position.y])
 

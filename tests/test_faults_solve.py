@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 from faults import DRIVING
-from ros_harness import Robot
+from ros_harness import Robot, on_path
 
 pytestmark = pytest.mark.ros
 
@@ -49,7 +49,7 @@ def robot(tmp_path, sleep):
         "sleepy",
         tmp_path,
         "sleepy",
-        environment={"PYTHONPATH": str(tmp_path)},
+        environment=on_path(tmp_path),
         file=file,
         compile=False,
         max_state_age=2.0,

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A car is driven by Ackermann commands over DDS."""
 
-import os
 import sys
 from importlib.util import find_spec
 
 import ackermann
 import pytest
-from ros_harness import Robot, position
+from ros_harness import Robot, on_path, position
 
 from mpc_banded.demo import lane_change
 
@@ -19,10 +18,9 @@ def robot(tmp_path, monkeypatch):
     """The car, with the package of its commands on the path of both nodes and of the tests."""
     environment = {}
     if find_spec(ackermann.NAME) is None:
-        site = str(ackermann.built(tmp_path / "package"))
-        monkeypatch.syspath_prepend(site)
-        path = filter(None, [site, os.environ.get("PYTHONPATH")])
-        environment["PYTHONPATH"] = os.pathsep.join(path)
+        site = ackermann.built(tmp_path / "package")
+        monkeypatch.syspath_prepend(str(site))
+        environment = on_path(site)
     robot = Robot("bicycle", tmp_path, "car", environment=environment, command="ackermann")
     yield robot
     robot.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ros_harness import PATIENCE_S, Process, Robot
+from ros_harness import PATIENCE_S, Process, Robot, on_path
 
 from mpc_banded import native
 
@@ -165,7 +165,7 @@ def no_cache(folder):
 
 def no_scalar_form(folder):
     (folder / "sorting_robots.py").write_text(SORTS)
-    return {"PYTHONPATH": str(folder)}, ["-p", "robot:=sorting_robots:robot"]
+    return on_path(folder), ["-p", "robot:=sorting_robots:robot"]
 
 
 @pytest.mark.parametrize(

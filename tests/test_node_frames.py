@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from faults import EASY
 from nav_msgs.msg import Path
-from ros_harness import Robot
+from ros_harness import Robot, on_path
 
 pytestmark = pytest.mark.ros
 
@@ -37,8 +37,7 @@ class TransformListener:
 @pytest.fixture
 def robot(tmp_path):
     (tmp_path / "tf2_ros.py").write_text(TF2)
-    environment = {"PYTHONPATH": str(tmp_path)}
-    robot = Robot("unicycle", tmp_path, "framed", environment=environment, **EASY)
+    robot = Robot("unicycle", tmp_path, "framed", environment=on_path(tmp_path), **EASY)
     yield robot
     robot.close()
 

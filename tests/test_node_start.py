@@ -2,7 +2,6 @@
 """Nodes start side by side, stop in good order, or refuse their configuration in one line."""
 
 import math
-import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -10,7 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from ros_harness import Process, Robot, Watcher, config_file, position
+from ros_harness import Process, Robot, Watcher, config_file, on_path, position
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from mpc_banded.demo import figure_of_eight, lane_change
@@ -35,11 +34,10 @@ def two_unicycles(folder):
     hidden = folder / "old"
     hidden.mkdir()
     (hidden / "sitecustomize.py").write_text(f"import sys; sys.modules[{EVENTS!r}] = None")
-    path = filter(None, [str(hidden), os.environ.get("PYTHONPATH")])
     parameters = {"bandwidth": 14, "enable_stamped_cmd_vel": False}
     robots = [
         Robot("unicycle", folder, "left", **parameters),
-        Robot("unicycle", folder, "right", environment={"PYTHONPATH": os.pathsep.join(path)}),
+        Robot("unicycle", folder, "right", environment=on_path(hidden)),
     ]
     yield robots
     for robot in robots:
