@@ -46,6 +46,7 @@ class Cycle:
         deadline: Whether there was a deadline.
         derivatives: Those in use, ``eager`` or ``compiled``.
         enabled: Whether the loop was.
+        starts: How often it had begun to command.
         resets: How often it had been reset on request.
         received: Messages handed over since the cycle before, in their order.
         changed: Parameters that changed since then, by name.
@@ -61,6 +62,7 @@ class Cycle:
     deadline: bool
     derivatives: str
     enabled: bool
+    starts: int
     resets: int
     received: tuple[Receipt, ...]
     changed: dict[str, Any]
@@ -80,6 +82,7 @@ class Cycle:
             "deadline": str(int(self.deadline)),
             "derivatives": self.derivatives,
             "enabled": str(int(self.enabled)),
+            "starts": str(self.starts),
             "resets": str(self.resets),
             "received": "; ".join(receipts),
             "changed": json.dumps(self.changed),
@@ -101,6 +104,7 @@ class Cycle:
                 deadline=bool(int(values["deadline"])),
                 derivatives=values["derivatives"],
                 enabled=bool(int(values["enabled"])),
+                starts=int(values["starts"]),
                 resets=int(values["resets"]),
                 received=tuple(_receipts(values["received"])),
                 changed=json.loads(values["changed"]),
@@ -125,7 +129,7 @@ class Journal:
     def __init__(self) -> None:
         self.derivatives = "eager"
         self._number = 0
-        self._resets = 0
+        self._starts = self._resets = 0
         self._received: list[Receipt] = []
         self._changed: dict[str, Any] = {}
 
@@ -136,6 +140,10 @@ class Journal:
     def changed(self, values: Mapping[str, Any]) -> None:
         """The loop adopted parameters that differ from those before."""
         self._changed.update(values)
+
+    def start(self) -> None:
+        """The loop begins to command."""
+        self._starts += 1
 
     def reset(self) -> None:
         """The loop was reset on request."""
@@ -167,6 +175,7 @@ class Journal:
             deadline=deadline,
             derivatives=self.derivatives,
             enabled=enabled,
+            starts=self._starts,
             resets=self._resets,
             received=received,
             changed=changed,

@@ -22,6 +22,7 @@ from mpc_banded.config import Config, ConfigError
 from mpc_banded.controller import CommandSource, ControlStep, RecedingHorizonController
 from mpc_banded.fallback import Fallback, Grade
 from mpc_banded.following import Following
+from mpc_banded.frozen import FrozenWatch
 from mpc_banded.messages import StateTopic
 from mpc_banded.obstacles import MovingObstacles
 from mpc_banded.problem import OptimalControlProblem
@@ -85,9 +86,8 @@ class Budget:
 FAILED = (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE, Status.NON_FINITE)
 #: How long the robot stands at most until its first plan has converged, under a deadline.
 FIRST_PLAN_NS = 2_000_000_000
-#: Motion that an unchanged state must have missed, in units of the states; age beyond which a
-#: state may well have another clock.
-MISSED, OTHER_CLOCK_S = 0.1, 10.0
+#: Age beyond which a state may well have another clock.
+OTHER_CLOCK_S = 10.0
 #: Longest integration step of the delay compensation, and how many commands it remembers.
 PREDICTION_SUBSTEP_S = 0.02
 SENT_COMMANDS = 100
@@ -116,6 +116,7 @@ class ControlLoop:
         self._watch = StateWatch(config)
         self._following = Following(config, self._watch)
         self._fallback = Fallback(config)
+        self._frozen = FrozenWatch(config)
         self._inputs: dict[str, tuple[str, Callable[[Any, int], str | None]]] = {
             **{t.topic: (t.type, partial(self._on_state, t)) for t in self.robot.state_topics},
             **{
@@ -209,6 +210,13 @@ class ControlLoop:
         self.controller.reset()
         self._stepped_ns = self._planning_ns = None
 
+    def start(self) -> None:
+        """Begin to command after a pause: what was planned and sent before it is past."""
+        self.reset()
+        self._sent.clear()
+        self._fallback = Fallback(self.config)
+        self._frozen.reset()
+
     def adopt(self, config: Config, controller: RecedingHorizonController | None = None) -> None:
         """Go over to another configuration between two ticks; the warm start is kept.
 
@@ -241,6 +249,7 @@ class ControlLoop:
         self._motion = Simulation(config, PREDICTION_SUBSTEP_S)
         self._watch.config = config
         self._fallback.adopt(config)
+        self._frozen.adopt(config)
         self._moving.config = config
         self.obstacles = config.obstacles()
         self._following.adopt(config)
@@ -272,14 +281,15 @@ class ControlLoop:
         budget = Budget(deadline_s, iterations)
         tick = replace(self._decide(now_ns, effect_ns, budget), now_ns=now_ns, latency_s=latency_s)
         self._sent.append((effect_ns, tick.command))
+        self._frozen.sent(tick.command, effect_ns)
         self._fallback.sent(tick.command, now_ns)
         return tick
 
     def _forget_time(self) -> None:
         """The clock went back: what was planned and sent lies in the future."""
         self._sent.clear()
-        self._fallback.forget_plan()
-        self.reset()
+        self._frozen.reset()
+        self._leave_plan()
 
     def _decide(self, now_ns: int, effect_ns: int, budget: Budget) -> Tick:
         age = self._watch.age_s(now_ns)
@@ -303,8 +313,9 @@ class ControlLoop:
                 else ""
             )
             return self._waiting(Reason.NO_REFERENCE, why, now_ns, effect_ns, age)
-        if unmoved := self._unmoved(self._watch.state, now_ns, effect_ns):
-            return self._fallen_back(unmoved, now_ns, effect_ns, age)
+        frozen = self._frozen.look(self._watch.state, self._watch.changed_ns, now_ns, effect_ns)
+        if frozen:
+            return self._fallen_back(frozen, now_ns, effect_ns, age)
         state = self._predicted(self._watch.state, self._watch.time_ns, effect_ns)
         values = dict(zip(self.robot.states, state, strict=True))
         problem = self.controller.problem
@@ -383,24 +394,6 @@ class ControlLoop:
     def _leave_plan(self) -> None:
         self._fallback.forget_plan()
         self.reset()
-
-    def _unmoved(self, state: np.ndarray, now_ns: int, effect_ns: int) -> str | None:
-        """Whether the state stays the same where the commands should have changed it.
-
-        Its source is frozen, or the robot is blocked. Once it has been held for a while, no
-        command to move is remembered, and it is tried again.
-        """
-        limit_s, since_ns = self.config["max_frozen_time"], self._watch.changed_ns
-        unchanged_s = 1e-9 * (now_ns - since_ns)
-        if not 0.0 < limit_s < unchanged_s:
-            return None
-        seen_ns = effect_ns - round(1e9 * limit_s)  # what was done by then should show
-        if np.abs(self._predicted(state, since_ns, seen_ns) - state).max() < MISSED:
-            return None
-        return (
-            f"the state has not changed for {unchanged_s:.2f} s although the robot was told to "
-            f"move, max_frozen_time is {limit_s:g} s"
-        )
 
     def _predicted(self, state: np.ndarray, since_ns: int, effect_ns: int) -> np.ndarray:
         """Where the commands in effect until ``effect_ns`` take a state measured earlier."""

@@ -29,6 +29,7 @@ cycles = st.builds(
     deadline=st.booleans(),
     derivatives=st.sampled_from(["eager", "compiled"]),
     enabled=st.booleans(),
+    starts=st.integers(0),
     resets=st.integers(0),
     received=st.lists(st.builds(Receipt, names, times, times)).map(tuple),
     changed=st.dictionaries(names, values),
@@ -53,7 +54,7 @@ def test_what_is_not_a_number_is_written_too():
     assert math.isnan(cycle.figures["kkt_residual"])
 
 
-ONE = Cycle(3, 7, 0.01, None, True, "eager", True, 0, (), {}, {"v": 0.1}, "driving", "why")
+ONE = Cycle(3, 7, 0.01, None, True, "eager", True, 1, 0, (), {}, {"v": 0.1}, "driving", "why")
 
 
 @pytest.mark.parametrize("key", ["cycle", "now_ns", "latency_s", "received", "changed", "code"])
@@ -80,6 +81,7 @@ def test_the_journal_tells_what_came_between_two_ticks():
     tick = loop.tick(time_ns + 10, deadline_s=math.inf, latency_s=0.002)
     first = journal.cycle(tick, deadline=True, enabled=True, figures={"solve_time_ms": 1.5})
     journal.reset()
+    journal.start()
     second = journal.cycle(tick, deadline=True, enabled=False)
     assert [r.topic for r in first.received] == ["plan"] + 5 * ["odom"]
     assert all(r.received_ns == r.stamp_ns + 3 for r in first.received)
@@ -89,6 +91,7 @@ def test_the_journal_tells_what_came_between_two_ticks():
     assert first.figures["iterations"] == tick.step.iterations
     assert (second.number, second.received, second.changed) == (1, (), {})
     assert (first.resets, second.resets, second.enabled) == (0, 1, False)
+    assert (first.starts, second.starts) == (0, 1)
 
 
 @pytest.mark.parametrize("status", list(Status))

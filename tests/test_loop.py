@@ -290,6 +290,28 @@ def test_plan_starts_where_the_commands_under_way_will_take_the_robot():
     assert np.linalg.norm(start[:2] - [0.1, 0.2]) > 0.05
 
 
+@pytest.mark.parametrize("pause_s", [0.4, 1.0, 600.0])
+def test_nothing_from_before_a_pause_moves_the_robot_after_it(pause_s):
+    loop, robot = unicycle(reference_speed=1.0), Simulation(Config({}))
+    loop.on_message("plan", plan((0.0, 0.0), (50.0, 0.0)), 0)
+    for k in range(60):
+        loop.on_message("odom", odometry(**robot.values), ns(0.05 * k))
+        tick = loop.tick(ns(0.05 * k))
+        robot.advance(tick.command, 0.05)
+    assert tick.command["v"] > 0.8
+    now = 0.05 * k + pause_s
+    loop.start()
+    for _ in range(20):  # no state has come
+        assert not any(loop.tick(ns(now)).command.values())
+        now += 0.05
+    at_rest = robot.values | {"v": 0.0, "w": 0.0}
+    loop.on_message("odom", odometry(**at_rest), ns(now))
+    tick = loop.tick(ns(now))
+    assert tick.driving
+    assert 0.0 < tick.command["v"] < 0.2
+    assert tick.step.plan.states[0] == pytest.approx([*at_rest.values()], abs=1e-9)
+
+
 def test_path_that_is_sent_again_is_not_begun_again(loop):
     loop.tick(0)
     for x in (0.5, 1.0):

@@ -286,7 +286,7 @@ BAD = {
     "another type": (
         [("/odom", 1, bags.number(1.0))],
         [],
-        ["std_msgs/msg/Float64", "nav_msgs/msg/Odometry", "record the topic"],
+        ["/odom (std_msgs/msg/Float64)", "nav_msgs/msg/Odometry", "record the topic"],
     ),
     "remapped to nowhere": (list(bags.drive(1.0)), ["--topic", "odom:=/x"], ["/x", "/odom"]),
     "remapped to another type": (

@@ -126,7 +126,7 @@ class Bag:
             given: What the user calls it.
 
         Returns:
-            None if there is no such topic, or none of that type.
+            None if there is no such topic, or none of that type, or several to choose from.
 
         Raises:
             BagError: What is given is not there, or of another type.

@@ -234,7 +234,9 @@ class Replay:
         for queue in stock.values():  # older than anything that may still be asked for
             while queue and queue[0][0] < cycle.now_ns - 10 * STRAGGLING_NS and len(queue) > 1:
                 queue.popleft()
-        if last is None or cycle.resets > last.resets:
+        if last is None or cycle.starts > last.starts:
+            self.loop.start()
+        elif cycle.resets > last.resets:
             self.loop.reset()
         changed = {k: v for k, v in cycle.changed.items() if k not in self._overrides}
         if last is not None and changed:

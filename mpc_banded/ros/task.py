@@ -71,6 +71,7 @@ class MpcTask:
         self._loop.warm_up()  # with the derivatives that will drive, if they are there already
         self._frame = ""
         self._timer: Timer | None = None
+        self._turn = 0  # counts activations, each of which has a timer of its own
         self._commands = node.create_publisher(self._port.message_class, self._port.topic, 1)
         self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
         self._health = Health(node, self._loop, self._commands, self._renewal)
@@ -99,28 +100,31 @@ class MpcTask:
     def activate(self) -> None:
         """Begin to command."""
         self._renewal.poll()
-        self._loop.reset()
-        self._journal.reset()
+        self._loop.start()
+        self._journal.start()
         self._pace = Pace(self._loop.config.period_s)
         kept = sorted(self._kept.items(), key=lambda item: item[1][0])
         for topic, (received_ns, message) in kept:
             self._hand_over(topic, message, received_ns)
         self._kept.clear()
-        self._timer = self._node.create_timer(self._pace.period_s, self._cycle)
-        self._health.active = True
+        self._turn += 1
+        cycle = partial(self._cycle, self._turn)
+        self._timer = self._node.create_timer(self._pace.period_s, cycle)
+        self._health.activate()
 
     def deactivate(self) -> None:
         """Cease to command; the last command is a stop."""
         if self._timer is None:
             return
+        self._send(self._loop.stop_command())
         self._node.destroy_timer(self._timer)
         self._timer = None
-        self._health.active = False
-        self._send(self._loop.stop_command())
+        self._health.deactivate()
         self._commands.wait_for_all_acked(Duration(seconds=FAREWELL_S))
 
     def close(self) -> None:
         """Give back every topic and service, and end what is being compiled."""
+        gc.unfreeze()
         self._live.adopt = None
         self._renewal.close()
         self._health.close()
@@ -150,8 +154,8 @@ class MpcTask:
         elif topic in self._states:
             self._frame = messages.frame_of(message) or self._frame
 
-    def _cycle(self) -> None:
-        if self._timer is None:
+    def _cycle(self, turn: int) -> None:
+        if self._timer is None or turn != self._turn:
             return  # the executor had this call in its queue when the timer was destroyed
         now_ns = self._now_ns()
         self._pace.begin(self._timer, now_ns)
@@ -181,8 +185,9 @@ class MpcTask:
         values = after.values.items()
         self._journal.changed({name: x for name, x in values if x != before[name]})
         if self._timer is not None and after.period_s != self._pace.period_s:
-            self._pace.period_s = after.period_s
+            self._pace.change(after.period_s)
             self._timer.timer_period_ns = int(1e9 * after.period_s)
+            self._timer.reset()
 
     def _send(self, values: messages.Values) -> None:
         if values:  # a robot that is sent positions has no stop before its first one

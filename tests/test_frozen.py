@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A state that stays the same although the robot was told to move, and what it costs to look."""
+
+import numpy as np
+import pytest
+from loop_messages import ns
+
+from mpc_banded import frozen
+from mpc_banded.config import Config
+from mpc_banded.frozen import FrozenWatch
+from mpc_banded.simulation import Simulation
+
+PERIOD, LIMIT = 0.05, 1.0
+HERE = np.array([3.0, -1.0, 0.5, 0.0, 0.0])
+
+
+def watch(**parameters):
+    return FrozenWatch(Config({"max_frozen_time": LIMIT} | parameters))
+
+
+def looks(watch, v, seconds, state=HERE, began=0.0, changed=0.0):
+    """What each look says, while a speed is commanded and the state stays where it is."""
+    said = []
+    for k in range(round(seconds / PERIOD)):
+        now = ns(began + PERIOD * k)
+        said.append(watch.look(state, ns(changed), now, now))
+        watch.sent({"v": 0.0 if said[-1] else v, "w": 0.0}, now)
+    return said
+
+
+def first(said):
+    return next((PERIOD * k for k, why in enumerate(said) if why), None)
+
+
+@pytest.mark.parametrize("speed", [0.1, 0.3, 1.0, -0.3])
+def test_robot_that_misses_a_decimetre_is_held(speed):
+    model = Simulation(Config({}))
+    model.state = HERE
+    needed = 0.0
+    while np.abs(model.state - HERE).max() < frozen.MISSED:
+        model.advance({"v": speed, "w": 0.0}, 0.01)
+        needed += 0.01
+    said = looks(watch(), speed, 4.0)
+    assert first(said) == pytest.approx(LIMIT + needed, abs=2.5 * PERIOD)
+    assert "although the robot was told to move" in next(filter(None, said))
+
+
+def test_robot_that_creeps_below_its_dead_zone_is_not_held():
+    slowest = frozen.MISSED / frozen.WINDOW_S
+    assert first(looks(watch(), 0.8 * slowest, 60.0)) is None
+    assert first(looks(watch(), 1.5 * slowest, 60.0)) is not None
+
+
+def test_held_robot_is_tried_again_after_it_could_have_come_to_a_stop():
+    parameters = {"fallback.follow_time": 0.5, "fallback.slow_time": 2.0}
+    said = looks(watch(**parameters), 0.5, 20.0)
+    held = [bool(why) for why in said]
+    begin = held.index(True)
+    end = held.index(False, begin)
+    assert PERIOD * (end - begin) == pytest.approx(2.5 + frozen.WINDOW_S, abs=2.0 * PERIOD)
+    again = held.index(True, end)
+    assert PERIOD * (again - end) > LIMIT
+
+
+def test_held_robot_drives_as_soon_as_its_state_changes():
+    watched = watch()
+    assert looks(watched, 0.5, 2.0)[-1]
+    assert first(looks(watched, 0.5, 0.9, HERE + 1e-6, began=2.0, changed=2.0)) is None
+
+
+def test_time_in_which_nobody_looked_counts_for_nothing():
+    """The node was inactive; its last command is long over."""
+    watched = watch()
+    looks(watched, 0.5, 0.8)
+    assert first(looks(watched, 0.0, 3.0, began=100.0)) is None
+
+
+def test_zero_allows_any_time():
+    assert first(looks(watch(max_frozen_time=0.0), 0.5, 10.0)) is None
+
+
+def test_model_that_explodes_says_nothing():
+    watched = watch()
+    assert first(looks(watched, np.nan, 10.0)) is None
+
+
+@pytest.mark.parametrize("pause", [0.0, 1.9, 3600.0])
+def test_look_costs_no_more_the_longer_the_robot_has_been_standing(monkeypatch, pause):
+    followed = []
+    advance = Simulation.advance
+    monkeypatch.setattr(
+        Simulation, "advance", lambda *given: followed.append(given[2]) or advance(*given)
+    )
+    watched = watch()
+    looks(watched, 0.01, 60.0)
+    assert sum(followed) < 60.0
+    followed.clear()
+    watched.look(HERE, 0, ns(60.0 + pause), ns(60.0 + pause))
+    assert sum(followed) <= max(2.0 * PERIOD, frozen.WINDOW_S if pause < frozen.WINDOW_S else 0.0)
+
+
+def test_what_was_sent_before_is_forgotten_on_reset():
+    watched = watch()
+    looks(watched, 0.5, 0.5)
+    watched.reset()
+    assert first(looks(watched, 0.0, 3.0, began=0.5)) is None
