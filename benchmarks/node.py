@@ -374,7 +374,7 @@ def page(found: dict[str, list[dict[str, float]]], long: Soak, seconds: float) -
         f"publishing counts as executor here. It takes {ratio:.2f} times what it takes there "
         f"(by round {', '.join(f'{x:.2f}' for x in each)}), which is {verdict} the "
         f"{ALLOWED:.2f} times that are allowed. The difference is rclpy's events executor, which "
-        "mpc_node runs on where rclpy has it (Kilted and newer; `executor` in `/diagnostics` "
+        "mpc_node runs on where rclpy has it (Jazzy and newer; `executor` in `/diagnostics` "
         f"tells); beside a bare node on that one the ratio is {same:.2f}: timing, counters and "
         "lifecycle are ours, and so are the threads of DDS that deliver what is published."
     )

@@ -198,7 +198,7 @@ def test_who_does_not_hear_or_is_not_heard_is_named_with_the_reason(unicycle):
     )
     told = (
         "observer does not hear /cmd_vel of mpc_node: volatile publisher and transient local",
-        "mpc_node does not hear plan of observer: best effort publisher and reliable subscription",
+        "mpc_node does not hear /plan of observer: best effort publisher and reliable",
     )
     unicycle.until(lambda: all(text in unicycle.reason for text in told), "warned of both")
     unicycle.observer.destroy_subscription(deaf)

@@ -10,7 +10,7 @@ from ros_harness import Robot, on_path, position
 
 from mpc_banded.demo import lane_change
 
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
 
 @pytest.fixture

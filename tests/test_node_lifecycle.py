@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lifecycle manager takes the node through its states, over the services of any such node."""
 
+import gc
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_harness import Process, Robot, Watcher
 
 from mpc_banded.demo import figure_of_eight
+from mpc_banded.ros.lifecycle import SUCCESS, Managed
+from mpc_banded.ros.node import Builder
 
 pytestmark = pytest.mark.ros
 
@@ -88,6 +92,47 @@ def test_manager_brings_the_node_up_and_down_again_and_again(waiting):
     robot.until(lambda: len(events) >= 16, "an event of each transition")
     robot.observer.destroy_subscription(listener)
     robot.assert_commands_allowed()
+
+
+def test_robot_that_was_stopped_mid_drive_is_not_moved_by_activating_without_a_state(waiting):
+    robot = waiting
+    go(robot, UP)
+    robot.publish_plan(figure_of_eight())
+    robot.until(lambda: robot.is_driving() and robot.code == "driving", "driving")
+    go(robot, DOWN[:1])
+    robot.until(lambda: robot.is_stopped(1), "a stop as the last command")
+    robot.switch("simulator_node/publish", False)
+    robot.drain()
+    robot.commands.clear()
+    go(robot, UP[1:])
+    robot.hear_more(20)
+    assert robot.is_stopped(len(robot.commands))
+    robot.switch("simulator_node/publish", True)
+    robot.until(robot.is_driving, "driving")
+    go(robot, DOWN)
+
+
+def test_cleanup_gives_back_all_that_configure_built():
+    tasks = []
+
+    class Tracked(Builder):
+        def __call__(self, node):
+            task = super().__call__(node)
+            tasks.append(weakref.ref(task))
+            return task
+
+    rclpy.init(args=["--ros-args", "-r", "__ns:=/within"])
+    try:
+        node = Managed("mpc_node", Tracked())
+        for _ in range(2):
+            assert node.trigger_configure() is SUCCESS
+            assert node.trigger_cleanup() is SUCCESS
+        gc.collect()
+        assert [task() for task in tasks] == [None, None]
+        assert not gc.get_freeze_count()
+        node.destroy_node()
+    finally:
+        rclpy.shutdown()
 
 
 def test_impossible_transition_is_refused_and_changes_nothing(waiting):

@@ -145,8 +145,13 @@ def test_frequency_changes_while_the_robot_drives(robot):
     robot.hear_more(12)
     times = [cycle.now_ns for cycle in robot.cycles[-6:]]
     assert np.median(np.diff(times)) == pytest.approx(0.2e9, rel=0.3)
+    assert not robot.set_at_once(controller_frequency=1.0)
+    robot.hear_more(3)
     assert not robot.set_at_once(controller_frequency=robot.config["controller_frequency"])
+    before = robot.cycles[-1].figures["skipped_cycles"]
     robot.hear_more(5)
+    # One period of a second is no nine skipped ones of a tenth.
+    assert robot.cycles[-1].figures["skipped_cycles"] - before < 5
 
 
 def test_garbage_is_refused_a_thousand_times_while_the_robot_drives(robot):

@@ -142,6 +142,17 @@ def test_missing_message_package_is_named(folder):
     assert "Traceback" not in process.output
 
 
+def test_missing_torch_is_named(folder):
+    (folder / "torchless").mkdir()
+    (folder / "torchless" / "sitecustomize.py").write_text(
+        "import sys; sys.modules['torch'] = None"
+    )
+    process = Process("node", folder / "torchless.log", environment=on_path(folder / "torchless"))
+    assert process.wait() == 2
+    assert "the Python module torch is not installed; README.md says" in process.output
+    assert "Traceback" not in process.output
+
+
 REFUSED = {
     "unknown key": (["-p", "horizn:=30"], ["horizn is 30", "did you mean 'horizon'"]),
     "wrong type": (
@@ -154,6 +165,7 @@ REFUSED = {
     ),
     "narrow band": (["-p", "bandwidth:=5"], ["bandwidth is 5", "allowed are 0", "10 measured"]),
     "empty for a number": (["-p", "dt:=[]"], ["dt is []", "allowed are numbers from 0 to 10"]),
+    "no truth value": (["-p", "autostart:=nope"], ["autostart", "BOOL", "STRING"]),
     "no such file": (["--params-file", "nowhere.yaml"], ["nowhere.yaml", "Error opening"]),
 }
 

@@ -84,3 +84,16 @@ def test_jump_of_the_clock_skips_nothing(clocks, cycle, jump_s):
 def test_one_slow_cycle_does_not_make_the_expected_latency_longer_than_a_period(cycle):
     cycle(0.0, 0.0, 50.0)
     assert 0.0 < cycle.measured.latency_s <= PERIOD_S
+
+
+def test_cycle_after_another_period_is_set_skipped_nothing(clocks, cycle):
+    cycle(0.0, 0.0, 0.01)
+    cycle.measured.change(0.01)
+    clocks.pass_s(0.07)
+    timing, budget_s = cycle(0.1, 0.0, 0.002)
+    assert (timing.skipped, timing.jitter_s) == (0, 0.0)
+    assert budget_s == pytest.approx(0.8 * 0.01)
+    clocks.due_s = 0.14
+    clocks.pass_s(0.13 - clocks.now_s)
+    cycle.measured.begin(clocks, round(1e9 * 0.13))
+    assert cycle.measured.end().skipped == 2

@@ -59,7 +59,6 @@ class Health:
         renewal: Tells what is being built.
 
     Attributes:
-        active: Whether the node commands.
         counters: Cycles so far.
     """
 
@@ -68,7 +67,7 @@ class Health:
     ) -> None:
         self._node, self._loop, self._commands = node, loop, commands
         self._renewal = renewal
-        self.active = False
+        self._is_active = False
         self.counters = Counters()
         self._reported = Counters()
         self._tick: Tick | None = None
@@ -80,6 +79,14 @@ class Health:
         self._timer: Timer | None = node.create_timer(
             1.0, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
+
+    def activate(self) -> None:
+        """The node begins to command."""
+        self._is_active, self._tick, self._counted_s = True, None, time.monotonic()
+
+    def deactivate(self) -> None:
+        """The node commands no longer."""
+        self._is_active = False
 
     def close(self) -> None:
         """Publish nothing any more."""
@@ -129,8 +136,8 @@ class Health:
         level, message = self._verdict()
         tick = self._tick
         facts: dict[str, object] = {
-            "code": tick.code.name if tick and self.active else "INACTIVE",
-            "reason": tick.reason if tick and self.active else "",
+            "code": tick.code.name if tick and self._is_active else "INACTIVE",
+            "reason": tick.reason if tick and self._is_active else "",
             "state age [s]": f"{tick.state_age_s:.3f}" if tick else "inf",
             "derivatives": self._renewal.derivatives,
             "under way": self._renewal.under_way,
@@ -152,12 +159,14 @@ class Health:
 
     def _verdict(self) -> tuple[bytes, str]:
         """Level and sentence, in view of what happened since the last report."""
-        if not self.active:
+        if not self._is_active:
             return OK, "inactive: no command is sent"
         tick = self._tick
         patience_s = 1.0 + 2.0 * self._loop.config.period_s
-        if tick is None or time.monotonic() - self._counted_s > patience_s:
+        if time.monotonic() - self._counted_s > patience_s:
             return WARN, "no cycle of late: the clock of the node stands still, or it is overrun"
+        if tick is None:
+            return OK, "active: the first cycle is due"
         remarks = [*self._troubles(), *self._company()]
         # Derivatives that are being compiled are no trouble.
         is_well = tick.driving and not (remarks or tick.held)
@@ -182,7 +191,7 @@ class Health:
         return result
 
     def _company(self) -> list[str]:
-        """What is wrong with the others on the topics."""
+        """What is wrong with the others on the topics of the node."""
         topic = self._commands.topic_name
         listeners = self._node.get_subscriptions_info_by_topic(topic)
         speakers = self._node.get_publishers_info_by_topic(topic)
@@ -199,9 +208,11 @@ class Health:
                 f"{topic} is {', '.join(sorted(own))} here and {', '.join(sorted(kinds))} "
                 "elsewhere, which do not hear each other"
             )
-        for name in (topic, *self._loop.input_topics):
-            remarks += self._unheard(name)
-        return remarks
+        # Not those of the figures: they are many, and have the quality that all tools ask for.
+        ends: list[Any] = [*self._node.publishers, *self._node.subscriptions]
+        names = (end.topic_name for end in ends if "/telemetry/" not in end.topic_name)
+        remarks += [remark for name in dict.fromkeys(names) for remark in self._unheard(name)]
+        return list(dict.fromkeys(remarks))
 
     def _unheard(self, topic: str) -> list[str]:
         """Who asks for more on a topic than the other offers, where one of them is this node."""

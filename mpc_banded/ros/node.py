@@ -25,8 +25,14 @@ class Builder:
     def __call__(self, node: Node) -> MpcTask:
         """A new task; raises ValueError or ArithmeticError where the parameters are refused."""
         # Torch comes with these: a node that nobody has configured yet is small and up at once.
-        from mpc_banded.ros.parameters import LiveParameters
-        from mpc_banded.ros.task import MpcTask
+        try:
+            from mpc_banded.ros.parameters import LiveParameters
+            from mpc_banded.ros.task import MpcTask
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"the Python module {error.name} is not installed; README.md says what comes "
+                "from pip"
+            ) from error
 
         if self._live is None:
             self._live = LiveParameters(node)

@@ -43,7 +43,7 @@ class Pace:
         period_s: Of the cycles.
 
     Attributes:
-        period_s: May change between two cycles.
+        period_s: As given, or changed to.
         latency_s: Expected time from the beginning of a cycle until its command is out.
     """
 
@@ -51,9 +51,14 @@ class Pace:
         self.period_s = period_s
         self.latency_s = 0.0
         self._began: float | None = None
+        self._is_changed = False
         self._began_ns = 0
         self._waited_s = self._jitter_s = 0.0
         self._skipped = 0
+
+    def change(self, period_s: float) -> None:
+        """Go over to another period, from the next cycle on."""
+        self.period_s, self._is_changed = period_s, True
 
     def begin(self, timer: Timer, now_ns: int) -> None:
         """A cycle begins.
@@ -67,13 +72,14 @@ class Pace:
         waited_s = 0.0 if left_ns is None else self.period_s - 1e-9 * left_ns
         waited_s = min(max(waited_s, 0.0), self.period_s)
         self._skipped, self._jitter_s = 0, 0.0
-        if self._began is not None:
+        if self._began is not None and not self._is_changed:
             # The timer's clock may be paused or jump, and real time may run faster than it.
             elapsed_s = 1e-9 * (now_ns - self._began_ns)
             between_s = min(elapsed_s, began - self._began) - waited_s + self._waited_s
             self._skipped = max(0, round(between_s / self.period_s) - 1)
             self._jitter_s = elapsed_s - self.period_s
         self._began, self._began_ns, self._waited_s = began, now_ns, waited_s
+        self._is_changed = False
 
     def budget_s(self, share: float) -> float:
         """What is left for the solve of this cycle.

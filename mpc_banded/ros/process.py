@@ -9,12 +9,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 import rclpy
+from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 try:
     # The executor that is written in C++ and waits for events takes a third of the processor time
-    # of the one that builds a wait set in Python for each message. Kilted is the first to have it.
+    # of the one that builds a wait set in Python for each message. Jazzy (7.1.4) was the first to
+    # have it.
     from rclpy.experimental.events_executor import EventsExecutor as Executor
 except ImportError:
     from rclpy.executors import SingleThreadedExecutor as Executor
@@ -95,7 +97,12 @@ def run(name: str, make: Callable[[], Actor], arguments: list[str] | None) -> in
     except RuntimeError as error:  # arguments or parameter file cannot be read
         print(f"{name}: {error}", file=sys.stderr)
         return REFUSED
-    actor = make()
+    try:
+        actor = make()
+    except ParameterException as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        rclpy.shutdown()
+        return REFUSED
     executor = Executor()
     executor.add_node(actor.node)
     try:

@@ -91,8 +91,6 @@ class SimulatorTask:
         )
 
     def _move(self) -> None:
-        if self._timer is None:
-            return  # the executor had this call in its queue when the timer was destroyed
         now_ns = self._now_ns()
         elapsed_s = 1e-9 * (now_ns - self._moved_ns)
         self._moved_ns = now_ns
