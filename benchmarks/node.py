@@ -138,7 +138,7 @@ def run_bare(executor_class: Callable[[], Any]) -> int:
         node.create_subscription(interfaces.message_class(kind), topic, _ignore, quality)
     port = interfaces.CommandPort(config)
     node.create_publisher(port.message_class, port.topic, 1)
-    node.create_publisher(DiagnosticArray, "~/cycle", telemetry.RECORDS)
+    node.create_publisher(DiagnosticArray, "~/cycle", interfaces.RECORDS)
     node.create_publisher(DiagnosticArray, "/diagnostics", 1)
     for name in ("optimal_path", "reference"):
         node.create_publisher(PathMessage, f"~/{name}", 1)

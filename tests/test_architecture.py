@@ -149,7 +149,8 @@ def test_importing_the_core_loads_no_ros():
 
 def test_torch_comes_with_the_public_names_and_not_before():
     code = f"""
-import sys, {PACKAGE}.ros.node, {PACKAGE} as package
+import sys, {PACKAGE} as package
+import {PACKAGE}.ros.node, {PACKAGE}.ros.simulator, {PACKAGE}.ros.recorder
 assert "torch" not in sys.modules
 homes = dict.fromkeys(package.__all__)
 for name in homes:

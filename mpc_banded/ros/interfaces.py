@@ -4,16 +4,24 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from builtin_interfaces.msg import Time
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from mpc_banded import messages
-from mpc_banded.config import Config
+
+if TYPE_CHECKING:
+    from mpc_banded.config import Config
 
 #: Takes a state from any publisher, and never an old one for a new one.
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+#: A recorder that starts a little later than the node still gets the first records.
+RECORDS = QoSProfile(
+    depth=100,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
 BASE_FRAME = "base_link"
 
 

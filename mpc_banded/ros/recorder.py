@@ -11,12 +11,9 @@ from pathlib import Path
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-from mpc_banded.config import Config
-from mpc_banded.loop import ControlLoop
 from mpc_banded.offline.recording import Recording
-from mpc_banded.ros import parameters, process
-from mpc_banded.ros.interfaces import message_class
-from mpc_banded.ros.telemetry import RECORDS
+from mpc_banded.ros import process
+from mpc_banded.ros.interfaces import RECORDS, message_class
 
 #: As many as may come while the disk is busy. States are offered reliably or not, and a listener
 #: that asks for less hears both.
@@ -40,6 +37,11 @@ class RecorderTask:
     """
 
     def __init__(self, node: Node) -> None:
+        # Torch comes with these; see simulator.py.
+        from mpc_banded.config import Config
+        from mpc_banded.loop import ControlLoop
+        from mpc_banded.ros import parameters
+
         self._node = node
         values = parameters.given(node)
         named = f"mpc_{datetime.now():%Y_%m_%d-%H_%M_%S}"

@@ -12,8 +12,7 @@ from rclpy.timer import Timer
 from std_srvs.srv import SetBool, Trigger
 
 from mpc_banded import messages
-from mpc_banded.ros import interfaces, parameters, process
-from mpc_banded.simulation import Simulation
+from mpc_banded.ros import interfaces, process
 
 #: Longest time that passes at once, in seconds: a clock may jump, a robot does not.
 LONGEST_STEP_S = 0.5
@@ -36,6 +35,11 @@ class SimulatorTask:
     """
 
     def __init__(self, node: Node) -> None:
+        # Torch comes with these. Meanwhile the node meets the others on the network; it would
+        # find them a second or two later if it had topics as soon as it is there.
+        from mpc_banded.ros import parameters
+        from mpc_banded.simulation import Simulation
+
         self._node = node
         config = parameters.declare(node, live=False)
         self._simulation = Simulation(config, delay_s=config["simulator.actuation_delay"])

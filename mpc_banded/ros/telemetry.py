@@ -5,21 +5,15 @@ from __future__ import annotations
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
 from std_msgs.msg import Float64
 
 from mpc_banded.cycle import Cycle
 from mpc_banded.loop import Tick
 from mpc_banded.ros.health import Counters
+from mpc_banded.ros.interfaces import RECORDS
 from mpc_banded.ros.pace import Timing
 
-#: A recorder that starts a little later than the node still gets the first records.
-RECORDS = QoSProfile(
-    depth=100,
-    reliability=ReliabilityPolicy.RELIABLE,
-    durability=DurabilityPolicy.TRANSIENT_LOCAL,
-)
 #: Figures of every cycle, and of those with a solve.
 OF_ALL = (
     *("state_age_s", "driving", "computing_time_ms", "waiting_time_ms", "jitter_ms"),
