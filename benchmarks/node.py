@@ -33,6 +33,7 @@ from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path as PathMessage
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.serialization import deserialize_message, serialize_message
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
@@ -159,6 +160,24 @@ def run_bare(executor_class: Callable[[], Any]) -> int:
     return 0
 
 
+def _path(points: np.ndarray) -> PathMessage:
+    message = PathMessage()
+    message.header.frame_id = "odom"
+    messages.fill_path(message, np.column_stack([points, np.zeros(len(points))]), PoseStamped)
+    return message
+
+
+def unpacking() -> tuple[int, float]:
+    """Poses of the path, and the milliseconds that rclpy takes to make a message of its bytes."""
+    points, times = figure_of_eight(), []
+    data = serialize_message(_path(points))
+    for _ in range(20):
+        began = time.perf_counter()
+        deserialize_message(data, PathMessage)
+        times.append(1e3 * (time.perf_counter() - began))
+    return len(points), float(np.median(times))
+
+
 class Watch:
     """Publishes the path again and again, and hears of every cycle.
 
@@ -186,11 +205,7 @@ class Watch:
 
     def _publish(self) -> None:
         self._points = self._points + 1e-6  # another path, so it begins anew
-        message = PathMessage()
-        message.header.frame_id = "odom"
-        poses = np.column_stack([self._points, np.zeros(len(self._points))])
-        messages.fill_path(message, poses, PoseStamped)
-        self._plans.publish(message)
+        self._plans.publish(_path(self._points))
 
     def until(self, condition: Callable[[], bool], limit_s: float) -> bool:
         """Listen until something holds; whether it came to that."""
@@ -371,17 +386,20 @@ def page(found: dict[str, list[dict[str, float]]], long: Soak, seconds: float) -
     comparison = wrapped(
         "The bare node has the same subscriptions, publishers, services and timers, is spun as "
         "`rclpy.spin` does it, and its callbacks do nothing. All that is neither solver nor "
-        f"publishing counts as executor here. It takes {ratio:.2f} times what it takes there "
+        f"publishing counts as executor here. That is {ratio:.2f} times as much as there "
         f"(by round {', '.join(f'{x:.2f}' for x in each)}), which is {verdict} the "
         f"{ALLOWED:.2f} times that are allowed. The difference is rclpy's events executor, which "
         "mpc_node runs on where rclpy has it (Jazzy and newer; `executor` in `/diagnostics` "
         f"tells); beside a bare node on that one the ratio is {same:.2f}: timing, counters and "
         "lifecycle are ours, and so are the threads of DDS that deliver what is published."
     )
+    poses, unpack_ms = unpacking()
     drive = wrapped(
         f"In {long.seconds:.0f} s the node went through {long.cycles} cycles and reported "
         f"{long.late} late and {long.skipped} skipped ones; {long.unreported} were missed without "
-        f"a report. Its memory was {memory[0]:.1f} MB at the beginning and {memory[-1]:.1f} MB at "
+        f"a report. Every {AGAIN_S:g} s a new path came, of {poses} poses, which rclpy takes "
+        f"{unpack_ms:.0f} ms to unpack; a period is {1e3 / FREQUENCY:g} ms. Its memory was "
+        f"{memory[0]:.1f} MB at the beginning and {memory[-1]:.1f} MB at "
         f"the end, {long.growth_mb_per_hour:+.1f} MB an hour by a straight line through all "
         f"samples after {GROWN_S:g} s."
     )
