@@ -6,6 +6,8 @@ import signal
 
 import numpy as np
 import pytest
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from ros_harness import Process, Robot, config_file
@@ -56,6 +58,10 @@ def test_a_recorded_drive_is_repeated_to_the_last_digit(tmp_path):
         robot.switch("mpc_node/enable", False)
         robot.hear_more(5)
         robot.switch("mpc_node/enable", True)
+        robot.until(robot.is_driving, "driving again")
+        for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):
+            request = ChangeState.Request(transition=Transition(id=transition))
+            assert robot.request(ChangeState, "mpc_node/change_state", request).success
         robot.hear_more(20)
         robot.drain()
     finally:
@@ -76,6 +82,7 @@ def test_a_recorded_drive_is_repeated_to_the_last_digit(tmp_path):
     assert summary["messages_missing_until_cycle"] < begun
     assert len(summary["remarks"]) <= 1
     assert summary["cycles"] > 55
+    assert [r.starts for r in records(folder)][-1] == 2
     assert summary["codes"]["driving"] > 40
     assert summary["parameters"]["weights.effort"] == 0.5
     assert summary["largest_difference_from_the_record"] <= 1e-9
