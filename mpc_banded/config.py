@@ -147,7 +147,7 @@ GENERAL: dict[str, Entry] = {
     "substeps": Entry(1, "Integration steps in an interval, for euler and rk4.", "", 1, 100),
     "bandwidth": Entry(0, "Half bandwidth of the Hessian; 0 derives it.", "", 0, 1000),
     "recovery": Entry("stagewise", "Way to the Hessian.", choices=RECOVERIES),
-    "compile": Entry(True, "Compile the derivatives in another process.", read_only=True),
+    "compile": Entry(True, "Compile the derivatives beside the control loop.", read_only=True),
     "controller_frequency": Entry(20.0, "Rate of the control loop.", "Hz", 0.1, 1000.0),
     "deadline": Entry(0.8, "Share of the period that a solve may take.", "", 0.01, 1.0),
     "max_state_age": Entry(0.3, "Age beyond which no command is made from a state.", "s", 0.01),

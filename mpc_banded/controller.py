@@ -154,7 +154,13 @@ class RecedingHorizonController:
             self._point = replace(self._point, duals=np.empty((mine.horizon, 0)))
 
     def check(self, state: np.ndarray, parameters: Mapping[str, np.ndarray]) -> None:
-        """Verify the half bandwidth with a random probe; raises BandwidthError."""
+        """Verify gradients and half bandwidth with random probes.
+
+        Raises:
+            BandwidthError: The half bandwidth is too small.
+            ValueError: A gradient is not that of the values, or stages are coupled otherwise than
+                the recovery can see.
+        """
         # A weight that is zero now may be raised later: its cost's coupling counts.
         weights = {name: weight or 1.0 for name, weight in self._weights.items()}
         data = self.transcription.stage_data(state, parameters, weights)

@@ -59,6 +59,8 @@ class Merit:
 
 #: Names of the ways to the Hessian.
 RECOVERIES = ("stagewise", *comb.RECOVERIES)
+#: Steps of the central differences that gradients are checked with.
+DIFFERENCES = (1e-3, 1e-5)
 
 
 class Derivatives:
@@ -180,16 +182,17 @@ class Derivatives:
         return float(np.abs(parts.bands[0]).mean())
 
     def check(self, z: np.ndarray, data: StageData, seed: int = 0) -> None:
-        """Compares the bands with the merit function as a black box, along a random probe.
+        """Compares gradients and bands with the functions as black boxes, along random probes.
 
         Random multipliers, so that the curvature of every defect and inequality is seen.
 
         Raises:
             BandwidthError: The Hessian does not fit the half bandwidth.
             ValueError: It does, but a term couples stages that it does not belong to, which the
-                stagewise recovery cannot see.
+                stagewise recovery cannot see; or a gradient is not that of the values.
         """
         generator = torch.Generator().manual_seed(seed)
+        self._check_slopes(torch.tensor(z, dtype=torch.float64), data, generator)
         point = torch.tensor(z, dtype=torch.float64, requires_grad=True)
         terms = self.transcription.terms(point, data)
         lam = torch.randn(terms.defects.shape, dtype=torch.float64, generator=generator)
@@ -206,6 +209,42 @@ class Derivatives:
                 "a cost or inequality couples stages that it does not belong to: recovery "
                 "'stagewise' cannot see that, 'direct' can"
             ) from None
+
+    def _check_slopes(self, z: Tensor, data: StageData, generator: torch.Generator) -> None:
+        """Raises ValueError if a term's values change otherwise than its gradient says."""
+        problem = self.transcription.problem
+        direction, mixed = (
+            torch.randn(shape, dtype=torch.float64, generator=generator)
+            for shape in (z.shape, (problem.horizon, 1))
+        )
+
+        def values(step: Tensor | float) -> Tensor:
+            terms = self.transcription.terms(z + step * direction, data)
+            rows = [(mixed * each).sum(dim=0) for each in (terms.defects, terms.inequalities)]
+            return torch.cat([terms.costs, *rows])
+
+        step = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        here = values(step)
+        names = [f"cost {name!r}" for name in problem.cost_names]
+        names += [f"the dynamics of state {i}" for i in range(problem.nx)]
+        names += [f"inequality {i}" for i in range(len(here) - len(names))]
+        with torch.no_grad():
+            changes = [((values(h) - values(-h)) / (2.0 * h)).tolist() for h in DIFFERENCES]
+        for name, value, *found in zip(names, here, *changes, strict=True):
+            told = 0.0
+            if value.requires_grad:
+                (slope,) = torch.autograd.grad(
+                    value, step, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
+                told = float(slope)
+            # The smallest error counts: a step may cross a kink, or be lost in rounding.
+            errors = [abs(told - x) - 1e-3 * (abs(told) + abs(x)) for x in found]
+            if min(errors) > 1e-6 * (1.0 + abs(float(value.detach()))):
+                raise ValueError(
+                    f"the gradient of {name} is not that of its values: {told:.4g} along a random "
+                    f"direction, {found[-1]:.4g} by differences; look for detach, item, numpy or "
+                    "no_grad inside the function"
+                )
 
     def _derive(
         self,

@@ -316,7 +316,7 @@ class ControlLoop:
         frozen = self._frozen.look(self._watch.state, self._watch.changed_ns, now_ns, effect_ns)
         if frozen:
             return self._fallen_back(frozen, now_ns, effect_ns, age)
-        state = self._predicted(self._watch.state, self._watch.time_ns, effect_ns)
+        state = self._predicted(self._watch.state, effect_ns)
         values = dict(zip(self.robot.states, state, strict=True))
         problem = self.controller.problem
         parameters = self._parameters(self.reference, values, problem, effect_ns)
@@ -395,12 +395,12 @@ class ControlLoop:
         self._fallback.forget_plan()
         self.reset()
 
-    def _predicted(self, state: np.ndarray, since_ns: int, effect_ns: int) -> np.ndarray:
-        """Where the commands in effect until ``effect_ns`` take a state measured earlier."""
+    def _predicted(self, state: np.ndarray, effect_ns: int) -> np.ndarray:
+        """Where the commands in effect until ``effect_ns`` take the measured state."""
         self._motion.state = state
         ends = [*(begin for begin, _ in self._sent), effect_ns][1:]
         for (begin, command), end in zip(self._sent, ends, strict=False):
-            duration_ns = min(end, effect_ns) - max(begin, since_ns)
+            duration_ns = min(end, effect_ns) - max(begin, self._watch.time_ns)
             self._motion.advance(command, max(0.0, 1e-9 * duration_ns))
         return self._motion.state if np.isfinite(self._motion.state).all() else state
 

@@ -2,6 +2,8 @@
 """What all tests share: one thread, seeds, a ROS domain and a cache of their own, the bags."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Read when the libraries load, so set before any test imports them.
@@ -53,6 +55,16 @@ def generator() -> torch.Generator:
 def repository() -> Path:
     """The root of the source tree."""
     return REPOSITORY
+
+
+@pytest.fixture
+def examples(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of the examples, whose robots can be imported meanwhile."""
+    folder = repository / "examples"
+    monkeypatch.syspath_prepend(folder)
+    yield folder
+    for path in folder.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture(scope="session")

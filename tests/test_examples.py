@@ -12,16 +12,10 @@ from mpc_banded.config import Config
 from mpc_banded.loop import ControlLoop
 from mpc_banded.offline.identify import axes_of
 
+pytestmark = pytest.mark.usefixtures("examples")
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PARAMS = sorted(path.name for path in EXAMPLES.glob("*.yaml"))
-
-
-@pytest.fixture(autouse=True)
-def _examples_can_be_imported(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    yield
-    for path in EXAMPLES.glob("*.py"):
-        sys.modules.pop(path.stem, None)
 
 
 def test_every_robot_has_a_parameter_file_and_is_in_the_list():

@@ -112,6 +112,21 @@ def test_robot_that_was_stopped_mid_drive_is_not_moved_by_activating_without_a_s
     go(robot, DOWN)
 
 
+def test_cleanup_forgets_the_reference_and_that_the_robot_was_disabled(waiting):
+    robot = waiting
+    go(robot, UP)
+    robot.publish_plan(figure_of_eight())
+    robot.until(robot.is_driving, "driving")
+    robot.switch("mpc_node/enable", False)
+    robot.until(lambda: robot.code == "disabled", "disabled")
+    go(robot, DOWN)
+    robot.cycles.clear()
+    go(robot, UP)
+    robot.until(lambda: robot.code == "no reference yet", "waiting for a reference")
+    assert "disabled" not in {cycle.code for cycle in robot.cycles}
+    go(robot, DOWN)
+
+
 def test_cleanup_gives_back_all_that_configure_built():
     tasks = []
 

@@ -2,7 +2,6 @@
 """Recorded runs of five robots, flaws and all: replayed with the examples, and identified."""
 
 import csv
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from mpc_banded.offline.bag import Bag
 from mpc_banded.offline.identify import Recorded, identify, read
 from mpc_banded.offline.replay import Replay
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("examples")]
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -49,14 +48,6 @@ RUNS = {
     ),
     "turtlebot3_teleop_sim": Run("turtlebot3_teleop.yaml", plan="driven"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _examples_can_be_imported(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    yield
-    for path in EXAMPLES.glob("*.py"):
-        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture(scope="module")
