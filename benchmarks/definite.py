@@ -17,8 +17,8 @@ import scipy.linalg
 from benchmarks import optimizers, study
 from benchmarks.stagewise import Evaluation, Stagewise, without_inequalities
 from benchmarks.study import Chapter, Verdict, number
-from mpc_banded import banded
-from mpc_banded.transcription import Transcription
+from mpc_banded.ocp import banded
+from mpc_banded.ocp.transcription import Transcription
 
 TOLERANCE = 1e-6
 #: rho of the definite form, relative to the mean curvature of the costs: the package's.

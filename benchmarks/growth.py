@@ -26,8 +26,8 @@ import numpy as np
 
 from benchmarks import study
 from benchmarks.study import Chapter, Verdict, number
-from mpc_banded.derivatives import Derivatives
-from mpc_banded.solver import NewtonSolver, SolverOptions
+from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.solver import NewtonSolver, SolverOptions
 
 #: The growth exponent is fitted from this horizon on, and may be this much.
 FITTED_FROM, BAR = 100, 1.05

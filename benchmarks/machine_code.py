@@ -26,13 +26,15 @@ from scipy.linalg import get_lapack_funcs
 
 from benchmarks.peers.mpc_banded import problem
 from benchmarks.tasks import Task
-from mpc_banded import banded, expressions, kernels, native
-from mpc_banded.cache import LibraryCache
-from mpc_banded.compiled import CompiledDerivatives
-from mpc_banded.derivatives import Derivatives
-from mpc_banded.kernels import MERIT_SIZE, StageFunctions
-from mpc_banded.newton import Point
-from mpc_banded.transcription import StageData, Transcription
+from mpc_banded.codegen import graph as expressions
+from mpc_banded.codegen import native
+from mpc_banded.codegen.cache import LibraryCache
+from mpc_banded.ocp import banded, kernels
+from mpc_banded.ocp.compiled import CompiledDerivatives
+from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.kernels import MERIT_SIZE, StageFunctions
+from mpc_banded.ocp.newton import Point
+from mpc_banded.ocp.transcription import StageData, Transcription
 
 #: Kernels of a Newton iteration; a step is the three whose names begin with it.
 KERNELS = ("system", "newton_factor", "newton_sweep", "newton_bounds", "merit")

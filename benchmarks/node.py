@@ -41,12 +41,12 @@ from visualization_msgs.msg import MarkerArray
 
 from benchmarks.hessian import processor, wrapped
 from benchmarks.study import ROOT
-from mpc_banded import messages
-from mpc_banded.config import Config
-from mpc_banded.cycle import Cycle, Journal
-from mpc_banded.demo import figure_of_eight, parameter_file
-from mpc_banded.loop import ControlLoop
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.record import Cycle, Journal
+from mpc_banded.robots import messages
 from mpc_banded.ros import interfaces, node, process, telemetry
+from mpc_banded.ros.demo import figure_of_eight, parameter_file
 from mpc_banded.ros.drawing import Drawing
 from mpc_banded.ros.health import Health
 from mpc_banded.ros.task import MpcTask

@@ -20,9 +20,9 @@ import torch
 from benchmarks import study
 from benchmarks.stagewise import Stagewise, without_inequalities
 from benchmarks.study import Chapter, Task, Verdict, number
-from mpc_banded import banded
-from mpc_banded.derivatives import Derivatives
-from mpc_banded.solver import NewtonSolver, SolverOptions, Status
+from mpc_banded.ocp import banded
+from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.solver import NewtonSolver, SolverOptions, Status
 
 #: Largest gradient, relative to that at the start, at which a method has arrived.
 TOLERANCE = 1e-6

@@ -23,7 +23,7 @@ from benchmarks.hessian import processor, wrapped
 from benchmarks.machine_code import Core, build
 from benchmarks.study import Chapter, number
 from benchmarks.tasks import TASKS
-from mpc_banded.cache import LibraryCache
+from mpc_banded.codegen.cache import LibraryCache
 
 PAGE = study.ROOT / "docs" / "performance.md"
 #: Tasks of the closed loops.

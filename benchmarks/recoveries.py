@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks import study
 from benchmarks.study import Chapter, Verdict, number
-from mpc_banded.comb import RECOVERIES, Comb, hessian_vector_products
+from mpc_banded.ocp.comb import RECOVERIES, Comb, hessian_vector_products
 
 #: The half bandwidth of the bicycle: nu + 2 nx - 1.
 HALF_BANDWIDTH = 9

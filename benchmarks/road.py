@@ -23,12 +23,13 @@ from benchmarks.machine_code import (
 )
 from benchmarks.study import Chapter, number
 from benchmarks.tasks import Task
-from mpc_banded import banded, native
-from mpc_banded.cache import LibraryCache
-from mpc_banded.comb import Comb, hessian_vector_products
-from mpc_banded.derivatives import Derivatives
-from mpc_banded.newton import Point
-from mpc_banded.transcription import merit
+from mpc_banded.codegen import native
+from mpc_banded.codegen.cache import LibraryCache
+from mpc_banded.ocp import banded
+from mpc_banded.ocp.comb import Comb, hessian_vector_products
+from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.newton import Point
+from mpc_banded.ocp.transcription import merit
 
 PENALTY = 100.0
 #: States up to which second derivatives can be written out; with more, compilers take minutes.

@@ -21,10 +21,10 @@ from torch import Tensor
 from benchmarks import study
 from benchmarks.stagewise import Stagewise, without_inequalities
 from benchmarks.study import Chapter, Verdict, number
-from mpc_banded import banded
-from mpc_banded.comb import Comb, hessian_vector_products
-from mpc_banded.newton import Point
-from mpc_banded.transcription import merit
+from mpc_banded.ocp import banded
+from mpc_banded.ocp.comb import Comb, hessian_vector_products
+from mpc_banded.ocp.newton import Point
+from mpc_banded.ocp.transcription import merit
 
 PENALTY = 100.0
 #: rho of the solver's Newton matrix on this robot, in order of magnitude.

@@ -30,7 +30,7 @@ from benchmarks.peers.mpc_banded import problem
 from benchmarks.peers.peer import TOLERANCE
 from benchmarks.study import Chapter, number
 from benchmarks.tasks import NUMPY, Task
-from mpc_banded.cache import LibraryCache
+from mpc_banded.codegen.cache import LibraryCache
 
 #: The solver's steps: method -> name on the page. The step begins with a factorisation, in one
 #: call: its share is that of its machine code.

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.study import Task
-from mpc_banded import banded
-from mpc_banded.problem import Inequality, Parameters
-from mpc_banded.transcription import Transcription
+from mpc_banded.ocp import banded
+from mpc_banded.ocp.problem import Inequality, Parameters
+from mpc_banded.ocp.transcription import Transcription
 
 
 def without_inequalities(task: Task, softness: float = 0.0) -> Task:

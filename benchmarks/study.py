@@ -28,14 +28,14 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from mpc_banded import native
-from mpc_banded.cache import LibraryCache
-from mpc_banded.compiled import compiled
-from mpc_banded.config import Config
-from mpc_banded.derivatives import Derivatives
-from mpc_banded.problem import Trajectory
-from mpc_banded.reference import JointReference, PathReference, stacked
-from mpc_banded.transcription import StageData, Transcription
+from mpc_banded.codegen import native
+from mpc_banded.codegen.cache import LibraryCache
+from mpc_banded.control.config import Config
+from mpc_banded.control.reference import JointReference, PathReference, stacked
+from mpc_banded.ocp.compiled import compiled
+from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.problem import Trajectory
+from mpc_banded.ocp.transcription import StageData, Transcription
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"

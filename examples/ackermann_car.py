@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from mpc_banded.messages import ReferenceTopic, StateTopic, path_of, yaw_of
 from mpc_banded.robots import Axis, Robot
+from mpc_banded.robots.messages import ReferenceTopic, StateTopic, path_of, yaw_of
 
 #: What the wheels can do, in rad; controllers that ask for more get no more.
 STEERING = 0.5

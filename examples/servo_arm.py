@@ -9,8 +9,8 @@ axes point along -x of the tip: the tip turns at minus the sum of the velocities
 import numpy as np
 import torch
 
-from mpc_banded.messages import CommandTopic, ReferenceTopic, StateTopic
 from mpc_banded.robots import Axis, Robot
+from mpc_banded.robots.messages import CommandTopic, ReferenceTopic, StateTopic
 
 JOINTS = ("q1", "q2", "q3")
 #: The driver counts the angle of the first joint against its velocity.

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mpc_banded.messages import CommandTopic, StateTopic, fill_twist, goal_of, path_of
+from mpc_banded.robots.messages import CommandTopic, StateTopic, fill_twist, goal_of, path_of
 from mpc_banded.robots.unicycle import unicycle
 
 #: Parameter sim_time of DWB, its default, in s.

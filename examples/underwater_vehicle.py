@@ -9,8 +9,8 @@ import math
 
 import torch
 
-from mpc_banded.messages import CommandTopic, ReferenceTopic, StateTopic, yaw_of
 from mpc_banded.robots import Axis, Robot
+from mpc_banded.robots.messages import CommandTopic, ReferenceTopic, StateTopic, yaw_of
 
 FINS = math.radians(35.0)
 

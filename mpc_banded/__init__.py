@@ -5,10 +5,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpc_banded.comb import BandwidthError, banded_hessian
-    from mpc_banded.controller import CommandSource, ControlStep, RecedingHorizonController
-    from mpc_banded.problem import OptimalControlProblem, Trajectory
-    from mpc_banded.solver import SolverOptions, Status
+    from mpc_banded.ocp.comb import BandwidthError, banded_hessian
+    from mpc_banded.ocp.controller import CommandSource, ControlStep, RecedingHorizonController
+    from mpc_banded.ocp.problem import OptimalControlProblem, Trajectory
+    from mpc_banded.ocp.solver import SolverOptions, Status
 
 __version__ = "0.1.0"
 
@@ -27,15 +27,15 @@ __all__ = [
 # The modules with these names bring torch, which takes seconds and 200 MB: whoever imports the
 # package only to reach a part of it that needs no torch has neither (PEP 562).
 _HOMES = {
-    "BandwidthError": "comb",
-    "CommandSource": "controller",
-    "ControlStep": "controller",
-    "OptimalControlProblem": "problem",
-    "RecedingHorizonController": "controller",
-    "SolverOptions": "solver",
-    "Status": "solver",
-    "Trajectory": "problem",
-    "banded_hessian": "comb",
+    "BandwidthError": "ocp.comb",
+    "CommandSource": "ocp.controller",
+    "ControlStep": "ocp.controller",
+    "OptimalControlProblem": "ocp.problem",
+    "RecedingHorizonController": "ocp.controller",
+    "SolverOptions": "ocp.solver",
+    "Status": "ocp.solver",
+    "Trajectory": "ocp.problem",
+    "banded_hessian": "ocp.comb",
 }
 
 

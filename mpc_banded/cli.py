@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mpc_banded.background import NOT_COMPILED
-from mpc_banded.config import Config
+from mpc_banded.control.background import NOT_COMPILED
+from mpc_banded.control.config import Config
 from mpc_banded.robots.robot import BUILT_IN
 
 
@@ -55,13 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     # Needs ROS, which checking does not.
-    from mpc_banded.demo import run_demo
+    from mpc_banded.ros.demo import run_demo
 
     return run_demo(options.robot, options.duration, options.output)
 
 
 def _check(options: argparse.Namespace) -> int:
-    from mpc_banded.loop import ControlLoop
+    from mpc_banded.control.loop import ControlLoop
 
     try:
         config = Config.load(options.params)

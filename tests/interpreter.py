@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from mpc_banded.expressions import BINARY, UNARY
+from mpc_banded.codegen.graph import BINARY, UNARY
 
 ON_ARRAYS = {
     **{name: getattr(np, name) for name in (*UNARY, *BINARY) if hasattr(np, name)},

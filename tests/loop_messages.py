@@ -3,7 +3,7 @@
 
 from types import SimpleNamespace
 
-from mpc_banded.messages import fill_odometry, set_yaw
+from mpc_banded.robots.messages import fill_odometry, set_yaw
 
 
 def fields(**values):

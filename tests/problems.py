@@ -10,13 +10,13 @@ import numpy as np
 import scipy.optimize
 import torch
 
-from mpc_banded.barrier import Barrier
-from mpc_banded.controller import ControlStep, RecedingHorizonController
-from mpc_banded.derivatives import Derivatives
-from mpc_banded.newton import Point
-from mpc_banded.problem import STATE_BOUND_PENALTY, OptimalControlProblem
-from mpc_banded.solver import NewtonSolver, Solution, SolverOptions
-from mpc_banded.transcription import SCHEMES, StageData, Transcription
+from mpc_banded.ocp.barrier import Barrier
+from mpc_banded.ocp.controller import ControlStep, RecedingHorizonController
+from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.newton import Point
+from mpc_banded.ocp.problem import STATE_BOUND_PENALTY, OptimalControlProblem
+from mpc_banded.ocp.solver import NewtonSolver, Solution, SolverOptions
+from mpc_banded.ocp.transcription import SCHEMES, StageData, Transcription
 
 A = torch.tensor([[0.0, 1.0], [0.0, -0.2]], dtype=torch.float64)
 B = torch.tensor([[0.0], [1.0]], dtype=torch.float64)

@@ -22,9 +22,9 @@ from rclpy.qos import qos_profile_sensor_data
 from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
 
-from mpc_banded import messages
-from mpc_banded.config import Config
-from mpc_banded.cycle import Cycle
+from mpc_banded.control.config import Config
+from mpc_banded.control.record import Cycle
+from mpc_banded.robots import messages
 from mpc_banded.ros.interfaces import CommandPort, message_class
 
 REPOSITORY = Path(__file__).resolve().parents[1]

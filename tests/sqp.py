@@ -8,7 +8,7 @@ import scipy.optimize
 import torch
 from problems import Case, inputs_of, row_penalties, row_values
 
-from mpc_banded.transcription import Transcription
+from mpc_banded.ocp.transcription import Transcription
 
 
 def sequential_quadratic_programming(

@@ -15,52 +15,28 @@ from catkin_pkg.package import parse_package
 PACKAGE = "mpc_banded"
 SOURCE = Path(__file__).resolve().parents[1] / PACKAGE
 
-# A part (a module, or a folder of them) imports only parts above it. The package itself, which
-# re-exports the core, stands where the core ends.
+# A part (a package, or a module beside them) imports only parts above it. The package itself,
+# which re-exports the solver, stands where the solver ends.
 ORDER = (
-    "banded",
-    "comb",
-    "problem",
-    "transcription",
-    "barrier",
-    "newton",
-    "derivatives",
-    "expressions",
-    "tracing",
-    "native",
-    "kernels",
-    "cache",
-    "compiled",
-    "solver",
-    "controller",
+    "codegen",
+    "ocp",
     "__init__",
-    "reference",
-    "messages",
     "robots",
-    "config",
-    "simulation",
-    "watchdog",
-    "following",
-    "fallback",
-    "frozen",
-    "obstacles",
-    "explain",
-    "loop",
-    "cycle",
-    "background",
+    "control",
     "offline",
     "ros",
-    "demo",
     "cli",
     "__main__",
 )
+#: Modules that stand beside the packages, at most.
+FLAT = 6
 
 ROS = re.compile(r"rclpy|rcl_\w+|rosidl\w*|ament_\w+|launch\w*|tf2\w*|\w+_(msgs|srvs|interfaces)")
 OPTIONAL = {"ackermann_msgs"}  # used where installed, as package.xml says
 HOMES = (  # outside packages, and the only parts that may import them
     (ROS, {"ros"}),
     (re.compile(r"rosbags|mcap"), {"offline"}),
-    (re.compile(r"matplotlib|rich"), {"offline", "demo", "cli"}),
+    (re.compile(r"matplotlib|rich"), {"offline", "ros", "cli"}),
 )
 
 
@@ -104,10 +80,14 @@ def test_resolves_every_form_of_import():
         "import a.b as c, d\nfrom e import f\nfrom . import g\nfrom .h import i\n"
         "def function():\n    from j.k import l\n"
     )
-    names = set(imported_names(f"{PACKAGE}.banded", source))
+    names = set(imported_names(f"{PACKAGE}.cli", source))
     inside = {f"{PACKAGE}.g", f"{PACKAGE}.h.i"}
     assert names == {"a.b", "d", "e.f", "j.k.l"} | inside
     assert set(imported_names(PACKAGE, source)) == names
+
+
+def test_few_modules_stand_beside_the_packages():
+    assert len([path for path in SOURCE.glob("*.py") if path.stem != "__init__"]) <= FLAT
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -138,13 +118,24 @@ def test_outside_packages_stay_at_home(module):
     assert not strays
 
 
-def test_importing_the_core_loads_no_ros():
-    core = [f"{PACKAGE}.{name}" for name in ORDER[: ORDER.index("__init__")]]
-    code = f"import sys, {', '.join(core)}; print(*{{m.split('.')[0] for m in sys.modules}})"
+@pytest.mark.parametrize(
+    ("package", "unknown"),
+    [
+        ("codegen", r"mpc_banded\.(?!codegen).*|yaml"),
+        ("ocp", r"mpc_banded\.(?!codegen|ocp).*|yaml"),
+        ("robots", r"mpc_banded\.(?!codegen|ocp|robots).*|yaml"),
+        ("control", r"mpc_banded\.(offline|ros|cli).*"),
+    ],
+)
+def test_package_is_usable_without_those_below_it(package, unknown):
+    names = [name for name in MODULES if name.startswith(f"{PACKAGE}.{package}")]
+    code = f"import sys, {', '.join(names)}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = run.stdout.split()
-    assert PACKAGE in loaded
-    assert not [name for name in loaded for package, _ in HOMES if package.fullmatch(name)]
+    assert set(names) <= set(loaded)
+    assert not [name for name in loaded if re.fullmatch(unknown, name)]
+    roots = {name.split(".")[0] for name in loaded}
+    assert not [name for name in roots for outside, _ in HOMES if outside.fullmatch(name)]
 
 
 def test_torch_comes_with_the_public_names_and_not_before():

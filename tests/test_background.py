@@ -13,16 +13,18 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from mpc_banded import background, compiled, native
-from mpc_banded.background import NICENESS, CompilationFailed, Compiler, OtherProcess
-from mpc_banded.cache import LibraryCache, NotBuilt
 from mpc_banded.cli import main
-from mpc_banded.config import Config
-from mpc_banded.demo import figure_of_eight
-from mpc_banded.loop import ControlLoop
-from mpc_banded.reference import PathReference
+from mpc_banded.codegen import native
+from mpc_banded.codegen.cache import LibraryCache, NotBuilt
+from mpc_banded.control import background
+from mpc_banded.control.background import NICENESS, CompilationFailed, Compiler, OtherProcess
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.motion import Simulation
+from mpc_banded.control.reference import PathReference
+from mpc_banded.ocp import compiled
 from mpc_banded.robots.robot import BUILT_IN
-from mpc_banded.simulation import Simulation
+from mpc_banded.ros.demo import figure_of_eight
 
 PATIENCE_S = 60.0
 SHORT = {"robot": "cartpole", "horizon": 4}

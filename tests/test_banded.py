@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mpc_banded import banded
+from mpc_banded.ocp import banded
 
 SIZES = [(1, 0), (1, 3), (2, 5), (5, 0), (6, 2), (4, 3), (4, 4), (40, 9), (120, 40)]
 

@@ -24,9 +24,9 @@ from problems import (
     van_der_pol,
 )
 
-from mpc_banded.barrier import TO_BOUNDARY, Barrier, optimal_slacks
-from mpc_banded.problem import OptimalControlProblem
-from mpc_banded.transcription import Transcription
+from mpc_banded.ocp.barrier import TO_BOUNDARY, Barrier, optimal_slacks
+from mpc_banded.ocp.problem import OptimalControlProblem
+from mpc_banded.ocp.transcription import Transcription
 
 BOUNDED = {
     "unicycle": unicycle,

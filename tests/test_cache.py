@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from mpc_banded import cache as cache_module
-from mpc_banded import native
-from mpc_banded.cache import LibraryCache, UnsafeCache, default_folder
-from mpc_banded.native import Argument, NoCompiler, Result, Section, c_function
+from mpc_banded.codegen import cache as cache_module
+from mpc_banded.codegen import native
+from mpc_banded.codegen.cache import LibraryCache, UnsafeCache, default_folder
+from mpc_banded.codegen.native import Argument, NoCompiler, Result, Section, c_function
 
 MODE = stat.S_IMODE
 

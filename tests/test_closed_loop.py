@@ -11,13 +11,13 @@ import torch
 from scipy.integrate import solve_ivp
 
 from mpc_banded import Status
-from mpc_banded.config import Config
-from mpc_banded.demo import figure_of_eight, lane_change
-from mpc_banded.loop import ControlLoop
-from mpc_banded.messages import fill_joint_state, fill_odometry
-from mpc_banded.native import NoCompiler
+from mpc_banded.codegen.native import NoCompiler
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.reference import PathReference
 from mpc_banded.offline.report import Run, bound_violations, clearance, tracking_error
-from mpc_banded.reference import PathReference
+from mpc_banded.robots.messages import fill_joint_state, fill_odometry
+from mpc_banded.ros.demo import figure_of_eight, lane_change
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpc_banded import banded, comb
-from mpc_banded.comb import BandwidthError, Comb, banded_hessian, check_band
+from mpc_banded.ocp import banded, comb
+from mpc_banded.ocp.comb import BandwidthError, Comb, banded_hessian, check_band
 
 RECOVERIES = ["direct", "substitution", "phase", "random"]
 DTYPES = ["float64", "float32"]

@@ -28,20 +28,21 @@ from problems import (
     van_der_pol,
 )
 
-from mpc_banded import compiled as compiled_module
-from mpc_banded import kernels, native
-from mpc_banded.cache import LibraryCache, NotBuilt
-from mpc_banded.compiled import CompiledDerivatives, compiled
-from mpc_banded.config import Config
-from mpc_banded.derivatives import RECOVERIES, Derivatives, Merit
-from mpc_banded.kernels import StageFunctions
-from mpc_banded.native import Argument, Result, Section
-from mpc_banded.newton import Point
-from mpc_banded.problem import OptimalControlProblem
+from mpc_banded.codegen import native
+from mpc_banded.codegen.cache import LibraryCache, NotBuilt
+from mpc_banded.codegen.native import Argument, Result, Section
+from mpc_banded.codegen.trace import UnsupportedOperation
+from mpc_banded.control.config import Config
+from mpc_banded.ocp import compiled as compiled_module
+from mpc_banded.ocp import kernels
+from mpc_banded.ocp.compiled import CompiledDerivatives, compiled
+from mpc_banded.ocp.derivatives import RECOVERIES, Derivatives, Merit
+from mpc_banded.ocp.kernels import StageFunctions
+from mpc_banded.ocp.newton import Point
+from mpc_banded.ocp.problem import OptimalControlProblem
+from mpc_banded.ocp.solver import NewtonSolver, SolverOptions, Status
+from mpc_banded.ocp.transcription import SCHEMES, Transcription
 from mpc_banded.robots.robot import BUILT_IN
-from mpc_banded.solver import NewtonSolver, SolverOptions, Status
-from mpc_banded.tracing import UnsupportedOperation
-from mpc_banded.transcription import SCHEMES, Transcription
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler"

@@ -11,12 +11,19 @@ import rclpy
 from rclpy.context import Context
 from rclpy.node import Node
 
-from mpc_banded.config import GENERAL, Config, ConfigError, Entry, entries_of, read_parameter_file
+from mpc_banded.control.config import (
+    GENERAL,
+    Config,
+    ConfigError,
+    Entry,
+    entries_of,
+    read_parameter_file,
+)
+from mpc_banded.ocp.solver import SolverOptions
 from mpc_banded.robots import load_robot
 from mpc_banded.robots.robot import BUILT_IN
 from mpc_banded.ros.parameters import descriptor
 from mpc_banded.ros.parameters import given as given_to
-from mpc_banded.solver import SolverOptions
 
 FILES = sorted((Path(__file__).resolve().parents[1] / "config").glob("*.yaml"))
 

@@ -16,7 +16,7 @@ from problems import (
 )
 
 from mpc_banded import CommandSource, Status
-from mpc_banded.controller import ControlStep
+from mpc_banded.ocp.controller import ControlStep
 
 NAN = np.full(3, np.nan)
 

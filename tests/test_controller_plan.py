@@ -22,7 +22,7 @@ from problems import (
 )
 
 from mpc_banded import CommandSource, Status
-from mpc_banded.transcription import SCHEMES
+from mpc_banded.ocp.transcription import SCHEMES
 
 NAN = np.full(3, np.nan)
 

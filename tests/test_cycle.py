@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpc_banded.config import Config
-from mpc_banded.cycle import Cycle, Journal, Receipt
-from mpc_banded.loop import ControlLoop, Reason
-from mpc_banded.solver import Status
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop, Reason
+from mpc_banded.control.record import Cycle, Journal, Receipt
+from mpc_banded.ocp.solver import Status
 
 names = st.from_regex(r"[a-z][a-z_/0-9]{0,8}", fullmatch=True)
 numbers = st.floats(allow_nan=False)

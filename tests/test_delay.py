@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from loop_messages import ns, odometry, plan
 
-from mpc_banded.config import Config
-from mpc_banded.demo import figure_of_eight
-from mpc_banded.loop import ControlLoop
-from mpc_banded.reference import PathReference
-from mpc_banded.simulation import Simulation
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.motion import Simulation
+from mpc_banded.control.reference import PathReference
+from mpc_banded.ros.demo import figure_of_eight
 
 DELAY, PERIOD = 0.15, 0.05
 BEGIN = 1000.0

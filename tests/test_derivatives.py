@@ -20,12 +20,13 @@ from problems import (
     tangled,
 )
 
-from mpc_banded import RecedingHorizonController, banded
-from mpc_banded.barrier import optimal_slacks
-from mpc_banded.derivatives import RECOVERIES, Derivatives
-from mpc_banded.newton import NewtonSystem, Point, transposed_product
-from mpc_banded.problem import OptimalControlProblem
-from mpc_banded.transcription import SCHEMES, StageData, Terms, Transcription
+from mpc_banded import RecedingHorizonController
+from mpc_banded.ocp import banded
+from mpc_banded.ocp.barrier import optimal_slacks
+from mpc_banded.ocp.derivatives import RECOVERIES, Derivatives
+from mpc_banded.ocp.newton import NewtonSystem, Point, transposed_product
+from mpc_banded.ocp.problem import OptimalControlProblem
+from mpc_banded.ocp.transcription import SCHEMES, StageData, Terms, Transcription
 
 BOUNDS = {
     "input_bounds": ([-np.inf, -2.0], [3.0, np.inf]),

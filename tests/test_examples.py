@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mpc_banded.config import Config
-from mpc_banded.loop import ControlLoop
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop
 from mpc_banded.offline.identify import axes_of
 
 pytestmark = pytest.mark.usefixtures("examples")

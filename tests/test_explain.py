@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from loop_messages import AHEAD, ns, odometry, plan, pose
 
-from mpc_banded.config import Config
-from mpc_banded.explain import violated
-from mpc_banded.loop import ControlLoop
-from mpc_banded.simulation import Simulation
+from mpc_banded.control.config import Config
+from mpc_banded.control.explain import violated
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.motion import Simulation
 
 PERIOD = 0.05
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from interpreter import ON_ARRAYS, interpreted
 
-from mpc_banded.expressions import BINARY, UNARY, Graph, TooLong
+from mpc_banded.codegen.graph import BINARY, UNARY, Graph, TooLong
 
 SPECIAL = (0.0, -0.0, 1.0, -1.0, -2.5, math.inf, -math.inf, math.nan)
 

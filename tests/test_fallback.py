@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loop_messages import AHEAD, ns, odometry
 
-from mpc_banded.config import Config
-from mpc_banded.fallback import slowed
-from mpc_banded.loop import ControlLoop, Reason
-from mpc_banded.simulation import Simulation
+from mpc_banded.control.config import Config
+from mpc_banded.control.fallback import slowed
+from mpc_banded.control.loop import ControlLoop, Reason
+from mpc_banded.control.motion import Simulation
 
 PERIOD = 0.05
 

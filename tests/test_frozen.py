@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from loop_messages import ns
 
-from mpc_banded import frozen
-from mpc_banded.config import Config
-from mpc_banded.frozen import FrozenWatch
-from mpc_banded.simulation import Simulation
+from mpc_banded.control import frozen
+from mpc_banded.control.config import Config
+from mpc_banded.control.frozen import FrozenWatch
+from mpc_banded.control.motion import Simulation
 
 PERIOD, LIMIT = 0.05, 1.0
 HERE = np.array([3.0, -1.0, 0.5, 0.0, 0.0])

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import definite, growth, hessian, optimizers, recoveries, routes, study
 from benchmarks.stagewise import Stagewise, without_inequalities
-from mpc_banded import banded
-from mpc_banded.comb import RECOVERIES
+from mpc_banded.ocp import banded
+from mpc_banded.ocp.comb import RECOVERIES
 
 pytestmark = pytest.mark.slow
 

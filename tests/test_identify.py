@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpc_banded.cli import main
-from mpc_banded.config import Config
+from mpc_banded.control.config import Config
 from mpc_banded.offline.identify import Recorded, combined, identify, read, write_parameters
 from mpc_banded.offline.lag import (
     Drive,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from loop_messages import fields, header, ns
 
-from mpc_banded.config import Config, ConfigError
-from mpc_banded.loop import ControlLoop, Reason
-from mpc_banded.messages import fill_joint_state
-from mpc_banded.simulation import Simulation
+from mpc_banded.control.config import Config, ConfigError
+from mpc_banded.control.loop import ControlLoop, Reason
+from mpc_banded.control.motion import Simulation
+from mpc_banded.robots.messages import fill_joint_state
 
 PERIOD = 0.05
 SEVEN = [f"joint{i}" for i in range(1, 8)]

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_messages import ns, odometry, plan
 
-from mpc_banded.comb import BandwidthError
-from mpc_banded.config import GENERAL, Config, ConfigError, entries_of
-from mpc_banded.demo import figure_of_eight
-from mpc_banded.loop import ControlLoop
+from mpc_banded.control.config import GENERAL, Config, ConfigError, entries_of
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.motion import Simulation
+from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.robots import load_robot
 from mpc_banded.robots.robot import BUILT_IN
-from mpc_banded.simulation import Simulation
+from mpc_banded.ros.demo import figure_of_eight
 
 PERIOD = 0.05
 

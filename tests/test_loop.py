@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpc_banded.comb import BandwidthError
-from mpc_banded.config import Config
-from mpc_banded.loop import ControlLoop, Reason
-from mpc_banded.messages import fill_joint_state, fill_odometry, set_yaw
-from mpc_banded.problem import Trajectory
-from mpc_banded.simulation import Simulation
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop, Reason
+from mpc_banded.control.motion import Simulation
+from mpc_banded.ocp.comb import BandwidthError
+from mpc_banded.ocp.problem import Trajectory
+from mpc_banded.robots.messages import fill_joint_state, fill_odometry, set_yaw
 
 SHORT = {"horizon": 8, "dt": 0.1, "max_state_age": 0.305, "solver.max_iterations": 20}
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loop_messages import fields, header, ns, odometry, plan, pose
 
-from mpc_banded.config import Config
-from mpc_banded.loop import ControlLoop, Reason
-from mpc_banded.reference import (
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop, Reason
+from mpc_banded.control.reference import (
     JointPlanReference,
     MovedReference,
     PathReference,

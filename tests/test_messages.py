@@ -18,7 +18,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from mpc_banded import messages
+from mpc_banded.robots import messages
 from mpc_banded.ros.interfaces import message_class
 
 NUMBERS = st.floats(-1e6, 1e6)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mpc_banded import native
-from mpc_banded.native import (
+from mpc_banded.codegen import native
+from mpc_banded.codegen.native import (
     Argument,
     Library,
     NoCompiler,

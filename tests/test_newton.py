@@ -10,15 +10,15 @@ import pytest
 import torch
 from problems import CASES, random_iterate, squared, tangled
 
-from mpc_banded import banded
-from mpc_banded.banded import NotPositiveDefinite
-from mpc_banded.cache import LibraryCache
-from mpc_banded.compiled import CompiledDerivatives
-from mpc_banded.derivatives import Derivatives
-from mpc_banded.kernels import StageFunctions
-from mpc_banded.newton import Point, product, transposed_product
-from mpc_banded.problem import OptimalControlProblem
-from mpc_banded.transcription import SCHEMES, Transcription
+from mpc_banded.codegen.cache import LibraryCache
+from mpc_banded.ocp import banded
+from mpc_banded.ocp.banded import NotPositiveDefinite
+from mpc_banded.ocp.compiled import CompiledDerivatives
+from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.kernels import StageFunctions
+from mpc_banded.ocp.newton import Point, product, transposed_product
+from mpc_banded.ocp.problem import OptimalControlProblem
+from mpc_banded.ocp.transcription import SCHEMES, Transcription
 
 #: nx, nu, N. Windows of 2 nx + nu entries are padded to whole vectors, columns taken four at once:
 #: every remainder of both is here.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ros_harness import PATIENCE_S, Process, Robot, on_path
 
-from mpc_banded import native
+from mpc_banded.codegen import native
 
 pytestmark = pytest.mark.ros
 

@@ -8,7 +8,7 @@ from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
 from rclpy.parameter import Parameter
 from ros_harness import Robot
 
-from mpc_banded import native
+from mpc_banded.codegen import native
 
 pytestmark = pytest.mark.ros
 

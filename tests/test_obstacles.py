@@ -13,10 +13,10 @@ from rosbags.typesys import Stores, get_typestore
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
-from mpc_banded.config import Config
-from mpc_banded.loop import ControlLoop
-from mpc_banded.obstacles import MovingObstacles, read_circles
-from mpc_banded.simulation import Simulation
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.motion import Simulation
+from mpc_banded.control.obstacles import MovingObstacles, read_circles
 
 NAMES = ("x", "y", "radius", "vx", "vy")
 NOW = 100.0

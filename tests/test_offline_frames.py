@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpc_banded.config import Config
+from mpc_banded.control.config import Config
 from mpc_banded.offline.bag import Bag
-from mpc_banded.offline.frames import Frames
 from mpc_banded.offline.replay import Replay
+from mpc_banded.offline.transforms import Frames
 
 numbers = st.floats(-100.0, 100.0)
 poses = st.tuples(numbers, numbers, st.floats(-3.0, 3.0))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import CASES, squared, unicycle
 
-from mpc_banded.problem import OptimalControlProblem, Trajectory
+from mpc_banded.ocp.problem import OptimalControlProblem, Trajectory
 
 GOOD = {
     "nx": 2,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mpc_banded.config import Config
-from mpc_banded.loop import ControlLoop
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

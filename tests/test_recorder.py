@@ -13,7 +13,7 @@ from rcl_interfaces.srv import SetParameters
 from ros_harness import Process, Robot, config_file
 
 from mpc_banded.cli import main
-from mpc_banded.cycle import Cycle
+from mpc_banded.control.record import Cycle
 from mpc_banded.offline.bag import Bag
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]

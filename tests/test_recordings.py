@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpc_banded.config import Config
-from mpc_banded.loop import Reason
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import Reason
 from mpc_banded.offline.bag import Bag
 from mpc_banded.offline.identify import Recorded, identify, read
 from mpc_banded.offline.replay import Replay

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mpc_banded.demo import figure_of_eight
-from mpc_banded.reference import GoalReference, JointReference, PathReference, stacked
+from mpc_banded.control.reference import GoalReference, JointReference, PathReference, stacked
+from mpc_banded.ros.demo import figure_of_eight
 
 TIMES = np.arange(21) * 0.1
 COORDINATES = st.floats(-10.0, 10.0)

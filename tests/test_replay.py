@@ -15,9 +15,9 @@ import pytest
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from mpc_banded.cli import main
-from mpc_banded.config import Config
-from mpc_banded.cycle import Cycle, Journal
-from mpc_banded.loop import ControlLoop
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.record import Cycle, Journal
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.offline.replay import Replay
 from mpc_banded.offline.results import ResultError, Results, whole_folder

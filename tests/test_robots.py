@@ -12,13 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpc_banded.config import Config, ConfigError
-from mpc_banded.loop import ControlLoop
-from mpc_banded.messages import ReferenceTopic, StateTopic, fill_joint_state
-from mpc_banded.problem import Trajectory
+from mpc_banded.control.config import Config, ConfigError
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.motion import Simulation
+from mpc_banded.ocp.problem import Trajectory
 from mpc_banded.robots import Robot, distance, load_robot
+from mpc_banded.robots.messages import ReferenceTopic, StateTopic, fill_joint_state
 from mpc_banded.robots.robot import BUILT_IN
-from mpc_banded.simulation import Simulation
 
 
 def parameters(robot, generator, batch):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from mpc_banded.config import Config
+from mpc_banded.control.config import Config
+from mpc_banded.control.motion import Simulation
 from mpc_banded.robots.robot import BUILT_IN
-from mpc_banded.simulation import Simulation
 
 COMMANDS = {
     "unicycle": {"v": 0.7, "vy": 0.0, "w": 0.9},

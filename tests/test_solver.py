@@ -31,11 +31,11 @@ from problems import (
 )
 from sqp import sequential_quadratic_programming
 
-from mpc_banded.barrier import optimal_slacks
-from mpc_banded.derivatives import RECOVERIES, Derivatives
-from mpc_banded.problem import Trajectory
-from mpc_banded.solver import NewtonSolver, SolverOptions, Status
-from mpc_banded.transcription import SCHEMES, Transcription
+from mpc_banded.ocp.barrier import optimal_slacks
+from mpc_banded.ocp.derivatives import RECOVERIES, Derivatives
+from mpc_banded.ocp.problem import Trajectory
+from mpc_banded.ocp.solver import NewtonSolver, SolverOptions, Status
+from mpc_banded.ocp.transcription import SCHEMES, Transcription
 
 
 def trajectory_of(case, solution) -> Trajectory:

@@ -22,8 +22,8 @@ from problems import (
     unicycle,
 )
 
-from mpc_banded import solver as solver_module
-from mpc_banded.solver import SolverOptions, Status
+from mpc_banded.ocp import solver as solver_module
+from mpc_banded.ocp.solver import SolverOptions, Status
 
 # Statuses
 

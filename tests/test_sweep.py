@@ -9,7 +9,7 @@ import joblib
 import pytest
 
 from mpc_banded.cli import main
-from mpc_banded.config import ConfigError
+from mpc_banded.control.config import ConfigError
 from mpc_banded.offline.bag import BagError
 from mpc_banded.offline.sweep import Request, grid, sweep
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from interpreter import interpreted
 from torch.nn import functional
 
-from mpc_banded import tracing
-from mpc_banded.expressions import BINARY, UNARY, Graph
-from mpc_banded.tracing import UnsupportedOperation, trace
+from mpc_banded.codegen import trace as tracing
+from mpc_banded.codegen.graph import BINARY, UNARY, Graph
+from mpc_banded.codegen.trace import UnsupportedOperation, trace
 
 
 def traced(function, *shapes):

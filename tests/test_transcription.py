@@ -12,8 +12,8 @@ from problems import CASES, Case, dense_hessian, random_point, rollout, squared,
 from scipy.integrate import solve_ivp
 
 from mpc_banded import BandwidthError, RecedingHorizonController, SolverOptions
-from mpc_banded.problem import OptimalControlProblem, Trajectory
-from mpc_banded.transcription import SCHEMES, Transcription, merit
+from mpc_banded.ocp.problem import OptimalControlProblem, Trajectory
+from mpc_banded.ocp.transcription import SCHEMES, Transcription, merit
 
 ORDERS = {"euler": 1, "midpoint": 2, "trapezoid": 2, "rk4": 4}
 SIZES = [(1, 1, 2), (1, 3, 4), (2, 1, 3), (3, 2, 2), (4, 2, 5), (2, 4, 3)]

@@ -6,10 +6,10 @@ import math
 import pytest
 from loop_messages import AHEAD, ns, odometry, pose
 
-from mpc_banded.config import Config
-from mpc_banded.loop import ControlLoop, Reason
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop, Reason
+from mpc_banded.control.state import StateWatch
 from mpc_banded.robots import load_robot
-from mpc_banded.watchdog import StateWatch
 
 (ODOM,) = load_robot("unicycle").state_topics
 NOW = 1000.0

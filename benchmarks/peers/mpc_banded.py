@@ -11,7 +11,7 @@ import mpc_banded as mb
 from benchmarks.peers.peer import FIRST_SOLVES, TOLERANCE, Outcome, Peer
 from benchmarks.peers.torch_terms import TORCH
 from benchmarks.tasks import Task
-from mpc_banded.cache import LibraryCache
+from mpc_banded.codegen.cache import LibraryCache
 
 
 def problem(task: Task) -> mb.OptimalControlProblem:

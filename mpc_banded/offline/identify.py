@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from mpc_banded.comb import BandwidthError
-from mpc_banded.config import Config, ConfigError
+from mpc_banded.control.config import Config, ConfigError
+from mpc_banded.control.state import StateWatch
+from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.offline.lag import (
     Drive,
@@ -35,7 +36,6 @@ from mpc_banded.offline.lag import (
     prediction_errors,
 )
 from mpc_banded.robots import Axis, Robot
-from mpc_banded.watchdog import StateWatch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

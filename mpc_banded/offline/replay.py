@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded.config import Config
-from mpc_banded.cycle import Cycle, Journal
-from mpc_banded.loop import ControlLoop, Tick
-from mpc_banded.messages import frame_of, stamp_ns_of
+from mpc_banded.codegen.trace import UnsupportedOperation
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop, Tick
+from mpc_banded.control.record import Cycle, Journal
 from mpc_banded.offline.bag import Bag, BagError
-from mpc_banded.offline.frames import Frames, Pose
-from mpc_banded.tracing import UnsupportedOperation
+from mpc_banded.offline.transforms import Frames, Pose
+from mpc_banded.robots.messages import frame_of, stamp_ns_of
 
 #: In the reason of a rejection; without them, reasons of one kind can be counted.
 NUMBER = re.compile(r"(?<![\w.])-?\d+(\.\d+)?(e-?\d+)?")

@@ -11,8 +11,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from mpc_banded.config import Config
-from mpc_banded.reference import PathReference
+from mpc_banded.control.config import Config
+from mpc_banded.control.reference import PathReference
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

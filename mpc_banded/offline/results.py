@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from mpc_banded import __version__
-from mpc_banded.messages import CommandTopic, fill_path
 from mpc_banded.offline.recording import Recording
 from mpc_banded.offline.replay import Replay, Replayed
 from mpc_banded.offline.trace import Trace
+from mpc_banded.robots.messages import CommandTopic, fill_path
 
 CYCLES, SUMMARY, TIMING, PAGE = "cycles.csv", "summary.json", "timing.csv", "report.html"
 #: In front of all names in the result bag, so that it opens beside the original.

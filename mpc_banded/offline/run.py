@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mpc_banded.comb import BandwidthError
-from mpc_banded.config import ConfigError
+from mpc_banded.control.config import ConfigError
+from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.offline import compare, sweep
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.offline.page import write_page

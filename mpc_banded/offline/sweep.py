@@ -18,12 +18,12 @@ import matplotlib
 import torch
 from joblib import Parallel, delayed
 
-from mpc_banded.config import Config
+from mpc_banded.control.config import Config
 from mpc_banded.offline.bag import Bag, BagError
-from mpc_banded.offline.frames import Pose
 from mpc_banded.offline.replay import Replay
 from mpc_banded.offline.report import BLUE, GREEN, ORANGE, RED, STYLE
 from mpc_banded.offline.results import Results
+from mpc_banded.offline.transforms import Pose
 
 from matplotlib import pyplot as plt  # isort: skip  (report.py chooses the backend)
 

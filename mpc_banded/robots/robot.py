@@ -15,9 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from mpc_banded import messages
-from mpc_banded.messages import CommandTopic, ReferenceTopic, StateTopic, Values
-from mpc_banded.problem import (
+from mpc_banded.ocp.problem import (
     Dynamics,
     Inequality,
     OptimalControlProblem,
@@ -25,6 +23,8 @@ from mpc_banded.problem import (
     TerminalCost,
     Trajectory,
 )
+from mpc_banded.robots import messages
+from mpc_banded.robots.messages import CommandTopic, ReferenceTopic, StateTopic, Values
 
 BUILT_IN = ("unicycle", "bicycle", "cartpole", "joint_space")
 

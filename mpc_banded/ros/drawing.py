@@ -10,8 +10,8 @@ from rclpy.node import Node
 from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
 
-from mpc_banded import messages
-from mpc_banded.loop import ControlLoop, Tick
+from mpc_banded.control.loop import ControlLoop, Tick
+from mpc_banded.robots import messages
 
 #: Height of a circle that is drawn as a cylinder, in m.
 HEIGHT_M = 0.5

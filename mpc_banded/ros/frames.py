@@ -11,7 +11,7 @@ from typing import Any
 from rclpy.node import Node
 from rclpy.time import Time
 
-from mpc_banded import messages
+from mpc_banded.robots import messages
 
 #: (target frame, source frame) -> x, y in m and yaw in rad of the source in the target.
 Transform = Callable[[str, str], tuple[float, float, float]]

@@ -18,10 +18,10 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 from rclpy.timer import Timer
 
-from mpc_banded.loop import ControlLoop, Reason, Tick
+from mpc_banded.control.loop import ControlLoop, Reason, Tick
+from mpc_banded.ocp.solver import Status
 from mpc_banded.ros.pace import Timing
 from mpc_banded.ros.renewal import Renewal
-from mpc_banded.solver import Status
 
 #: The robot stands, but that is what was asked for or is not yet to be had; or its plan carries
 #: it for a moment.

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from builtin_interfaces.msg import Time
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
-from mpc_banded import messages
+from mpc_banded.robots import messages
 
 if TYPE_CHECKING:
-    from mpc_banded.config import Config
+    from mpc_banded.control.config import Config
 
 #: Takes a state from any publisher, and never an old one for a new one.
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)

@@ -17,7 +17,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 
-from mpc_banded import messages
+from mpc_banded.robots import messages
 
 #: Called with topic, type, time of receipt in ns, the bytes and the message.
 Listener = Callable[[str, str, int, bytes, Any], None]

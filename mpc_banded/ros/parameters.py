@@ -16,7 +16,7 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from mpc_banded.config import Config, ConfigError, Entry
+from mpc_banded.control.config import Config, ConfigError, Entry
 from mpc_banded.ros.lifecycle import AUTOSTART
 
 #: Parameters that others declare on a node: rclpy itself, and a managed node.

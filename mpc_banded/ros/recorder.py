@@ -38,8 +38,8 @@ class RecorderTask:
 
     def __init__(self, node: Node) -> None:
         # Torch comes with these; see simulator.py.
-        from mpc_banded.config import Config
-        from mpc_banded.loop import ControlLoop
+        from mpc_banded.control.config import Config
+        from mpc_banded.control.loop import ControlLoop
         from mpc_banded.ros import parameters
 
         self._node = node

@@ -11,13 +11,13 @@ from typing import Any
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
-from mpc_banded import background
-from mpc_banded.background import Compilation, CompilationFailed
-from mpc_banded.cache import NotBuilt
-from mpc_banded.config import Config
-from mpc_banded.controller import RecedingHorizonController
-from mpc_banded.loop import ControlLoop
-from mpc_banded.tracing import UnsupportedOperation
+from mpc_banded.codegen.cache import NotBuilt
+from mpc_banded.codegen.trace import UnsupportedOperation
+from mpc_banded.control import background
+from mpc_banded.control.background import Compilation, CompilationFailed
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.ocp.controller import RecedingHorizonController
 
 
 class Renewal:

@@ -11,7 +11,7 @@ from rclpy.node import Node
 from rclpy.timer import Timer
 from std_srvs.srv import SetBool, Trigger
 
-from mpc_banded import messages
+from mpc_banded.robots import messages
 from mpc_banded.ros import interfaces, process
 
 #: Longest time that passes at once, in seconds: a clock may jump, a robot does not.
@@ -37,8 +37,8 @@ class SimulatorTask:
     def __init__(self, node: Node) -> None:
         # Torch comes with these. Meanwhile the node meets the others on the network; it would
         # find them a second or two later if it had topics as soon as it is there.
+        from mpc_banded.control.motion import Simulation
         from mpc_banded.ros import parameters
-        from mpc_banded.simulation import Simulation
 
         self._node = node
         config = parameters.declare(node, live=False)

@@ -14,11 +14,11 @@ from rclpy.timer import Timer
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
-from mpc_banded import messages
-from mpc_banded.comb import BandwidthError
-from mpc_banded.config import Config, ConfigError
-from mpc_banded.cycle import Journal
-from mpc_banded.loop import ControlLoop
+from mpc_banded.control.config import Config, ConfigError
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.record import Journal
+from mpc_banded.ocp.comb import BandwidthError
+from mpc_banded.robots import messages
 from mpc_banded.ros import frames, interfaces
 from mpc_banded.ros.drawing import Drawing
 from mpc_banded.ros.health import Health

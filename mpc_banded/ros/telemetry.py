@@ -8,8 +8,8 @@ from rclpy.node import Node
 from rclpy.time import Time
 from std_msgs.msg import Float64
 
-from mpc_banded.cycle import Cycle
-from mpc_banded.loop import Tick
+from mpc_banded.control.loop import Tick
+from mpc_banded.control.record import Cycle
 from mpc_banded.ros.health import Counters
 from mpc_banded.ros.interfaces import RECORDS
 from mpc_banded.ros.pace import Timing

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpc_banded.banded import matvec
+from mpc_banded.ocp.banded import matvec
 
 # Numbers in one batch of vectors; bounds the memory that large problems take.
 _BATCH = 1 << 20

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from mpc_banded.config import Config
-from mpc_banded.messages import Goal, JointPlan, PosePath, ReferenceTopic
-from mpc_banded.reference import (
+from mpc_banded.control.config import Config
+from mpc_banded.control.reference import (
     GoalReference,
     JointPlanReference,
     JointReference,
@@ -18,7 +17,8 @@ from mpc_banded.reference import (
     Reference,
     TimedPathReference,
 )
-from mpc_banded.watchdog import StateWatch
+from mpc_banded.control.state import StateWatch
+from mpc_banded.robots.messages import Goal, JointPlan, PosePath, ReferenceTopic
 
 
 class Following:

@@ -17,19 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded import explain, obstacles
-from mpc_banded.config import Config, ConfigError
-from mpc_banded.controller import CommandSource, ControlStep, RecedingHorizonController
-from mpc_banded.fallback import Fallback, Grade
-from mpc_banded.following import Following
-from mpc_banded.frozen import FrozenWatch
-from mpc_banded.messages import StateTopic
-from mpc_banded.obstacles import MovingObstacles
-from mpc_banded.problem import OptimalControlProblem
-from mpc_banded.reference import GoalReference, Reference, stacked
-from mpc_banded.simulation import Simulation
-from mpc_banded.solver import Status
-from mpc_banded.watchdog import CLOCKS, StateWatch
+from mpc_banded.control import explain, obstacles
+from mpc_banded.control.config import Config, ConfigError
+from mpc_banded.control.fallback import Fallback, Grade
+from mpc_banded.control.frozen import FrozenWatch
+from mpc_banded.control.motion import Simulation
+from mpc_banded.control.obstacles import MovingObstacles
+from mpc_banded.control.reference import GoalReference, Reference, stacked
+from mpc_banded.control.state import CLOCKS, StateWatch
+from mpc_banded.control.tracker import Following
+from mpc_banded.ocp.controller import CommandSource, ControlStep, RecedingHorizonController
+from mpc_banded.ocp.problem import OptimalControlProblem
+from mpc_banded.ocp.solver import Status
+from mpc_banded.robots.messages import StateTopic
 
 
 class Reason(Enum):

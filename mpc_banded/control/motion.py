@@ -9,8 +9,8 @@ from collections import deque
 import numpy as np
 import torch
 
-from mpc_banded.config import Config
-from mpc_banded.messages import Values
+from mpc_banded.control.config import Config
+from mpc_banded.robots.messages import Values
 
 #: Longest integration step: far below what any controller plans with.
 SUBSTEP_S = 0.005

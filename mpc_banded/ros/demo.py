@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mpc_banded.config import Config
+from mpc_banded.control.config import Config
+from mpc_banded.control.reference import PathReference
 from mpc_banded.offline import report
 from mpc_banded.offline.recording import Recording
-from mpc_banded.reference import PathReference
 from mpc_banded.ros.observer import Observer
 
 #: Seconds within which the first command must come.
@@ -117,7 +117,7 @@ SCENARIOS = {
 
 def parameter_file(robot: str) -> Path:
     """The parameter file that comes with a robot: in the source tree, or where it is installed."""
-    source = Path(__file__).resolve().parents[1] / "config" / f"{robot}.yaml"
+    source = Path(__file__).resolve().parents[2] / "config" / f"{robot}.yaml"
     prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix]
     installed = [Path(p) / "share" / "mpc_banded" / "config" / source.name for p in prefixes]
     found = next((file for file in (source, *installed) if file.is_file()), None)

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpc_banded import native
-from mpc_banded.derivatives import Derivatives
-from mpc_banded.expressions import LONGEST, Graph, TooLong
-from mpc_banded.native import Argument, Result, Section
-from mpc_banded.newton import MAX_SWEEPS
-from mpc_banded.tracing import UnsupportedOperation, trace
-from mpc_banded.transcription import SCHEMES
+from mpc_banded.codegen import native
+from mpc_banded.codegen.graph import LONGEST, Graph, TooLong
+from mpc_banded.codegen.native import Argument, Result, Section
+from mpc_banded.codegen.trace import UnsupportedOperation, trace
+from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.newton import MAX_SWEEPS
+from mpc_banded.ocp.transcription import SCHEMES
 
 #: mu and rho; a step takes the shift and the accuracy as well.
 _SCALARS = (Argument("scalars", (), 0, 0), Argument("scalars", (), 0, 1))

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from mpc_banded import native
+from mpc_banded.codegen import native
 
 _log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mpc_banded.cache import LibraryCache
-from mpc_banded.compiled import CompiledDerivatives, compiled, loaded
-from mpc_banded.derivatives import Derivatives
-from mpc_banded.newton import Point
-from mpc_banded.problem import OptimalControlProblem, Trajectory
-from mpc_banded.solver import NewtonSolver, Solution, SolverOptions, Status
-from mpc_banded.transcription import StageData, Transcription
+from mpc_banded.codegen.cache import LibraryCache
+from mpc_banded.ocp.compiled import CompiledDerivatives, compiled, loaded
+from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.newton import Point
+from mpc_banded.ocp.problem import OptimalControlProblem, Trajectory
+from mpc_banded.ocp.solver import NewtonSolver, Solution, SolverOptions, Status
+from mpc_banded.ocp.transcription import StageData, Transcription
 
 
 class CommandSource(Enum):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mpc_banded import banded
-from mpc_banded.barrier import Barrier
+from mpc_banded.ocp import banded
+from mpc_banded.ocp.barrier import Barrier
 
 #: Multiplier sweeps with one factor.
 MAX_SWEEPS = 6

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from mpc_banded.loop import Tick
-from mpc_banded.messages import stamp_ns_of
-from mpc_banded.solver import Status
+from mpc_banded.control.loop import Tick
+from mpc_banded.ocp.solver import Status
+from mpc_banded.robots.messages import stamp_ns_of
 
 
 class Receipt(NamedTuple):

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded.banded import NotPositiveDefinite
-from mpc_banded.derivatives import Derivatives, Merit
-from mpc_banded.newton import NewtonStep, NewtonSystem, Point
-from mpc_banded.transcription import StageData
+from mpc_banded.ocp.banded import NotPositiveDefinite
+from mpc_banded.ocp.derivatives import Derivatives, Merit
+from mpc_banded.ocp.newton import NewtonStep, NewtonSystem, Point
+from mpc_banded.ocp.transcription import StageData
 
 #: Step lengths that the line search tries after the first.
 MAX_HALVINGS = 12

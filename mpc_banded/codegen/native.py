@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mpc_banded.expressions import LONGEST, Graph, Node
-from mpc_banded.tracing import trace
+from mpc_banded.codegen.graph import LONGEST, Graph, Node
+from mpc_banded.codegen.trace import trace
 
 #: Is handed a process that has begun.
 Started = Callable[[subprocess.Popen[str]], None]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpc_banded.problem import Dynamics, OptimalControlProblem, Parameters, Trajectory
+from mpc_banded.ocp.problem import Dynamics, OptimalControlProblem, Parameters, Trajectory
 
 Scheme = Callable[[Dynamics, Tensor, Tensor, Tensor, Parameters, float, int], Tensor]
 

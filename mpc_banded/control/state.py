@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded.config import Config
-from mpc_banded.messages import StateTopic, frame_of, stamp_ns_of
+from mpc_banded.control.config import Config
+from mpc_banded.robots.messages import StateTopic, frame_of, stamp_ns_of
 
 #: How far ahead of the clock a stamp may be.
 AHEAD_NS = 50_000_000

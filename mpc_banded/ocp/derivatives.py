@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpc_banded import banded, comb
-from mpc_banded.barrier import Barrier
-from mpc_banded.newton import (
+from mpc_banded.ocp import banded, comb
+from mpc_banded.ocp.barrier import Barrier
+from mpc_banded.ocp.newton import (
     NewtonStep,
     NewtonSystem,
     Point,
@@ -33,7 +33,7 @@ from mpc_banded.newton import (
     summary,
     transposed_product,
 )
-from mpc_banded.transcription import StageData, Terms, Transcription, merit
+from mpc_banded.ocp.transcription import StageData, Terms, Transcription, merit
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from collections import deque
 
 import numpy as np
 
-from mpc_banded.config import Config
-from mpc_banded.messages import Values
-from mpc_banded.simulation import Simulation
+from mpc_banded.control.config import Config
+from mpc_banded.control.motion import Simulation
+from mpc_banded.robots.messages import Values
 
 #: Motion that must be missed, in units of the states, and the time in which it must be.
 MISSED, WINDOW_S = 0.1, 2.0

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpc_banded.problem import STATE_BOUND_PENALTY, OptimalControlProblem, Trajectory
+from mpc_banded.ocp.problem import STATE_BOUND_PENALTY, OptimalControlProblem, Trajectory
 from mpc_banded.robots import Robot
 
 #: A robot nearer than this to its reference (m or rad) is there, and not held.

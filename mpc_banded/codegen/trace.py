@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
-from mpc_banded.expressions import BINARY, UNARY, Graph, TooLong
+from mpc_banded.codegen.graph import BINARY, UNARY, Graph, TooLong
 
 
 class UnsupportedOperation(NotImplementedError):

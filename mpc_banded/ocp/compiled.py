@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded import native
-from mpc_banded.banded import NotPositiveDefinite
-from mpc_banded.cache import LibraryCache, NotBuilt
-from mpc_banded.derivatives import Derivatives, Merit
-from mpc_banded.expressions import LONGEST, TooLong
-from mpc_banded.kernels import MERIT_SIZE, StageFunctions
-from mpc_banded.newton import NewtonStep, NewtonSystem, Point
-from mpc_banded.tracing import UnsupportedOperation
-from mpc_banded.transcription import StageData, Transcription
+from mpc_banded.codegen import native
+from mpc_banded.codegen.cache import LibraryCache, NotBuilt
+from mpc_banded.codegen.graph import LONGEST, TooLong
+from mpc_banded.codegen.trace import UnsupportedOperation
+from mpc_banded.ocp.banded import NotPositiveDefinite
+from mpc_banded.ocp.derivatives import Derivatives, Merit
+from mpc_banded.ocp.kernels import MERIT_SIZE, StageFunctions
+from mpc_banded.ocp.newton import NewtonStep, NewtonSystem, Point
+from mpc_banded.ocp.transcription import StageData, Transcription
 
 _log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpc_banded.problem import STATE_BOUND_PENALTY, OptimalControlProblem
+from mpc_banded.ocp.problem import STATE_BOUND_PENALTY, OptimalControlProblem
 
 #: Share of the way to the boundary that one step may go.
 TO_BOUNDARY = 0.995

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mpc_banded.controller import RecedingHorizonController
-from mpc_banded.derivatives import RECOVERIES
-from mpc_banded.messages import CommandTopic
-from mpc_banded.problem import OptimalControlProblem
+from mpc_banded.ocp.controller import RecedingHorizonController
+from mpc_banded.ocp.derivatives import RECOVERIES
+from mpc_banded.ocp.problem import OptimalControlProblem
+from mpc_banded.ocp.solver import SolverOptions
+from mpc_banded.ocp.transcription import SCHEMES
 from mpc_banded.robots import Robot, load_robot
-from mpc_banded.solver import SolverOptions
-from mpc_banded.transcription import SCHEMES
+from mpc_banded.robots.messages import CommandTopic
 
 Value = bool | int | float | str | list[float] | list[str]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded.config import Config
-from mpc_banded.messages import frame_of, stamp_ns_of
+from mpc_banded.control.config import Config
+from mpc_banded.robots.messages import frame_of, stamp_ns_of
 
 TOPIC, TYPE = "obstacles", "sensor_msgs/msg/PointCloud2"
 #: Datatypes of sensor_msgs/PointField, from 1 on.

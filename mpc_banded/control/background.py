@@ -22,8 +22,8 @@ from typing import IO, Any, Protocol
 
 import yaml
 
-from mpc_banded.cache import NotBuilt
-from mpc_banded.config import Config
+from mpc_banded.codegen.cache import NotBuilt
+from mpc_banded.control.config import Config
 
 #: How the sentence of the command begins if it fails.
 NOT_COMPILED = "not compiled: "

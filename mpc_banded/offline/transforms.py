@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mpc_banded.messages import yaw_of
+from mpc_banded.robots.messages import yaw_of
 
 #: x, y in m and yaw in rad of one frame in another.
 Pose = tuple[float, float, float]

@@ -13,9 +13,9 @@ from enum import Enum
 
 import numpy as np
 
-from mpc_banded.config import Config
-from mpc_banded.messages import Values
-from mpc_banded.problem import Trajectory
+from mpc_banded.control.config import Config
+from mpc_banded.ocp.problem import Trajectory
+from mpc_banded.robots.messages import Values
 
 #: Longest time that one cycle of slowing down accounts for, in seconds.
 LONGEST_CYCLE_S = 0.5
