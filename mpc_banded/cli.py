@@ -126,7 +126,7 @@ def _add_replay(replay: argparse.ArgumentParser) -> None:
 
 def _replay(options: argparse.Namespace) -> int:
     # Plots and bags take a while to import, and the other commands need neither.
-    from mpc_banded.offline.run import run_replay, run_sweep
+    from mpc_banded.offline.commands import run_replay, run_sweep
     from mpc_banded.offline.sweep import Request
 
     request = Request(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mpc_banded.control.config import Config
 from mpc_banded.offline.bag import Bag
 from mpc_banded.offline.replay import Replay
-from mpc_banded.offline.transforms import Frames
+from mpc_banded.offline.transforms import TransformTree
 
 numbers = st.floats(-100.0, 100.0)
 poses = st.tuples(numbers, numbers, st.floats(-3.0, 3.0))
@@ -26,7 +26,7 @@ def matrix(pose):
 
 @given(poses, poses, poses)
 def test_poses_along_the_tree_are_products_of_matrices(a, b, c):
-    frames = Frames()
+    frames = TransformTree()
     frames.place("map", "odom", a)
     frames.place("odom", "base", b)
     frames.place("/map", "/goal", c)
@@ -38,7 +38,7 @@ def test_poses_along_the_tree_are_products_of_matrices(a, b, c):
 
 
 def test_frames_that_nothing_connects():
-    frames = Frames()
+    frames = TransformTree()
     frames.place("map", "odom", (0.0, 0.0, 0.0))
     with pytest.raises(LookupError, match="--transform odom:earth"):
         frames("odom", "earth")

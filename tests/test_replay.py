@@ -21,7 +21,7 @@ from mpc_banded.control.record import Cycle, Journal
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.offline.replay import Replay
 from mpc_banded.offline.results import ResultError, Results, whole_folder
-from mpc_banded.offline.trace import Trace
+from mpc_banded.offline.timeline import Timeline
 
 SHORT = {"robot": "unicycle", "horizon": 10, "dt": 0.1}
 #: What a result has of a bag and parameters alone.
@@ -411,21 +411,21 @@ def test_a_million_messages_that_nobody_needs_cost_no_memory(params, tmp_path):
     assert peaks[1] - peaks[0] < 60.0  # MiB
 
 
-def test_a_trace_keeps_peaks_and_sums_in_bounded_memory():
+def test_a_timeline_keeps_peaks_and_sums_in_bounded_memory():
     random = np.random.default_rng(1)
     values = random.standard_normal(10_000)
     values[1234] = 50.0
-    trace = Trace(100)
+    timeline = Timeline(100)
     for k, value in enumerate(values):
-        trace.add(0.1 * k, float(value))
-    rows = trace.rows
+        timeline.add(0.1 * k, float(value))
+    rows = timeline.rows
     assert len(rows) <= 100
     assert rows[:, 2].max() == 50.0
     assert rows[:, 1].min() == values.min()
     assert rows[-1, 3] == values[-1]
     assert (np.diff(rows[:, 0]) > 0).all()
-    assert trace.rms == pytest.approx(np.sqrt((values**2).mean()))
-    assert trace.mean == pytest.approx(values.mean())
+    assert timeline.rms == pytest.approx(np.sqrt((values**2).mean()))
+    assert timeline.mean == pytest.approx(values.mean())
 
 
 def test_types_of_the_bag_are_known_to_the_result(tmp_path):

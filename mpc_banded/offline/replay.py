@@ -26,7 +26,7 @@ from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop, Tick
 from mpc_banded.control.record import Cycle, Journal
 from mpc_banded.offline.bag import Bag, BagError
-from mpc_banded.offline.transforms import Frames, Pose
+from mpc_banded.offline.transforms import Pose, TransformTree
 from mpc_banded.robots.messages import frame_of, stamp_ns_of
 
 #: In the reason of a rejection; without them, reasons of one kind can be counted.
@@ -139,7 +139,7 @@ class Replay:
             # The recorded robot did not hear these commands, and need not move as they say.
             base = base.changed({"max_frozen_time": 0.0})
         self.loop = ControlLoop(base.changed(self._overrides) if self._overrides else base)
-        self._frames = Frames()
+        self._frames = TransformTree()
         for (parent, child), pose in (transforms or {}).items():
             self._frames.place(parent, child, pose)
         self.loop.transform = self._frames

@@ -1,211 +1,241 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures and a plot of one run."""
+"""The report of a replay: one HTML file that holds its plots."""
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 
-from mpc_banded.control.config import Config
-from mpc_banded.control.reference import PathReference
+from mpc_banded.offline.results import Results
+from mpc_banded.offline.style import BLUE, GREEN, GREY, ORANGE, RED, STYLE
+from mpc_banded.offline.timeline import Timeline
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.patches import Circle
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+from matplotlib import pyplot as plt  # isort: skip  (style.py chooses the backend)
+from matplotlib.axes import Axes  # isort: skip
+from matplotlib.figure import Figure  # isort: skip
 
-BLUE, ORANGE, GREEN, RED, GREY = "#1f5fa8", "#d97706", "#2f855a", "#b91c1c", "#9aa3ad"
-STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-}
-#: Seconds at the beginning that do not count for tracking, and clearance up to which an obstacle
-#: is near and may keep the robot off its path, in metres.
-SETTLING_S, NEAR_M = 3.0, 0.5
+#: Rows of states at most: a robot with more shows those that have a reference first.
+STATE_ROWS = 8
+SHEET = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #f4f6f8; margin: 0; }
+main { max-width: 1080px; margin: 0 auto; padding: 2rem 1.5rem 4rem; }
+h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.05rem; margin: 0 0 .6rem; }
+p.sub { color: #52606d; margin: 0 0 1.5rem; }
+section { background: #fff; border: 1px solid #e1e6eb; border-radius: 8px;
+          padding: 1rem 1.2rem; margin: 0 0 1.2rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem;
+         margin: 0 0 1.2rem; }
+.tile { background: #fff; border: 1px solid #e1e6eb; border-radius: 8px; padding: .7rem 1rem; }
+.tile b { display: block; font-size: 1.35rem; font-weight: 600; }
+.tile span { color: #52606d; font-size: .85rem; }
+img { width: 100%; height: auto; display: block; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+td, th { text-align: left; padding: .25rem .6rem .25rem 0; vertical-align: top;
+         border-bottom: 1px solid #edf0f3; overflow-wrap: anywhere; }
+th { color: #52606d; font-weight: 500; width: 16rem; }
+ul { margin: 0; padding-left: 1.2rem; } .good { color: #2f855a; } .bad { color: #b91c1c; }
+"""
 
 
-@dataclass
-class Run:
-    """What was heard of one run; times in seconds on one clock.
+def write_page(
+    results: Results, summary: Mapping[str, Any], file: Path, verdict: str | None = None
+) -> None:
+    """Write the report.
 
-    Attributes:
-        states: (time, name -> value) of each state message.
-        commands: (time, name -> value) of each command message.
-        telemetry: Name of the figure -> list of (time, value).
-        started_s: When the robot began to drive.
+    Args:
+        results: All cycles.
+        summary: Their figures.
+        file: To write.
+        verdict: What a comparison with a reference has found.
     """
-
-    states: list[tuple[float, Mapping[str, float]]] = field(default_factory=list)
-    commands: list[tuple[float, Mapping[str, float]]] = field(default_factory=list)
-    telemetry: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    started_s: float = 0.0
-
-    def state(self, name: str) -> np.ndarray:
-        """One value of all states, (M,)."""
-        return np.array([values[name] for _, values in self.states])
-
-    @property
-    def state_times(self) -> np.ndarray:
-        """Seconds since the start of each state, (M,)."""
-        return np.array([time for time, _ in self.states]) - self.started_s
-
-    def figure(self, name: str) -> np.ndarray:
-        """Values of one telemetry figure while driving, (K,)."""
-        pairs = self.telemetry.get(name, [])
-        return np.array([value for time, value in pairs if time >= self.started_s])
-
-
-def clearance(run: Run, config: Config, radius: float) -> np.ndarray:
-    """Distance of the robot's rim from the nearest obstacle at each state, in m."""
-    circles = np.array(config["obstacles"]).reshape(-1, 3)
-    position = np.column_stack([run.state("x"), run.state("y")])
-    distances = np.linalg.norm(position[:, None] - circles[None, :, :2], axis=2)
-    return (distances - circles[:, 2]).min(axis=1, initial=np.inf) - radius
-
-
-def summarise(
-    run: Run, config: Config, path: PathReference | None, radius: float
-) -> dict[str, float | None]:
-    """The figures of a run; None where one has no meaning for the robot."""
-    solve_ms = run.figure("solve_time_ms")
-    times = run.state_times
-    settled = times > SETTLING_S
-    error = tracking_error(run, path)
-    nearest: float | None = None
-    if path is not None:
-        gaps = clearance(run, config, radius)
-        settled &= gaps > NEAR_M
-        nearest = float(gaps[times >= 0].min())
-    return {
-        "rms_tracking_error_m": float(np.sqrt((error[settled] ** 2).mean())),
-        "final_tracking_error_m": float(error[-1]),
-        "min_obstacle_clearance_m": nearest,
-        "solve_ms_median": float(np.median(solve_ms)),
-        "solve_ms_p99": float(np.percentile(solve_ms, 99)),
-        "iterations_mean": float(run.figure("iterations").mean()),
-        "cycles": len(solve_ms),
-        "missed_deadlines": int(run.figure("missed_deadline").sum()),
-        "unconverged_cycles": int(len(solve_ms) - run.figure("converged").sum()),
-        "bound_violations": bound_violations(run, config),
-        "duration_s": float(times[-1]),
-    }
-
-
-def tracking_error(run: Run, path: PathReference | None) -> np.ndarray:
-    """Distance from the path, or of the cart from zero where there is no path, in m; (M,)."""
-    if path is None:
-        return np.abs(run.state("cart"))
-    return np.array([path.distance(p) for p in np.column_stack([run.state("x"), run.state("y")])])
-
-
-def bound_violations(run: Run, config: Config) -> int:
-    """Number of command values that are not finite or outside their limits."""
-    count = 0
-    for _, values in run.commands:
-        for name, value in values.items():
-            lower, upper = config.values.get(f"limits.{name}", (-np.inf, np.inf))
-            count += not lower - 1e-9 <= value <= upper + 1e-9
-    return count
-
-
-def plot(
-    run: Run, config: Config, path: PathReference | None, radius: float, title: str, file: Path
-) -> None:
-    """Draw path or angles, commands against limits, error and solve time into a PNG."""
+    sections = [_tiles(results, summary)]
+    if verdict:
+        tone = "good" if verdict.startswith("no difference") else "bad"
+        sections.append(
+            f'<section><h2>Comparison</h2><p class="{tone}">{html.escape(verdict)}</p></section>'
+        )
+    notes = [*summary["remarks"]]
+    notes += [f"{count} × rejected: {why}" for why, count in summary["rejected"].items()]
+    if notes:
+        items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+        sections.append(f"<section><h2>Remarks</h2><ul>{items}</ul></section>")
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = plt.figure(figsize=(12, 7), layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
-        grid = figure.add_gridspec(3, 2, width_ratios=[1.25, 1])
-        left = figure.add_subplot(grid[:, 0])
-        if path is None:
-            _draw_states(left, run)
-        else:
-            _draw_path(left, run, config, path, radius)
-        _draw_commands(figure.add_subplot(grid[0, 1]), run, config)
-        _draw_error(figure.add_subplot(grid[1, 1]), run, config, path, radius)
-        _draw_solve_time(figure.add_subplot(grid[2, 1]), run, config)
-        figure.savefig(file, dpi=130)
-        plt.close(figure)
+        if {"x", "y"} <= set(results.states):
+            sections.append(_section("Path", _path(results)))
+        sections.append(_section("State against reference", _states(results)))
+        sections.append(_section("Command against the recorded command", _commands(results)))
+        sections.append(_section("Status and age of the state", _status(results)))
+        sections.append(_section("Iterations, solve time and error of the plan", _solves(results)))
+    sections.append(_table("Figures", summary))
+    title = f"Replay of {html.escape(summary['bag'])}"
+    body = "\n".join(sections)
+    how = "the cycles on record" if summary["follows_the_record"] else "the configured rate"
+    file.write_text(
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{SHEET}</style></head>'
+        f"<body><main><h1>{title}</h1><p class='sub'>robot {html.escape(summary['robot'])}, "
+        f"{summary['cycles']} cycles in {summary['duration_s']:.1f} s at {how}, "
+        f"{summary['derivatives']} derivatives, mpc_banded {summary['version']}</p>\n"
+        f"{body}</main></body></html>\n",
+        encoding="utf-8",
+    )
 
 
-def _draw_path(axes: Axes, run: Run, config: Config, path: PathReference, radius: float) -> None:
-    axes.plot(*path.points.T, color=GREY, lw=1.5, ls="--", label="reference")
-    x, y = run.state("x"), run.state("y")
-    axes.plot(x, y, color=BLUE, lw=2, label="driven")
-    for cx, cy, r in np.array(config["obstacles"]).reshape(-1, 3):
-        axes.add_patch(Circle((cx, cy), r, color=RED, alpha=0.75, lw=0))
-        axes.add_patch(Circle((cx, cy), r + radius, fill=False, color=RED, lw=1, ls=":"))
-    axes.plot([], [], color=RED, ls=":", lw=1, label="contact")
-    axes.plot(x[0], y[0], "o", color=BLUE)
-    axes.annotate("start", (x[0], y[0]), xytext=(6, 6), textcoords="offset points")
+def _tiles(results: Results, summary: Mapping[str, Any]) -> str:
+    timing = results.timing()
+    driving = summary["codes"].get("driving", 0) / max(1, summary["cycles"])
+    solved = summary["converged"] / max(1, summary["solved"])
+    shown = {
+        "of the cycles driving": f"{100 * driving:.1f} %",
+        "of the solves converged": f"{100 * solved:.1f} %",
+        "iterations, mean": _short(summary["iterations_mean"]),
+        "solve time, mean": f"{_short(timing['mean'])} ms",
+        "solve time, p99": f"{_short(timing['p99'])} ms",
+        "tracking error, RMS": _short(summary["tracking_error_rms"]),
+        "from the recorded command, RMS": _short(summary["command_difference_rms"]),
+    }
+    tiles = (f'<div class="tile"><b>{v}</b><span>{k}</span></div>' for k, v in shown.items())
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _table(title: str, values: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><th>{html.escape(key)}</th><td>{html.escape(_text(value))}</td></tr>"
+        for key, value in values.items()
+        if key not in ("remarks", "rejected")
+    )
+    return f"<section><h2>{title}</h2><table>{rows}</table></section>"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {_text(v)}" for k, v in value.items()) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _section(title: str, figure: Figure) -> str:
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=130, format="png")
+    plt.close(figure)
+    data = base64.b64encode(stream.getvalue()).decode()
+    picture = f'<img alt="{title}" src="data:image/png;base64,{data}">'
+    return f"<section><h2>{title}</h2>{picture}</section>"
+
+
+def draw(axes: Axes, trace: Timeline, color: str, label: str, **style: Any) -> None:
+    """A trace as a line, with a shade from the least to the greatest value of each bucket."""
+    rows = trace.rows
+    if not np.isfinite(rows[:, 3]).any():
+        return
+    time, low, high, last = rows.T
+    if (high > low).any():
+        axes.fill_between(time, low, high, color=color, alpha=0.25, lw=0)
+    axes.plot(time, last, color=color, label=label, **{"lw": 1.4, **style})
+
+
+def _grid(rows: int, height: float = 1.5) -> tuple[Figure, list[Axes]]:
+    figure, axes = plt.subplots(
+        rows,
+        1,
+        sharex=True,
+        squeeze=False,
+        figsize=(10, 0.6 + height * rows),
+        layout="constrained",
+    )
+    axes[-1, 0].set_xlabel("time since the first cycle [s]")
+    return figure, list(axes[:, 0])
+
+
+def _path(results: Results) -> Figure:
+    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
+    for traces, color, label, dashes in (
+        (results.references, GREY, "reference", "--"),
+        (results.states, BLUE, "state", "-"),
+    ):
+        if {"x", "y"} <= set(traces):
+            x, y = traces["x"].rows[:, 3], traces["y"].rows[:, 3]
+            axes.plot(x, y, color=color, label=label, lw=1.6, ls=dashes)
     axes.set(xlabel="x [m]", ylabel="y [m]")
-    axes.set_title("Path")
-    if np.ptp(y) > 0.2 * np.ptp(x):  # a long road would be a line
-        axes.set_aspect("equal", adjustable="datalim")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.ticklabel_format(useOffset=True)
     axes.legend(loc="upper right")
+    return figure
 
 
-def _draw_states(axes: Axes, run: Run) -> None:
-    times = run.state_times
-    pole = np.degrees(np.unwrap(run.state("pole")))
-    upright = 360.0 * np.round(pole[-1] / 360.0)
-    axes.plot(times, pole - upright, color=BLUE, lw=2)
-    axes.axhline(0.0, color=GREY, lw=1, ls="--")
-    axes.set(xlabel="time [s]", ylabel="angle from upright [deg]", title="Pole")
-    axes.set_xlim(0.0, None)
-    inset = axes.inset_axes((0.45, 0.08, 0.52, 0.3))
-    inset.plot(times, run.state("cart"), color=ORANGE)
-    inset.set_title("Cart [m]")
-    inset.set_xlim(0.0, None)
+def _states(results: Results) -> Figure:
+    names = sorted(results.states, key=lambda name: name not in results.references)[:STATE_ROWS]
+    figure, axes = _grid(len(names))
+    for row, name in zip(axes, names, strict=True):
+        if name in results.references:
+            draw(row, results.references[name], GREY, "reference", ls="--")
+        draw(row, results.states[name], BLUE, "state")
+        row.set_title(name)
+        _legend(row)
+    return figure
 
 
-def _draw_commands(axes: Axes, run: Run, config: Config) -> None:
-    times = np.array([time for time, _ in run.commands]) - run.started_s
-    names = [name for name in run.commands[0][1] if f"limits.{name}" in config.values]
-    for name, color in zip(names, (BLUE, ORANGE), strict=False):
-        axes.step(times, [v[name] for _, v in run.commands], where="post", color=color, label=name)
-        for bound in config[f"limits.{name}"]:
-            axes.axhline(bound, color=color, lw=1, ls=":")
-    axes.set_xlim(0.0, None)
-    axes.set_title("Commands and their limits")
-    axes.legend(loc="upper right", ncols=2)
+def _commands(results: Results) -> Figure:
+    limits = results.replay.loop.config.section("limits")
+    figure, axes = _grid(len(results.commands), 1.9)
+    for row, (name, trace) in zip(axes, results.commands.items(), strict=True):
+        draw(row, results.recorded[name], ORANGE, "recorded", drawstyle="steps-post")
+        draw(row, trace, BLUE, "replayed", drawstyle="steps-post")
+        row.set_title(name)
+        for bound in limits.get(name, ()):
+            if np.isfinite(bound):
+                row.axhline(bound, color=RED, lw=0.8, ls=":")
+        _legend(row)
+    return figure
 
 
-def _draw_error(
-    axes: Axes, run: Run, config: Config, path: PathReference | None, radius: float
-) -> None:
-    times = run.state_times
-    label = "distance from the path" if path else "cart from zero"
-    axes.plot(times, tracking_error(run, path), color=BLUE, label=label)
-    if path is not None and config["obstacles"]:
-        gaps = clearance(run, config, radius)
-        axes.plot(times, np.where(gaps < 2.0, gaps, np.nan), color=RED, label="clearance")
-    axes.axhline(0.0, color=GREY, lw=1)
-    axes.set_xlim(0.0, None)
-    axes.set_title("Error and clearance [m]")
-    axes.legend(loc="upper right", ncols=2)
+def _status(results: Results) -> Figure:
+    figure, axes = plt.subplots(
+        2, 1, sharex=True, figsize=(10, 3.6), layout="constrained", height_ratios=[2, 1]
+    )
+    time, low, high, _ = results.codes.rows.T
+    for index, code in enumerate(results.known_codes):
+        seen = (low <= index) & (high >= index)
+        color = GREEN if code == "driving" else ORANGE
+        axes[0].plot(time[seen], np.full(seen.sum(), index), "|", color=color, ms=11)
+    axes[0].set_yticks(range(len(results.known_codes)), results.known_codes)
+    axes[0].set_ylim(len(results.known_codes) - 0.5, -0.5)
+    axes[0].grid(axis="y", color="#e1e6eb")
+    draw(axes[1], results.ages, BLUE, "age of the state")
+    axes[1].axhline(results.replay.loop.config["max_state_age"], color=RED, lw=0.8, ls=":")
+    axes[1].set(title="Age of the state [s]", xlabel="time since the first cycle [s]")
+    return figure
 
 
-def _draw_solve_time(axes: Axes, run: Run, config: Config) -> None:
-    pairs = run.telemetry.get("solve_time_ms", [])
-    times = np.array([time for time, _ in pairs]) - run.started_s
-    values = np.array([value for _, value in pairs])
-    axes.plot(times, values, ".", ms=3, color=GREEN)
-    axes.axhline(1e3 * config.period_s, color=RED, lw=1, ls=":", label="period")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="time [s]", xlim=(0.0, None))
-    axes.set_title("Solve time [ms]")
-    axes.legend(loc="upper right")
+def _solves(results: Results) -> Figure:
+    figure, axes = _grid(3, 1.6)
+    rows = zip(
+        axes,
+        (results.iterations, results.solve_ms, results.plan_errors),
+        ("Newton iterations", "Solve time on this machine [ms]", "Error of the plan"),
+        (ORANGE, GREEN, BLUE),
+        strict=True,
+    )
+    for row, trace, title, color in rows:
+        time, _, high, _ = trace.rows.T
+        row.plot(time, high, ".", ms=2.5, color=color)
+        row.set_title(title)
+        row.set_ylim(0.0, None)
+    return figure
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        place = (1.0, 0.97)  # beside the title, where no curve runs
+        axes.legend(loc="lower right", bbox_to_anchor=place, ncols=2, borderaxespad=0.0)

@@ -25,7 +25,7 @@ import numpy as np
 from mpc_banded import __version__
 from mpc_banded.offline.recording import Recording
 from mpc_banded.offline.replay import Replay, Replayed
-from mpc_banded.offline.trace import Trace
+from mpc_banded.offline.timeline import Timeline
 from mpc_banded.robots.messages import CommandTopic, fill_path
 
 CYCLES, SUMMARY, TIMING, PAGE = "cycles.csv", "summary.json", "timing.csv", "report.html"
@@ -80,7 +80,7 @@ class Results:
 
     Attributes:
         states, references, commands, recorded: Name -> trace over seconds since the first tick.
-        codes: Trace of the tick's code, as its place in ``known_codes``.
+        codes: Timeline of the tick's code, as its place in ``known_codes``.
         iterations, solve_ms, plan_errors, differences, ages: Traces; the differences are those
             from the recorded command.
     """
@@ -89,14 +89,14 @@ class Results:
         self.replay = replay
         self.folder = folder
         robot = replay.loop.robot
-        self.states = {name: Trace() for name in robot.states}
-        self.references = {name: Trace() for name in robot.reference}
-        self.commands = {name: Trace() for name in robot.command_names}
-        self.recorded = {name: Trace() for name in robot.command_names}
-        self.codes, self.known_codes = Trace(), list[str]()
-        self.iterations, self.solve_ms = Trace(), Trace()
-        self.plan_errors, self.efforts, self.ages = Trace(), Trace(), Trace()
-        self.errors, self.differences = Trace(), Trace()
+        self.states = {name: Timeline() for name in robot.states}
+        self.references = {name: Timeline() for name in robot.reference}
+        self.commands = {name: Timeline() for name in robot.command_names}
+        self.recorded = {name: Timeline() for name in robot.command_names}
+        self.codes, self.known_codes = Timeline(), list[str]()
+        self.iterations, self.solve_ms = Timeline(), Timeline()
+        self.plan_errors, self.efforts, self.ages = Timeline(), Timeline(), Timeline()
+        self.errors, self.differences = Timeline(), Timeline()
         self.counts: Counter[str] = Counter()
         self.converged = 0
         self.exact_difference = 0.0

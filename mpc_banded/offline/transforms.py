@@ -12,7 +12,7 @@ from mpc_banded.robots.messages import yaw_of
 Pose = tuple[float, float, float]
 
 
-class Frames:
+class TransformTree:
     """A tree of frames, each with the newest pose in its parent."""
 
     def __init__(self) -> None:

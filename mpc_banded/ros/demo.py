@@ -28,7 +28,7 @@ from rich.table import Table
 
 from mpc_banded.control.config import Config
 from mpc_banded.control.reference import PathReference
-from mpc_banded.offline import report
+from mpc_banded.offline import drive
 from mpc_banded.offline.recording import Recording
 from mpc_banded.ros.observer import Observer
 
@@ -58,7 +58,7 @@ def lane_change() -> np.ndarray:
     return np.column_stack([x, 3.0 * share**3 * (10.0 - 15.0 * share + 6.0 * share**2)])
 
 
-def upright_since(run: report.Run) -> float:
+def upright_since(run: drive.Run) -> float:
     """Seconds after the start from which on the pole stays within 0.1 rad of upright."""
     tilted = np.abs(np.angle(np.exp(1j * run.state("pole")))) > 0.1
     return float(run.state_times[tilted].max(initial=0.0)) if not tilted[-1] else math.inf
@@ -76,10 +76,10 @@ class Scenario:
 
     path: Callable[[], np.ndarray] | None
     duration_s: float
-    demands: dict[str, Callable[[Summary, report.Run], bool]]
+    demands: dict[str, Callable[[Summary, drive.Run], bool]]
 
 
-ALWAYS: dict[str, Callable[[Summary, report.Run], bool]] = {
+ALWAYS: dict[str, Callable[[Summary, drive.Run], bool]] = {
     "every command within its bounds": lambda s, _: s["bound_violations"] == 0,
     f"first command within {FIRST_COMMAND_S:g} s": lambda s, _: (
         s["first_command_s"] <= FIRST_COMMAND_S
@@ -150,7 +150,7 @@ def run_demo(robot: str, duration_s: float | None, output: Path) -> int:
     file = output / "summary.json"
     file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     title = f"{robot}: {summary['cycles']} cycles, {summary['solve_ms_median']:.1f} ms median"
-    report.plot(run, config, path, config.robot.radius, title, output / "plot.png")
+    drive.plot(run, config, path, config.robot.radius, title, output / "plot.png")
     return _verdict(summary, run, scenario, output, console)
 
 
@@ -159,7 +159,7 @@ def _summary(
 ) -> Summary:
     run = watch.run
     summary: Summary = {"robot": config.robot.name}
-    summary |= report.summarise(run, config, path, config.robot.radius)
+    summary |= drive.summarise(run, config, path, config.robot.radius)
     if path is None:
         upright = upright_since(run)
         summary["upright_since_s"] = upright if math.isfinite(upright) else None
@@ -171,7 +171,7 @@ def _summary(
 
 
 def _verdict(
-    summary: Summary, run: report.Run, scenario: Scenario, output: Path, console: Console
+    summary: Summary, run: drive.Run, scenario: Scenario, output: Path, console: Console
 ) -> int:
     table = Table(title="What the messages say", title_justify="left", show_header=False)
     for key, value in summary.items():
@@ -258,7 +258,7 @@ class _Watch:
 
     def __init__(self, config: Config, recording: Recording) -> None:
         robot = config.robot
-        self.run = report.Run()
+        self.run = drive.Run()
         self.derivatives = ""
         self._moving = False
         self._robot = robot

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 
-class Trace:
+class Timeline:
     """Values over time; where there are too many, neighbours share a bucket.
 
     Args:

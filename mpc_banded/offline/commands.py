@@ -18,8 +18,8 @@ from mpc_banded.control.config import ConfigError
 from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.offline import compare, sweep
 from mpc_banded.offline.bag import Bag, BagError
-from mpc_banded.offline.page import write_page
 from mpc_banded.offline.replay import Replay
+from mpc_banded.offline.report import write_page
 from mpc_banded.offline.results import PAGE, SUMMARY, ResultError, Results, whole_folder
 from mpc_banded.offline.sweep import Request
 

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures and a plot of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from mpc_banded.control.config import Config
+from mpc_banded.control.reference import PathReference
+from mpc_banded.offline.style import BLUE, GREEN, GREY, ORANGE, RED, STYLE
+
+from matplotlib import pyplot as plt  # isort: skip  (style.py chooses the backend)
+from matplotlib.axes import Axes  # isort: skip
+from matplotlib.patches import Circle  # isort: skip
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter  # isort: skip
+
+#: Seconds at the beginning that do not count for tracking, and clearance up to which an obstacle
+#: is near and may keep the robot off its path, in metres.
+SETTLING_S, NEAR_M = 3.0, 0.5
+
+
+@dataclass
+class Run:
+    """What was heard of one run; times in seconds on one clock.
+
+    Attributes:
+        states: (time, name -> value) of each state message.
+        commands: (time, name -> value) of each command message.
+        telemetry: Name of the figure -> list of (time, value).
+        started_s: When the robot began to drive.
+    """
+
+    states: list[tuple[float, Mapping[str, float]]] = field(default_factory=list)
+    commands: list[tuple[float, Mapping[str, float]]] = field(default_factory=list)
+    telemetry: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    started_s: float = 0.0
+
+    def state(self, name: str) -> np.ndarray:
+        """One value of all states, (M,)."""
+        return np.array([values[name] for _, values in self.states])
+
+    @property
+    def state_times(self) -> np.ndarray:
+        """Seconds since the start of each state, (M,)."""
+        return np.array([time for time, _ in self.states]) - self.started_s
+
+    def figure(self, name: str) -> np.ndarray:
+        """Values of one telemetry figure while driving, (K,)."""
+        pairs = self.telemetry.get(name, [])
+        return np.array([value for time, value in pairs if time >= self.started_s])
+
+
+def clearance(run: Run, config: Config, radius: float) -> np.ndarray:
+    """Distance of the robot's rim from the nearest obstacle at each state, in m."""
+    circles = np.array(config["obstacles"]).reshape(-1, 3)
+    position = np.column_stack([run.state("x"), run.state("y")])
+    distances = np.linalg.norm(position[:, None] - circles[None, :, :2], axis=2)
+    return (distances - circles[:, 2]).min(axis=1, initial=np.inf) - radius
+
+
+def summarise(
+    run: Run, config: Config, path: PathReference | None, radius: float
+) -> dict[str, float | None]:
+    """The figures of a run; None where one has no meaning for the robot."""
+    solve_ms = run.figure("solve_time_ms")
+    times = run.state_times
+    settled = times > SETTLING_S
+    error = tracking_error(run, path)
+    nearest: float | None = None
+    if path is not None:
+        gaps = clearance(run, config, radius)
+        settled &= gaps > NEAR_M
+        nearest = float(gaps[times >= 0].min())
+    return {
+        "rms_tracking_error_m": float(np.sqrt((error[settled] ** 2).mean())),
+        "final_tracking_error_m": float(error[-1]),
+        "min_obstacle_clearance_m": nearest,
+        "solve_ms_median": float(np.median(solve_ms)),
+        "solve_ms_p99": float(np.percentile(solve_ms, 99)),
+        "iterations_mean": float(run.figure("iterations").mean()),
+        "cycles": len(solve_ms),
+        "missed_deadlines": int(run.figure("missed_deadline").sum()),
+        "unconverged_cycles": int(len(solve_ms) - run.figure("converged").sum()),
+        "bound_violations": bound_violations(run, config),
+        "duration_s": float(times[-1]),
+    }
+
+
+def tracking_error(run: Run, path: PathReference | None) -> np.ndarray:
+    """Distance from the path, or of the cart from zero where there is no path, in m; (M,)."""
+    if path is None:
+        return np.abs(run.state("cart"))
+    return np.array([path.distance(p) for p in np.column_stack([run.state("x"), run.state("y")])])
+
+
+def bound_violations(run: Run, config: Config) -> int:
+    """Number of command values that are not finite or outside their limits."""
+    count = 0
+    for _, values in run.commands:
+        for name, value in values.items():
+            lower, upper = config.values.get(f"limits.{name}", (-np.inf, np.inf))
+            count += not lower - 1e-9 <= value <= upper + 1e-9
+    return count
+
+
+def plot(
+    run: Run, config: Config, path: PathReference | None, radius: float, title: str, file: Path
+) -> None:
+    """Draw path or angles, commands against limits, error and solve time into a PNG."""
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = plt.figure(figsize=(12, 7), layout="constrained")
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+        grid = figure.add_gridspec(3, 2, width_ratios=[1.25, 1])
+        left = figure.add_subplot(grid[:, 0])
+        if path is None:
+            _draw_states(left, run)
+        else:
+            _draw_path(left, run, config, path, radius)
+        _draw_commands(figure.add_subplot(grid[0, 1]), run, config)
+        _draw_error(figure.add_subplot(grid[1, 1]), run, config, path, radius)
+        _draw_solve_time(figure.add_subplot(grid[2, 1]), run, config)
+        figure.savefig(file, dpi=130)
+        plt.close(figure)
+
+
+def _draw_path(axes: Axes, run: Run, config: Config, path: PathReference, radius: float) -> None:
+    axes.plot(*path.points.T, color=GREY, lw=1.5, ls="--", label="reference")
+    x, y = run.state("x"), run.state("y")
+    axes.plot(x, y, color=BLUE, lw=2, label="driven")
+    for cx, cy, r in np.array(config["obstacles"]).reshape(-1, 3):
+        axes.add_patch(Circle((cx, cy), r, color=RED, alpha=0.75, lw=0))
+        axes.add_patch(Circle((cx, cy), r + radius, fill=False, color=RED, lw=1, ls=":"))
+    axes.plot([], [], color=RED, ls=":", lw=1, label="contact")
+    axes.plot(x[0], y[0], "o", color=BLUE)
+    axes.annotate("start", (x[0], y[0]), xytext=(6, 6), textcoords="offset points")
+    axes.set(xlabel="x [m]", ylabel="y [m]")
+    axes.set_title("Path")
+    if np.ptp(y) > 0.2 * np.ptp(x):  # a long road would be a line
+        axes.set_aspect("equal", adjustable="datalim")
+    axes.legend(loc="upper right")
+
+
+def _draw_states(axes: Axes, run: Run) -> None:
+    times = run.state_times
+    pole = np.degrees(np.unwrap(run.state("pole")))
+    upright = 360.0 * np.round(pole[-1] / 360.0)
+    axes.plot(times, pole - upright, color=BLUE, lw=2)
+    axes.axhline(0.0, color=GREY, lw=1, ls="--")
+    axes.set(xlabel="time [s]", ylabel="angle from upright [deg]", title="Pole")
+    axes.set_xlim(0.0, None)
+    inset = axes.inset_axes((0.45, 0.08, 0.52, 0.3))
+    inset.plot(times, run.state("cart"), color=ORANGE)
+    inset.set_title("Cart [m]")
+    inset.set_xlim(0.0, None)
+
+
+def _draw_commands(axes: Axes, run: Run, config: Config) -> None:
+    times = np.array([time for time, _ in run.commands]) - run.started_s
+    names = [name for name in run.commands[0][1] if f"limits.{name}" in config.values]
+    for name, color in zip(names, (BLUE, ORANGE), strict=False):
+        axes.step(times, [v[name] for _, v in run.commands], where="post", color=color, label=name)
+        for bound in config[f"limits.{name}"]:
+            axes.axhline(bound, color=color, lw=1, ls=":")
+    axes.set_xlim(0.0, None)
+    axes.set_title("Commands and their limits")
+    axes.legend(loc="upper right", ncols=2)
+
+
+def _draw_error(
+    axes: Axes, run: Run, config: Config, path: PathReference | None, radius: float
+) -> None:
+    times = run.state_times
+    label = "distance from the path" if path else "cart from zero"
+    axes.plot(times, tracking_error(run, path), color=BLUE, label=label)
+    if path is not None and config["obstacles"]:
+        gaps = clearance(run, config, radius)
+        axes.plot(times, np.where(gaps < 2.0, gaps, np.nan), color=RED, label="clearance")
+    axes.axhline(0.0, color=GREY, lw=1)
+    axes.set_xlim(0.0, None)
+    axes.set_title("Error and clearance [m]")
+    axes.legend(loc="upper right", ncols=2)
+
+
+def _draw_solve_time(axes: Axes, run: Run, config: Config) -> None:
+    pairs = run.telemetry.get("solve_time_ms", [])
+    times = np.array([time for time, _ in pairs]) - run.started_s
+    values = np.array([value for _, value in pairs])
+    axes.plot(times, values, ".", ms=3, color=GREEN)
+    axes.axhline(1e3 * config.period_s, color=RED, lw=1, ls=":", label="period")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="time [s]", xlim=(0.0, None))
+    axes.set_title("Solve time [ms]")
+    axes.legend(loc="upper right")
