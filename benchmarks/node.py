@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ def run_ours() -> int:
     for owner, name in (
         (MpcTask, "_send"),
         (Journal, "cycle"),
+        (telemetry.RecordPublisher, "publish"),
         (telemetry.Telemetry, "publish"),
         (Drawing, "draw"),
         (Health, "publish"),
@@ -144,7 +145,7 @@ def run_bare(executor_class: Callable[[], Any]) -> int:
     for name in ("optimal_path", "reference"):
         node.create_publisher(PathMessage, f"~/{name}", 1)
     node.create_publisher(MarkerArray, "~/obstacles", 1)
-    for i in range(len(telemetry.OF_ALL) + len(telemetry.OF_SOLVES)):
+    for i in range(len(telemetry.CYCLE_METRICS) + len(telemetry.SOLVE_METRICS)):
         node.create_publisher(Float64, f"~/telemetry/figure_{i}", 10)
     node.create_service(Trigger, "~/reset", lambda _, response: response)
     node.create_service(SetBool, "~/enable", lambda _, response: response)
@@ -192,6 +193,10 @@ class Watch:
         self._executor.add_node(self.node)
         self.cycles: list[tuple[int, float, float, str]] = []
         self._plans = self.node.create_publisher(PathMessage, "plan", 1)
+        self._counts = dict.fromkeys(("late_cycles", "skipped_cycles"), 0.0)
+        for name in self._counts:
+            topic = f"mpc_node/telemetry/{name}"
+            self.node.create_subscription(Float64, topic, partial(self._count, name), 100)
         self.node.create_subscription(DiagnosticArray, "mpc_node/cycle", self._hear, 100)
         self.node.create_timer(AGAIN_S, self._publish)
         self._points = figure_of_eight()
@@ -199,9 +204,17 @@ class Watch:
     def _hear(self, message: Any) -> None:
         values = {pair.key: pair.value for pair in message.status[0].values}
         cycle = Cycle.parse(values)
-        figures = cycle.figures
-        counts = (figures["late_cycles"], figures["skipped_cycles"])
-        self.cycles.append((cycle.number, *counts, cycle.derivatives))
+        self.cycles.append(
+            (
+                cycle.number,
+                self._counts["late_cycles"],
+                self._counts["skipped_cycles"],
+                cycle.derivatives,
+            )
+        )
+
+    def _count(self, name: str, message: Any) -> None:
+        self._counts[name] = message.data
 
     def _publish(self) -> None:
         self._points = self._points + 1e-6  # another path, so it begins anew

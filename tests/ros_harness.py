@@ -35,7 +35,10 @@ os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
 PATIENCE_S = 60.0
 #: A machine that is busy with other things solves slowly; nothing here is about speed.
 UNHURRIED = {"controller_frequency": 10.0, "deadline": 1.0}
-FIGURES = ("solve_time_ms", "iterations", "converged", "missed_deadline", "state_age_s")
+METRICS = (
+    *("solve_time_ms", "iterations", "converged", "missed_deadline", "state_age_s"),
+    *("late_cycles", "skipped_cycles"),
+)
 
 
 def config_file(robot):
@@ -220,15 +223,15 @@ class Robot(Watcher):
         super().__init__(namespace, self.node, self.simulator)
         self.commands, self.states, self.paths = [], [], []
         self.statuses, self.cycles = [], []
-        self.figures = {}
+        self.metrics = {}
         self._port = CommandPort(self.config)
         self.listen(self._port.message_class, self._port.topic, self.commands.append)
         (state,) = self.config.robot.state_topics
         self.listen(message_class(state.type), state.topic, self.states.append)
         self.listen(message_class("nav_msgs/msg/Path"), "mpc_node/optimal_path", self.paths.append)
-        for figure in FIGURES:
-            heard = self.figures.setdefault(figure, [])
-            self.listen(Float64, f"mpc_node/telemetry/{figure}", heard.append)
+        for name in METRICS:
+            heard = self.metrics.setdefault(name, [])
+            self.listen(Float64, f"mpc_node/telemetry/{name}", heard.append)
         self.listen(DiagnosticArray, "/diagnostics", self._diagnosed, 10)
         self.listen(DiagnosticArray, "mpc_node/cycle", self._recorded, 100)
 
@@ -297,6 +300,10 @@ class Robot(Watcher):
 
     def values(self, commands):
         return [self._port.values(message) for message in commands]
+
+    def metric(self, name):
+        """The newest value of a metric, None before the first."""
+        return self.metrics[name][-1].data if self.metrics[name] else None
 
     @property
     def code(self):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop, Reason
-from mpc_banded.control.record import Cycle, Journal, Receipt
+from mpc_banded.control.record import Cycle, Journal, Receipt, solve_metrics
 from mpc_banded.ocp.solver import Status
 
 names = st.from_regex(r"[a-z][a-z_/0-9]{0,8}", fullmatch=True)
@@ -36,7 +36,6 @@ cycles = st.builds(
     command=st.dictionaries(names, numbers),
     code=st.sampled_from([code.value for code in Reason]),
     reason=st.text(),
-    figures=st.dictionaries(names, numbers),
 )
 
 
@@ -50,8 +49,12 @@ def test_what_is_written_is_read(cycle):
 
 
 def test_what_is_not_a_number_is_written_too():
-    cycle = Cycle.parse({**ONE.values(), "figures.kkt_residual": repr(math.nan)})
-    assert math.isnan(cycle.figures["kkt_residual"])
+    cycle = Cycle.parse({**ONE.values(), "command.v": repr(math.nan)})
+    assert math.isnan(cycle.command["v"])
+
+
+def test_a_record_of_before_that_repeats_the_metrics_is_read():
+    assert Cycle.parse({**ONE.values(), "figures.iterations": "3.0"}) == ONE
 
 
 ONE = Cycle(3, 7, 0.01, None, True, "eager", True, 1, 0, (), {}, {"v": 0.1}, "driving", "why")
@@ -79,7 +82,7 @@ def test_the_journal_tells_what_came_between_two_ticks():
             journal.received(topic[1:], message, time_ns + 3)
     journal.changed({"weights.effort": 2.0})
     tick = loop.tick(time_ns + 10, deadline_s=math.inf, latency_s=0.002)
-    first = journal.cycle(tick, deadline=True, enabled=True, figures={"solve_time_ms": 1.5})
+    first = journal.cycle(tick, deadline=True, enabled=True)
     journal.reset()
     journal.start()
     second = journal.cycle(tick, deadline=True, enabled=False)
@@ -87,8 +90,11 @@ def test_the_journal_tells_what_came_between_two_ticks():
     assert all(r.received_ns == r.stamp_ns + 3 for r in first.received)
     assert (first.now_ns, first.latency_s) == (time_ns + 10, 0.002)
     assert first.changed == {"weights.effort": 2.0}
-    assert first.figures["solve_time_ms"] == 1.5
-    assert first.figures["iterations"] == tick.step.iterations
+    metrics = solve_metrics(tick)
+    assert metrics["iterations"] == tick.step.iterations
+    assert metrics["cost/position"] == tick.step.cost_terms["position"]
+    # What can be had from a topic of its own is not in the record as well.
+    assert not [key for key in first.values() if key.partition(".")[2] in metrics]
     assert (second.number, second.received, second.changed) == (1, (), {})
     assert (first.resets, second.resets, second.enabled) == (0, 1, False)
     assert (first.starts, second.starts) == (0, 1)

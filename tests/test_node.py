@@ -50,8 +50,8 @@ def test_robot_moves_and_the_node_says_what_it_does(unicycle):
     )
     unicycle.until(lambda: unicycle.reason.startswith(("driving", "of ")), "reported as driving")
     assert unicycle.statuses[-1].level in (DiagnosticStatus.OK, DiagnosticStatus.WARN)
-    assert all(unicycle.figures.values())
-    assert 0.0 <= unicycle.figures["state_age_s"][-1].data <= unicycle.config["max_state_age"]
+    assert all(unicycle.metrics.values())
+    assert 0.0 <= unicycle.metric("state_age_s") <= unicycle.config["max_state_age"]
 
 
 def test_optimal_path_is_the_plan_in_the_frame_of_the_state(unicycle):

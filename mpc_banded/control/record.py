@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mpc_banded.control.loop import Tick
@@ -52,7 +52,6 @@ class Cycle:
         changed: Parameters that changed since then, by name.
         command: Name -> value.
         code, reason: Of the tick.
-        figures: Further numbers by name, for plots.
     """
 
     number: int
@@ -69,7 +68,6 @@ class Cycle:
     command: dict[str, float]
     code: str
     reason: str
-    figures: dict[str, float] = field(default_factory=dict)
 
     def values(self) -> dict[str, str]:
         """As pairs of strings; ``parse`` gives back exactly the same."""
@@ -89,7 +87,6 @@ class Cycle:
             **{f"command.{name}": repr(float(x)) for name, x in self.command.items()},
             "code": self.code,
             "reason": self.reason,
-            **{f"figures.{name}": repr(float(x)) for name, x in self.figures.items()},
         }
 
     @classmethod
@@ -111,7 +108,6 @@ class Cycle:
                 command=_section(values, "command."),
                 code=values["code"],
                 reason=values["reason"],
-                figures=_section(values, "figures."),
             )
         except KeyError as error:
             raise ValueError(f"the record of a cycle lacks {error}") from error
@@ -149,21 +145,13 @@ class Journal:
         """The loop was reset on request."""
         self._resets += 1
 
-    def cycle(
-        self,
-        tick: Tick,
-        *,
-        deadline: bool,
-        enabled: bool,
-        figures: Mapping[str, float] | None = None,
-    ) -> Cycle:
+    def cycle(self, tick: Tick, *, deadline: bool, enabled: bool) -> Cycle:
         """The record of a tick, with all that has come since the one before.
 
         Args:
             tick: What the loop decided.
             deadline: Whether it had a deadline.
             enabled: Whether the loop was enabled.
-            figures: Further numbers, beside those of the solve.
         """
         number, received, changed = self._number, tuple(self._received), self._changed
         self._number, self._received, self._changed = number + 1, [], {}
@@ -182,23 +170,22 @@ class Journal:
             command=dict(tick.command),
             code=tick.code.value,
             reason=tick.reason,
-            figures={**solve_figures(tick), **(figures or {})},
         )
 
 
-def solve_figures(tick: Tick) -> dict[str, float]:
-    """Numbers of a tick that do not depend on the machine's speed, but for the deadline."""
-    figures = {} if math.isinf(tick.state_age_s) else {"state_age_s": tick.state_age_s}
+def solve_metrics(tick: Tick) -> dict[str, float]:
+    """Metrics of a tick that do not depend on how fast the machine is, apart from the deadline."""
+    metrics = {} if math.isinf(tick.state_age_s) else {"state_age_s": tick.state_age_s}
     step = tick.step
     if step is not None:
-        figures |= {
+        metrics |= {
             "iterations": float(step.iterations),
             "converged": float(step.status is Status.CONVERGED),
             "kkt_residual": step.kkt_residual,
             "defect_norm": step.defect_norm,
         }
-        figures |= {f"cost/{name}": value for name, value in step.cost_terms.items()}
-    return figures
+        metrics |= {f"cost/{name}": value for name, value in step.cost_terms.items()}
+    return metrics
 
 
 def _cut_off_after(tick: Tick) -> int | None:

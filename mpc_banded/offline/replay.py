@@ -24,7 +24,7 @@ import numpy as np
 from mpc_banded.codegen.trace import UnsupportedOperation
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop, Tick
-from mpc_banded.control.record import Cycle, Journal
+from mpc_banded.control.record import Cycle, Journal, solve_metrics
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.offline.transforms import Pose, TransformTree
 from mpc_banded.robots.messages import frame_of, stamp_ns_of
@@ -61,6 +61,11 @@ class Replayed:
     plan_error: float
     recorded: dict[str, float]
     original: Cycle | None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the solve by name."""
+        return solve_metrics(self.tick)
 
 
 @dataclass

@@ -165,7 +165,7 @@ class Results:
         self.iterations.add(time_s, math.nan if step is None else float(step.iterations))
         self.solve_ms.add(time_s, math.nan if step is None else 1e3 * step.solve_time_s)
         self.efforts.add(time_s, math.nan if step is None else _rms(step.plan.inputs[0].tolist()))
-        self.converged += bool(replayed.cycle.figures.get("converged"))
+        self.converged += bool(replayed.metrics.get("converged"))
 
     def _error(self, replayed: Replayed) -> float:
         """Distance of the state from its reference: in the plane, or over all its names."""
@@ -175,15 +175,15 @@ class Results:
         return math.hypot(*gaps) if planar else _rms(gaps)
 
     def _write(self, replayed: Replayed) -> None:
-        tick, figures = replayed.tick, replayed.cycle.figures
+        tick, metrics = replayed.tick, replayed.metrics
         row: list[Any] = [replayed.cycle.number, tick.now_ns, tick.code.name]
-        row += [_cell(figures.get(name)) for name in COLUMNS[3:]]
-        row += [_cell({**figures, "plan_error": replayed.plan_error}.get(n)) for n in RESIDUALS]
+        row += [_cell(metrics.get(name)) for name in COLUMNS[3:]]
+        row += [_cell({**metrics, "plan_error": replayed.plan_error}.get(n)) for n in RESIDUALS]
         row += [_cell(tick.command.get(name)) for name in self.commands]
         row += [_cell(replayed.state.get(name)) for name in self.states]
         row += [_cell(replayed.reference.get(name)) for name in self.references]
         costs = self._columns[len(row) :]
-        row += [_cell(figures.get(name.replace(".", "/", 1))) for name in costs]
+        row += [_cell(metrics.get(name.replace(".", "/", 1))) for name in costs]
         self._table.writerow(row)
         self._digest.update(repr(row).encode())
         if tick.step is not None:
@@ -197,10 +197,10 @@ class Results:
         if tick.command:  # a robot that is sent positions has none before its first state
             fill = partial(_filled, topic, tick.command)
             write(f"{PREFIX}/{topic.topic}", topic.type, now_ns, fill)
-        figures = {**cycle.figures, "plan_error": replayed.plan_error}
-        figures |= {f"command/{name}": x for name, x in tick.command.items()}
-        figures |= {f"reference/{name}": x for name, x in replayed.reference.items()}
-        for name, value in figures.items():
+        metrics = {**replayed.metrics, "plan_error": replayed.plan_error}
+        metrics |= {f"command/{name}": x for name, x in tick.command.items()}
+        metrics |= {f"reference/{name}": x for name, x in replayed.reference.items()}
+        for name, value in metrics.items():
             if math.isfinite(value):
                 self._recording.number(f"{PREFIX}/mpc_node/telemetry/{name}", now_ns, value)
         self._recording.cycle(f"{PREFIX}/mpc_node/cycle", now_ns, cycle.values(), tick.reason)

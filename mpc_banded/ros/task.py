@@ -25,7 +25,7 @@ from mpc_banded.ros.health import Health
 from mpc_banded.ros.pace import Pace
 from mpc_banded.ros.parameters import LiveParameters
 from mpc_banded.ros.renewal import Renewal
-from mpc_banded.ros.telemetry import Telemetry
+from mpc_banded.ros.telemetry import RecordPublisher, Telemetry
 
 #: How long the last command may take to go out.
 FAREWELL_S = 0.5
@@ -73,6 +73,7 @@ class MpcTask:
         self._timer: Timer | None = None
         self._turn = 0  # counts activations, each of which has a timer of its own
         self._commands = node.create_publisher(self._port.message_class, self._port.topic, 1)
+        self._records = RecordPublisher(node)
         self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
         self._health = Health(node, self._loop, self._commands, self._renewal)
         self._drawing = Drawing(node, self._loop)
@@ -128,6 +129,7 @@ class MpcTask:
         self._live.adopt = None
         self._renewal.close()
         self._health.close()
+        self._records.close()
         self._telemetry.close()
         self._drawing.close()
         for subscription in self._subscriptions:
@@ -165,13 +167,9 @@ class MpcTask:
         self._send(tick.command)
         timing = self._pace.end()
         self._health.count(tick, timing)
-        record = self._journal.cycle(
-            tick,
-            deadline=True,
-            enabled=self._loop.enabled,
-            figures=self._telemetry.figures(tick, timing, self._health.counters),
-        )
-        self._telemetry.publish(record)
+        record = self._journal.cycle(tick, deadline=True, enabled=self._loop.enabled)
+        self._records.publish(record)
+        self._telemetry.publish(tick, timing, self._health.counters)
         self._drawing.draw(tick, self._header())
 
     def _renew(self) -> None:
