@@ -45,11 +45,11 @@ from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.record import Cycle, Journal
 from mpc_banded.robots import messages
-from mpc_banded.ros import interfaces, node, process, telemetry
+from mpc_banded.ros import executable, interfaces, node, telemetry
 from mpc_banded.ros.demo import figure_of_eight, parameter_file
-from mpc_banded.ros.drawing import Drawing
-from mpc_banded.ros.health import Health
+from mpc_banded.ros.diagnostics import Diagnostics
 from mpc_banded.ros.task import MpcTask
+from mpc_banded.ros.visualization import Visualization
 
 PAGE = ROOT / "docs" / "node.md"
 FREQUENCY, HORIZON = 50.0, 40
@@ -74,7 +74,7 @@ KINDS = {
 }
 EXECUTORS: dict[str, Callable[[], Any]] = {
     "bare": SingleThreadedExecutor,
-    "bare_events": process.Executor,
+    "bare_events": executable.Executor,
 }
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -103,7 +103,7 @@ def _report_when_asked() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: print(json.dumps(_spent), flush=True))
 
 
-def run_ours() -> int:
+def run_ours(arguments: list[str]) -> int:
     """The node with a stopwatch."""
     for owner, name in ((ControlLoop, "tick"), (ControlLoop, "on_message")):
         _timed(owner, name, "solver")
@@ -112,12 +112,12 @@ def run_ours() -> int:
         (Journal, "cycle"),
         (telemetry.RecordPublisher, "publish"),
         (telemetry.Telemetry, "publish"),
-        (Drawing, "draw"),
-        (Health, "publish"),
+        (Visualization, "publish"),
+        (Diagnostics, "publish"),
     ):
         _timed(owner, name, "publishing")
     _report_when_asked()
-    return node.main()
+    return node.main(arguments)
 
 
 def _ignore(message: Any) -> None:
@@ -441,9 +441,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=MEASURED_S, help="of a measurement")
     parser.add_argument("--soak", type=float, default=600.0, help="seconds of the long drive")
     parser.add_argument("--output", type=Path, default=PAGE, help="where the page goes")
-    options, _ = parser.parse_known_args()
+    options, others = parser.parse_known_args()
     if options.child:
-        return run_ours() if options.child == "ours" else run_bare(EXECUTORS[options.child])
+        if options.child == "ours":
+            return run_ours(others)
+        return run_bare(EXECUTORS[options.child])
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
     with tempfile.TemporaryDirectory() as scratch:

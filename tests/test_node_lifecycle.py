@@ -23,8 +23,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_harness import Process, Robot, Watcher
 
 from mpc_banded.ros.demo import figure_of_eight
-from mpc_banded.ros.lifecycle import SUCCESS, Managed
-from mpc_banded.ros.node import Builder
+from mpc_banded.ros.lifecycle import SUCCESS, ManagedNode
+from mpc_banded.ros.node import TaskBuilder
 
 pytestmark = pytest.mark.ros
 
@@ -130,7 +130,7 @@ def test_cleanup_forgets_the_reference_and_that_the_robot_was_disabled(waiting):
 def test_cleanup_gives_back_all_that_configure_built():
     tasks = []
 
-    class Tracked(Builder):
+    class Tracked(TaskBuilder):
         def __call__(self, node):
             task = super().__call__(node)
             tasks.append(weakref.ref(task))
@@ -138,7 +138,7 @@ def test_cleanup_gives_back_all_that_configure_built():
 
     rclpy.init(args=["--ros-args", "-r", "__ns:=/within"])
     try:
-        node = Managed("mpc_node", Tracked())
+        node = ManagedNode("mpc_node", Tracked())
         for _ in range(2):
             assert node.trigger_configure() is SUCCESS
             assert node.trigger_cleanup() is SUCCESS

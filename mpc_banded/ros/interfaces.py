@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Topics of a robot: which message type each has, and the command's way into its message."""
+"""Message types and quality of service of the topics, and how a command becomes a message."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mpc_banded.robots import messages
 if TYPE_CHECKING:
     from mpc_banded.control.config import Config
 
-#: Takes a state from any publisher, and never an old one for a new one.
+#: Hears states of any publisher, and keeps only the newest one.
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-#: A recorder that starts a little later than the node still gets the first records.
+#: A recorder that starts a little later than the node still receives the first records.
 RECORDS = QoSProfile(
     depth=100,
     reliability=ReliabilityPolicy.RELIABLE,
@@ -26,7 +26,7 @@ BASE_FRAME = "base_link"
 
 
 def message_class(name: str) -> Any:
-    """The class of a message type, for example ``nav_msgs/msg/Path``.
+    """Return the class of a message type, for example ``nav_msgs/msg/Path``.
 
     Raises:
         ValueError: The package of the type is not installed.
@@ -39,15 +39,15 @@ def message_class(name: str) -> Any:
 
 
 class CommandPort:
-    """How a robot's commands travel: topic, type, and both ways between message and values.
+    """Converts the commands of a robot to messages and back.
 
     Args:
-        config: Of the robot; ``enable_stamped_cmd_vel`` chooses between the two twists.
+        config: Robot configuration; ``enable_stamped_cmd_vel`` chooses between the two twists.
 
     Attributes:
-        topic: Relative name.
-        message_class: Type of the message.
-        values: The values that a message carries; raises ValueError if it carries others.
+        topic: Relative name of the topic.
+        message_class: Class of the message.
+        values: Reads the values of a message; raises ValueError if it carries others.
     """
 
     def __init__(self, config: Config) -> None:
@@ -56,7 +56,7 @@ class CommandPort:
         self.message_class = message_class(command.type)
 
     def message(self, values: messages.Values, stamp: Time) -> Any:
-        """A message that carries the values."""
+        """Return a message that carries the values."""
         message = self.message_class()
         if hasattr(message, "header"):
             message.header.stamp, message.header.frame_id = stamp, BASE_FRAME

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A managed node: its task is built by configure, armed by activate, and can be torn down again.
+"""A lifecycle node around a task that configure builds, activate arms and cleanup tears down.
 
-The services ``~/change_state``, ``~/get_state`` and their like are those of every lifecycle node,
-so ``ros2 lifecycle`` and Nav2's lifecycle manager drive it. rclpy manages publishers only; what
-else must rest while the node is inactive, the task keeps to itself.
+The services ``~/change_state``, ``~/get_state`` and so on are those of every lifecycle node, so
+``ros2 lifecycle`` and Nav2's lifecycle manager drive it. rclpy manages publishers only; the task
+itself keeps everything else at rest while the node is inactive.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
 
-from mpc_banded.ros import process
+from mpc_banded.ros import executable
 
 SUCCESS, FAILURE, ERROR = (
     TransitionCallbackReturn.SUCCESS,
@@ -29,77 +29,77 @@ SUCCESS, FAILURE, ERROR = (
 AUTOSTART = "autostart"
 
 
-class ManagedTask(process.Task, Protocol):
+class ManagedTask(executable.Task, Protocol):
     """A task that can be taken off its node again."""
 
     def close(self) -> None:
-        """Give back every topic, service and timer."""
+        """Destroy every publisher, subscription, service and timer."""
 
 
 class NoEvents:
-    """Event callbacks of a publisher or a subscription that is told nothing of its peers.
+    """Event callbacks of a publisher or subscription that does not follow its peers.
 
     An endpoint that is destroyed while such an event of it is in the queue of rclpy's events
     executor takes the process with it (ros2/rclpy#1644).
     """
 
     def create_event_handlers(self, *_: Any) -> list[Any]:
-        """None."""
+        """Return no handlers."""
         return []
 
 
 NO_EVENTS = NoEvents()
 
 
-class Managed(LifecycleNode):
+class ManagedNode(LifecycleNode):
     """A lifecycle node around a task, whose publishers and subscriptions come and go with it.
 
     With the parameter ``autostart`` it configures and activates itself at launch, and a refused
-    configuration ends the process. Without, it waits for somebody to do that, and a refused
+    configuration ends the process. Without, it waits for somebody else to do that, and a refused
     configuration leaves it unconfigured.
 
     Args:
-        name: Of the node.
-        build: Gives the node its task; raises ValueError or ArithmeticError to refuse.
+        name: Name of the node.
+        build: Builds the task of the node; raises ValueError or ArithmeticError to refuse.
     """
 
     def __init__(self, name: str, build: Callable[[Node], ManagedTask]) -> None:
         super().__init__(name)
         self._build = build
         self._task: ManagedTask | None = None
-        described = ParameterDescriptor(
+        descriptor = ParameterDescriptor(
             description="Configure and activate at launch.", read_only=True
         )
-        self._autostart = bool(self.declare_parameter(AUTOSTART, True, described).value)
+        self._autostart = bool(self.declare_parameter(AUTOSTART, True, descriptor).value)
 
     @property
     def node(self) -> Node:
-        """The node."""
+        """The node itself."""
         return self
 
     def create_publisher(self, *arguments: Any, **named: Any) -> Publisher[Any]:
-        """A publisher that is told nothing of its peers; they are in the graph."""
+        """Create a publisher without events of its peers."""
         return super().create_publisher(*arguments, **{"event_callbacks": NO_EVENTS} | named)
 
     def create_subscription(self, *arguments: Any, **named: Any) -> Subscription[Any]:
-        """A subscription that is told nothing of its peers; they are in the graph."""
+        """Create a subscription without events of its peers."""
         return super().create_subscription(*arguments, **{"event_callbacks": NO_EVENTS} | named)
 
     def begin(self) -> bool:
-        """Configure and activate, if ``autostart`` says so; False if that is refused."""
+        """Configure and activate if ``autostart`` is set; False if that is refused."""
         if not self._autostart:
             self.get_logger().info("unconfigured: waiting for a transition on ~/change_state")
             return True
         return self.trigger_configure() is SUCCESS and self.trigger_activate() is SUCCESS
 
     def end(self) -> None:
-        """Go through the shutdown transition, from whatever state."""
-        resting = (
+        """Go through the shutdown transition from any primary state."""
+        primary = (
             State.PRIMARY_STATE_UNCONFIGURED,
             State.PRIMARY_STATE_INACTIVE,
             State.PRIMARY_STATE_ACTIVE,
         )
-        if self._state_machine.current_state[0] in resting:
+        if self._state_machine.current_state[0] in primary:
             self.trigger_shutdown()
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -111,23 +111,23 @@ class Managed(LifecycleNode):
             self.get_logger().fatal(str(error))
             return FAILURE
         except Exception:
-            return self._failed()
+            return self._fail()
         return SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Arm the task."""
         del state
-        return self._tell(lambda task: task.activate())
+        return self._apply(lambda task: task.activate())
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Disarm the task; the robot is left stopped."""
         del state
-        return self._tell(lambda task: task.deactivate())
+        return self._apply(lambda task: task.deactivate())
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Tear the task down."""
         del state
-        result = self._tell(lambda task: task.close())
+        result = self._apply(lambda task: task.close())
         self._task = None
         return result
 
@@ -141,21 +141,21 @@ class Managed(LifecycleNode):
         return result
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop the robot after a transition that went wrong, and be unconfigured again."""
+        """Stop the robot after a failed transition, and return to unconfigured."""
         if self._task is not None:
-            self._tell(lambda task: task.deactivate())
+            self._apply(lambda task: task.deactivate())
             self.on_cleanup(state)
         return SUCCESS
 
-    def _tell(self, what: Callable[[ManagedTask], None]) -> TransitionCallbackReturn:
+    def _apply(self, action: Callable[[ManagedTask], None]) -> TransitionCallbackReturn:
         assert self._task is not None
         try:
-            what(self._task)
+            action(self._task)
         except Exception:
-            return self._failed()
+            return self._fail()
         return SUCCESS
 
-    def _failed(self) -> TransitionCallbackReturn:
-        """Say what rclpy would swallow."""
+    def _fail(self) -> TransitionCallbackReturn:
+        """Log the exception, which rclpy would swallow."""
         self.get_logger().fatal(f"a transition failed: {traceback.format_exc()}")
         return ERROR

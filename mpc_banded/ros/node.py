@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mpc_node: a managed node around the control loop."""
+"""mpc_node: a lifecycle node around the control loop."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING
 
 from rclpy.node import Node
 
-from mpc_banded.ros import process
-from mpc_banded.ros.lifecycle import Managed
+from mpc_banded.ros import executable
+from mpc_banded.ros.lifecycle import ManagedNode
 
 if TYPE_CHECKING:
     from mpc_banded.ros.parameters import LiveParameters
     from mpc_banded.ros.task import MpcTask
 
+PURPOSE = "Drive a robot: a lifecycle node that computes a command from its state in each cycle."
 
-class Builder:
-    """Builds the task of a node, again and again with the parameters of the moment."""
+
+class TaskBuilder:
+    """Builds the task of a node each time it is configured, from its parameters at that time."""
 
     def __init__(self) -> None:
         self._live: LiveParameters | None = None
 
     def __call__(self, node: Node) -> MpcTask:
-        """A new task; raises ValueError or ArithmeticError where the parameters are refused."""
-        # Torch comes with these: a node that nobody has configured yet is small and up at once.
+        """Return a new task; raises ValueError or ArithmeticError if parameters are refused."""
+        # These import torch: a node that nobody has configured yet is small and up at once.
         try:
             from mpc_banded.ros.parameters import LiveParameters
             from mpc_banded.ros.task import MpcTask
@@ -42,7 +44,7 @@ class Builder:
 def main(arguments: list[str] | None = None) -> int:
     """Run mpc_node; returns 0 when stopped by a signal, 2 if it refuses its configuration."""
     name = "mpc_node"
-    return process.run(name, lambda: Managed(name, Builder()), arguments)
+    return executable.run(name, PURPOSE, lambda: ManagedNode(name, TaskBuilder()), arguments)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of a node: declared from the table in config.py, checked as a whole."""
+"""Parameters of a node: declared from the configuration's table, and checked as a whole."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from rclpy.parameter import Parameter
 from mpc_banded.control.config import Config, ConfigError, Entry
 from mpc_banded.ros.lifecycle import AUTOSTART
 
-#: Parameters that others declare on a node: rclpy itself, and a managed node.
-OF_OTHERS = ("use_sim_time", "start_type_description_service", "qos_overrides.", AUTOSTART)
-#: Told of each change: the whole configuration, and what was set.
+#: Parameters that rclpy and the lifecycle node declare themselves.
+FOREIGN = ("use_sim_time", "start_type_description_service", "qos_overrides.", AUTOSTART)
+#: Called after each change with the whole configuration, and what was set.
 Adopt = Callable[[Config, dict[str, Any]], None]
 
 
 def given(node: Node) -> dict[str, Any]:
-    """What command line, launch file and parameter files gave the node, rclpy's own left out."""
-    # The only way to see keys that nobody declared. rclpy's public way declares what it finds,
-    # and fails on an empty list, which arrives without a type.
+    """Return what command line, launch file and parameter files set, without rclpy's own."""
+    # This is the only way to see keys that nobody declared: rclpy's public interface declares
+    # what it finds, and fails on an empty list, which arrives without a type.
     overrides = node._parameter_overrides
     return {
         name: [] if parameter.value is None else parameter.value
         for name, parameter in overrides.items()
-        if not name.startswith(OF_OTHERS)
+        if not name.startswith(FOREIGN)
     }
 
 
@@ -41,8 +41,8 @@ def declare(node: Node, live: bool) -> Config:
     """Check what the node was given, and declare the whole table with descriptors.
 
     Args:
-        node: That the parameters belong to.
-        live: Whether they can be changed later, but for those that the table calls read-only.
+        node: The node.
+        live: Whether parameters that are not read-only can be changed later.
 
     Raises:
         ConfigError: A key is unknown or its value not allowed.
@@ -64,7 +64,7 @@ def _declare(node: Node, name: str, value: Any, entry: Entry, read_only: bool) -
     if value != []:
         node.declare_parameter(name, value, described, ignore_override=True)
         return
-    # rclpy takes an empty list for one of bytes unless it is told.
+    # rclpy takes an empty list for a list of bytes unless it gets the type.
     empty: Parameter[Any] = Parameter(name, Parameter.Type.DOUBLE_ARRAY, [])
     node.declare_parameter(name, empty.type_, ignore_override=True)
     node.set_parameters([empty])
@@ -73,38 +73,38 @@ def _declare(node: Node, name: str, value: Any, entry: Entry, read_only: bool) -
 
 
 def descriptor(entry: Entry, read_only: bool) -> ParameterDescriptor:
-    """How tools show a parameter: description with unit, what is allowed, range."""
+    """Describe a parameter for tools: sentence with unit, allowed values, range."""
     unit = f" [{entry.unit}]" if entry.unit else ""
-    described = ParameterDescriptor(
+    result = ParameterDescriptor(
         description=entry.description + unit,
         additional_constraints=f"Allowed are {entry.allowed}.",
         read_only=read_only,
-        # An integer will do for a number; what fits is checked in our own callback.
+        # An integer is accepted for a number: our own callback checks the value.
         dynamic_typing=not read_only,
     )
     if math.isinf(entry.lower) or math.isinf(entry.upper):
-        return described
+        return result
     if isinstance(entry.default, int) and not isinstance(entry.default, bool):
         whole = IntegerRange(from_value=int(entry.lower), to_value=int(entry.upper))
-        described.integer_range = [whole]
+        result.integer_range = [whole]
     elif isinstance(entry.default, float):
         real = FloatingPointRange(from_value=float(entry.lower), to_value=float(entry.upper))
-        described.floating_point_range = [real]
-    return described
+        result.floating_point_range = [real]
+    return result
 
 
 class LiveParameters:
     """The parameters of a node, which may change at any time: all that are set at once, or none.
 
-    What is wrong is refused with the reason and changes nothing. They outlive what is built from
-    them: a node that is configured again takes the values of now.
+    A wrong value is refused with the reason and changes nothing. The parameters outlive what is
+    built from them: a node that is configured again uses their current values.
 
     Args:
-        node: That the parameters belong to.
+        node: The node.
 
     Attributes:
-        config: What the parameters say now.
-        adopt: Told of each change after it was made; None while there is nobody to tell.
+        config: The current configuration.
+        adopt: Called after each change; None while nobody uses the parameters.
 
     Raises:
         ConfigError: A key is unknown or its value not allowed.
@@ -121,7 +121,7 @@ class LiveParameters:
             node.add_post_set_parameters_callback(self._changed)
 
     def _ours(self, parameters: list[Parameter[Any]]) -> dict[str, Any]:
-        """Name -> value of those that are in the table."""
+        """Return name -> value of those that are in the table."""
         return {p.name: p.value for p in parameters if p.name in self.config.table}
 
     def _check(self, parameters: list[Parameter[Any]]) -> SetParametersResult:
@@ -129,9 +129,9 @@ class LiveParameters:
         if not updates:
             return SetParametersResult(successful=True)
         try:
-            gone = [p.name for p in parameters if p.type_ == Parameter.Type.NOT_SET]
-            if gone:
-                raise ConfigError(f"{gone[0]} cannot be undeclared")
+            undeclared = [p.name for p in parameters if p.type_ == Parameter.Type.NOT_SET]
+            if undeclared:
+                raise ConfigError(f"{undeclared[0]} cannot be undeclared")
             config = self.config.changed(updates)
             _check_bandwidth(self.config, config)
             self._checked = (updates, config)
@@ -143,7 +143,7 @@ class LiveParameters:
         updates = self._ours(parameters)
         if not updates:
             return
-        # What was checked just now need not be built again.
+        # A configuration that was just checked need not be built again.
         is_checked = self._checked is not None and self._checked[0] == updates
         config = self._checked[1] if is_checked and self._checked else self.config.changed(updates)
         self.config, self._checked = config, None
@@ -152,9 +152,9 @@ class LiveParameters:
 
 
 def _check_bandwidth(before: Config, after: Config) -> None:
-    """Raises ConfigError for a band that only probes could show to be wide enough.
+    """Raise ConfigError for a band that only probes could prove wide enough.
 
-    They take long, and are made when the node is configured.
+    Probes take long, so they are made only when the node is configured.
     """
     bandwidth = after["bandwidth"]
     if bandwidth and before.rebuilds(after):

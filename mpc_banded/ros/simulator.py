@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from typing import Any
 
 from rclpy.node import Node
@@ -12,31 +13,32 @@ from rclpy.timer import Timer
 from std_srvs.srv import SetBool, Trigger
 
 from mpc_banded.robots import messages
-from mpc_banded.ros import interfaces, process
+from mpc_banded.ros import executable, interfaces
 
-#: Longest time that passes at once, in seconds: a clock may jump, a robot does not.
+#: Longest simulated step in seconds: a clock may jump, a robot does not.
 LONGEST_STEP_S = 0.5
-#: How often one kind of error is repeated, in seconds.
+#: How often an error is repeated, in seconds.
 REPEAT_S = 5.0
 FRAME = "odom"
+PURPOSE = "Simulate a robot: obey the commands of mpc_node, and publish the state."
 
 
 class SimulatorTask:
     """Moves the simulated robot on the node's clock.
 
-    ``~/reset`` puts it back to its initial state; ``~/publish`` keeps the state from being
-    published while the robot moves on, as when a topic is lost.
+    ``~/reset`` puts it back to its initial state; ``~/publish`` can suppress the state while the
+    robot moves on, as if the topic were lost.
 
     Args:
-        node: Whose parameters, topics and clock are used.
+        node: The node.
 
     Raises:
         ConfigError: A parameter is unknown or its value not allowed.
     """
 
     def __init__(self, node: Node) -> None:
-        # Torch comes with these. Meanwhile the node meets the others on the network; it would
-        # find them a second or two later if it had topics as soon as it is there.
+        # These import torch, which takes seconds. Discovery of the other nodes goes on meanwhile;
+        # it would take a second or two longer if the node had topics from the start.
         from mpc_banded.control.motion import Simulation
         from mpc_banded.ros import parameters
 
@@ -65,12 +67,12 @@ class SimulatorTask:
         )
 
     def activate(self) -> None:
-        """Let time pass."""
+        """Start the simulated time."""
         self._moved_ns = self._now_ns()
         self._timer = self._node.create_timer(self._period_s, self._move)
 
     def deactivate(self) -> None:
-        """Stand still in time."""
+        """Stop the simulated time."""
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
             self._timer = None
@@ -132,7 +134,8 @@ class SimulatorTask:
 def main(arguments: list[str] | None = None) -> int:
     """Run simulator_node; returns 0 when stopped by a signal, 2 if it refuses its parameters."""
     name = "simulator_node"
-    return process.run(name, lambda: process.Plain(name, SimulatorTask), arguments)
+    make = partial(executable.PlainNode, name, SimulatorTask)
+    return executable.run(name, PURPOSE, make, arguments)
 
 
 if __name__ == "__main__":

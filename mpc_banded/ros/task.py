@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task of mpc_node: carries messages to the control loop and its commands to the robot."""
+"""The task of mpc_node: hand messages to the control loop, and send its commands."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.record import Journal
 from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.robots import messages
-from mpc_banded.ros import frames, interfaces
-from mpc_banded.ros.drawing import Drawing
-from mpc_banded.ros.health import Health
-from mpc_banded.ros.pace import Pace
+from mpc_banded.ros import interfaces, tf
+from mpc_banded.ros.diagnostics import Diagnostics
 from mpc_banded.ros.parameters import LiveParameters
 from mpc_banded.ros.renewal import Renewal
 from mpc_banded.ros.telemetry import RecordPublisher, Telemetry
+from mpc_banded.ros.timing import CycleClock
+from mpc_banded.ros.visualization import Visualization
 
-#: How long the last command may take to go out.
+#: How long the node waits at most until subscribers have the last command.
 FAREWELL_S = 0.5
 
 
 class MpcTask:
-    """Steps the control loop on the node's clock, between its topics and services.
+    """Runs the control loop on the clock, topics and services of a node.
 
-    Building it reads the parameters, checks the problem and warms up, and commands nothing;
-    that begins with ``activate`` and ends with ``deactivate``. One thread does everything, so
-    nothing needs a lock: what arrives during a solve is handled after it.
+    Creating it reads the parameters, checks the problem and warms up, but sends no command: those
+    start with ``activate`` and end with ``deactivate``. One thread does everything, so nothing
+    needs a lock: a message that arrives during a solve is handled after it.
 
     Args:
-        node: Whose topics and clock are used.
+        node: The node.
         live: Its parameters.
 
     Raises:
-        ConfigError: The parameter ``bandwidth`` is smaller than what was measured.
+        ConfigError: The parameter ``bandwidth`` is smaller than the measured bandwidth.
         ValueError: The package of a message type is not installed.
     """
 
@@ -64,21 +64,21 @@ class MpcTask:
             for topic, kind in self._loop.input_topics.items()
         }
         node.get_logger().info(_summary(config, self._loop))
-        self._pace = Pace(config.period_s)
+        self._clock = CycleClock(config.period_s)
         self._journal, self._recorded = Journal(), config
-        self._journal.changed(config.values)  # the first record tells them all
+        self._journal.changed(config.values)  # the first record has all of them
         self._renewal = Renewal(self._loop, node.get_logger())
-        self._loop.warm_up()  # with the derivatives that will drive, if they are there already
+        self._loop.warm_up()  # with compiled derivatives if the cache has them
         self._frame = ""
         self._timer: Timer | None = None
-        self._turn = 0  # counts activations, each of which has a timer of its own
+        self._activations = 0  # each one has a timer of its own
         self._commands = node.create_publisher(self._port.message_class, self._port.topic, 1)
         self._records = RecordPublisher(node)
         self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
-        self._health = Health(node, self._loop, self._commands, self._renewal)
-        self._drawing = Drawing(node, self._loop)
+        self._diagnostics = Diagnostics(node, self._loop, self._commands, self._renewal)
+        self._visualization = Visualization(node, self._loop)
         self._states = {topic.topic for topic in self._loop.robot.state_topics}
-        #: While the node is inactive: topic -> when the newest message came, and the message.
+        #: While the node is inactive: topic -> time of receipt of the newest message, and it.
         self._kept: dict[str, tuple[int, Any]] = {}
         self._subscriptions = [
             node.create_subscription(
@@ -93,45 +93,45 @@ class MpcTask:
             node.create_service(Trigger, "~/reset", self._reset),
             node.create_service(SetBool, "~/enable", self._enable),
         ]
-        self._loop.transform = frames.transform_of(node)
+        self._loop.transform = tf.transform_lookup(node)
         live.adopt = self._renewal.want
         gc.collect()
-        gc.freeze()  # what lives as long as the node need not be looked through while it drives
+        gc.freeze()  # spares the collector a search through what lives as long as the node
 
     def activate(self) -> None:
-        """Begin to command."""
+        """Start to send commands."""
         self._renewal.poll()
         self._loop.start()
         self._journal.start()
-        self._pace = Pace(self._loop.config.period_s)
+        self._clock = CycleClock(self._loop.config.period_s)
         kept = sorted(self._kept.items(), key=lambda item: item[1][0])
         for topic, (received_ns, message) in kept:
             self._hand_over(topic, message, received_ns)
         self._kept.clear()
-        self._turn += 1
-        cycle = partial(self._cycle, self._turn)
-        self._timer = self._node.create_timer(self._pace.period_s, cycle)
-        self._health.activate()
+        self._activations += 1
+        cycle = partial(self._cycle, self._activations)
+        self._timer = self._node.create_timer(self._clock.period_s, cycle)
+        self._diagnostics.activate()
 
     def deactivate(self) -> None:
-        """Cease to command; the last command is a stop."""
+        """Stop sending commands; the last one stops the robot."""
         if self._timer is None:
             return
         self._send(self._loop.stop_command())
         self._node.destroy_timer(self._timer)
         self._timer = None
-        self._health.deactivate()
+        self._diagnostics.deactivate()
         self._commands.wait_for_all_acked(Duration(seconds=FAREWELL_S))
 
     def close(self) -> None:
-        """Give back every topic and service, and end what is being compiled."""
+        """Destroy every topic and service, and end what is being compiled."""
         gc.unfreeze()
         self._live.adopt = None
         self._renewal.close()
-        self._health.close()
+        self._diagnostics.close()
         self._records.close()
         self._telemetry.close()
-        self._drawing.close()
+        self._visualization.close()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         for service in self._services:
@@ -152,28 +152,29 @@ class MpcTask:
         self._journal.received(topic, message, received_ns)
         rejected = self._loop.on_message(topic, message, received_ns)
         if rejected:
-            self._health.rejected(topic, rejected)
+            self._diagnostics.count_rejected(topic, rejected)
         elif topic in self._states:
             self._frame = messages.frame_of(message) or self._frame
 
-    def _cycle(self, turn: int) -> None:
-        if self._timer is None or turn != self._turn:
+    def _cycle(self, activation: int) -> None:
+        """Run one control cycle: compute a command, send it, and report on it."""
+        if self._timer is None or activation != self._activations:
             return  # the executor had this call in its queue when the timer was destroyed
         now_ns = self._now_ns()
-        self._pace.begin(self._timer, now_ns)
-        self._renew()
-        deadline_s = self._pace.budget_s(self._loop.config["deadline"])
-        tick = self._loop.tick(now_ns, deadline_s=deadline_s, latency_s=self._pace.latency_s)
+        self._clock.begin(self._timer, now_ns)
+        self._adopt_changes()
+        deadline_s = self._clock.budget_s(self._loop.config["deadline"])
+        tick = self._loop.tick(now_ns, deadline_s=deadline_s, latency_s=self._clock.latency_s)
         self._send(tick.command)
-        timing = self._pace.end()
-        self._health.count(tick, timing)
+        timing = self._clock.end()
+        self._diagnostics.count(tick, timing)
         record = self._journal.cycle(tick, deadline=True, enabled=self._loop.enabled)
         self._records.publish(record)
-        self._telemetry.publish(tick, timing, self._health.counters)
-        self._drawing.draw(tick, self._header())
+        self._telemetry.publish(tick, timing, self._diagnostics.counters)
+        self._visualization.publish(tick, self._header())
 
-    def _renew(self) -> None:
-        """Go over to what was set or built since the last cycle."""
+    def _adopt_changes(self) -> None:
+        """Adopt what was set or built since the last cycle."""
         self._renewal.poll()
         before, after = self._recorded, self._loop.config
         self._journal.derivatives = self._renewal.derivatives
@@ -182,13 +183,13 @@ class MpcTask:
         self._recorded = after
         values = after.values.items()
         self._journal.changed({name: x for name, x in values if x != before[name]})
-        if self._timer is not None and after.period_s != self._pace.period_s:
-            self._pace.change(after.period_s)
+        if self._timer is not None and after.period_s != self._clock.period_s:
+            self._clock.change(after.period_s)
             self._timer.timer_period_ns = int(1e9 * after.period_s)
             self._timer.reset()
 
     def _send(self, values: messages.Values) -> None:
-        if values:  # a robot that is sent positions has no stop before its first one
+        if values:  # a robot commanded by positions cannot be stopped before its first state
             stamp = self._node.get_clock().now().to_msg()
             self._commands.publish(self._port.message(values, stamp))
 
@@ -209,7 +210,7 @@ class MpcTask:
 
 
 def _summary(config: Config, loop: ControlLoop) -> str:
-    """The configuration in effect, in one line."""
+    """Summarise the configuration in one line."""
     problem, transcription = loop.controller.problem, loop.controller.transcription
     bandwidth = config["bandwidth"] or f"{transcription.half_bandwidth} (derived)"
     defaults = {name: entry.default for name, entry in config.table.items()}

@@ -10,9 +10,9 @@ from std_msgs.msg import Float64
 
 from mpc_banded.control.loop import Tick
 from mpc_banded.control.record import Cycle, solve_metrics
-from mpc_banded.ros.health import Counters
+from mpc_banded.ros.diagnostics import Counters
 from mpc_banded.ros.interfaces import RECORDS
-from mpc_banded.ros.pace import Timing
+from mpc_banded.ros.timing import Timing
 
 #: Metrics of every cycle, and of those with a solve.
 CYCLE_METRICS = (

@@ -3,7 +3,7 @@
 
 import pytest
 
-from mpc_banded.ros import pace
+from mpc_banded.ros import timing
 
 pytestmark = pytest.mark.ros
 
@@ -28,14 +28,14 @@ class Clocks:
 @pytest.fixture
 def clocks(monkeypatch):
     clocks = Clocks()
-    monkeypatch.setattr(pace.time, "perf_counter", lambda: clocks.real_s)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clocks.real_s)
     return clocks
 
 
 @pytest.fixture
 def cycle(clocks):
     """Runs one cycle: it begins so much after it was due, and computes for so long."""
-    measured = pace.Pace(PERIOD_S)
+    measured = timing.CycleClock(PERIOD_S)
 
     def run(due_s, waited_s, computed_s):
         clocks.pass_s(due_s + waited_s - clocks.now_s)

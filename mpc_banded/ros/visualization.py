@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What RViz and Foxglove draw: the optimised plan, the reference and the obstacles."""
+"""Visualization for RViz and Foxglove: the optimised plan, the reference and the obstacles."""
 
 from __future__ import annotations
 
@@ -13,55 +13,54 @@ from visualization_msgs.msg import Marker, MarkerArray
 from mpc_banded.control.loop import ControlLoop, Tick
 from mpc_banded.robots import messages
 
-#: Height of a circle that is drawn as a cylinder, in m.
+POSE = ("x", "y", "yaw")
+#: Height of the cylinder that shows a circle, in m.
 HEIGHT_M = 0.5
 COLOUR = (0.85, 0.3, 0.2, 0.7)
 
 
-class Drawing:
-    """Publishes ``~/optimal_path``, ``~/reference`` and ``~/obstacles`` to those who listen.
+class Visualization:
+    """Publishes ``~/optimal_path``, ``~/reference`` and ``~/obstacles`` to those who subscribe.
 
     Args:
-        node: That publishes.
-        loop: What is drawn.
+        node: The node that publishes.
+        loop: The control loop that is shown.
     """
 
     def __init__(self, node: Node, loop: ControlLoop) -> None:
         self._node, self._loop = node, loop
-        planar = {"x", "y", "yaw"} <= set(loop.robot.states)
+        planar = set(POSE) <= set(loop.robot.states)
         self._plans = node.create_publisher(Path, "~/optimal_path", 1) if planar else None
         self._references = node.create_publisher(Path, "~/reference", 1) if planar else None
         self._markers = (
             node.create_publisher(MarkerArray, "~/obstacles", 1) if loop.robot.obstacles else None
         )
 
-    def draw(self, tick: Tick, header: Header) -> None:
-        """Publish what somebody listens to.
+    def publish(self, tick: Tick, header: Header) -> None:
+        """Publish what somebody subscribes to.
 
         Args:
-            tick: The newest.
-            header: With the frame of the state.
+            tick: The newest tick.
+            header: Header with the frame of the state.
         """
         if tick.step is not None and self._plans and self._plans.get_subscription_count():
-            # Exactly what was optimised.
-            columns = [self._loop.robot.states.index(name) for name in ("x", "y", "yaw")]
+            columns = [self._loop.robot.states.index(name) for name in POSE]
             self._plans.publish(_path(tick.step.plan.states[:, columns], header))
         if self._markers and self._markers.get_subscription_count():
-            self._markers.publish(self._obstacles(tick, header))
+            self._markers.publish(self._obstacle_markers(tick, header))
         if tick.step is not None and self._references:
             ahead = self._loop.reference_ahead
-            listened = self._references.get_subscription_count()
-            if listened and {"x", "y", "yaw"} <= set(ahead):
-                poses = np.column_stack([ahead[name] for name in ("x", "y", "yaw")])
+            if self._references.get_subscription_count() and set(POSE) <= set(ahead):
+                poses = np.column_stack([ahead[name] for name in POSE])
                 self._references.publish(_path(poses, header))
 
     def close(self) -> None:
-        """Publish nothing any more."""
+        """Destroy all publishers."""
         for publisher in (self._plans, self._references, self._markers):
             if publisher is not None:
                 self._node.destroy_publisher(publisher)
 
-    def _obstacles(self, tick: Tick, header: Header) -> MarkerArray:
+    def _obstacle_markers(self, tick: Tick, header: Header) -> MarkerArray:
         cleared = Marker(header=header, action=Marker.DELETEALL)
         circles = self._loop.circles(tick.now_ns).tolist()
         return MarkerArray(

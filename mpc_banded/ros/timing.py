@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well the cycles of a timer keep their time: waiting, computing and jitter, apart."""
+"""Timing of control cycles: how long each one waited and computed, and its jitter."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 from rclpy.timer import Timer
 
-#: Share of each new measurement in the expected time from tick to command.
+#: Weight of each new measurement in the expected time from tick to command.
 LATENCY_GAIN = 0.2
-#: Share of the time for a solve that is left to a cycle however late it begins.
+#: Share of the time for a solve that a cycle keeps however late it begins.
 LEAST_BUDGET = 0.25
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one cycle, in seconds.
+    """Timing of one cycle, in seconds.
 
     Attributes:
         waited_s: From the time at which it was due until it began.
         computed_s: From its beginning until the command was out.
-        jitter_s: Time since the cycle before began, less the period.
-        skipped: Cycles before it that were due and never began.
+        jitter_s: Time since the cycle before began, minus the period.
+        skipped: Number of cycles before it that were due and never began.
         late: Whether its command came after the next cycle was due.
     """
 
@@ -33,17 +33,17 @@ class Timing:
     late: bool
 
 
-class Pace:
-    """Measures cycles.
+class CycleClock:
+    """Measures the cycles of a timer.
 
-    The timer keeps the grid: a cycle that is late makes the next one late by what it lacks, those
-    that are missed altogether are skipped, and the one after that is on time again.
+    The timer keeps the grid: a late cycle makes the next one late by the same lack, cycles that
+    are missed altogether are skipped, and the one after that is on time again.
 
     Args:
-        period_s: Of the cycles.
+        period_s: Period of the cycles.
 
     Attributes:
-        period_s: As given, or changed to.
+        period_s: The period, as given or changed to.
         latency_s: Expected time from the beginning of a cycle until its command is out.
     """
 
@@ -57,14 +57,14 @@ class Pace:
         self._skipped = 0
 
     def change(self, period_s: float) -> None:
-        """Go over to another period, from the next cycle on."""
+        """Use another period from the next cycle on."""
         self.period_s, self._is_changed = period_s, True
 
     def begin(self, timer: Timer, now_ns: int) -> None:
-        """A cycle begins.
+        """Begin a cycle.
 
         Args:
-            timer: That called it.
+            timer: The timer that called it.
             now_ns: Time on the timer's clock.
         """
         began = time.perf_counter()
@@ -82,16 +82,16 @@ class Pace:
         self._is_changed = False
 
     def budget_s(self, share: float) -> float:
-        """What is left for the solve of this cycle.
+        """Return the time that is left for the solve of this cycle.
 
         Args:
-            share: Of the period, for a cycle that began in time.
+            share: Share of the period that a cycle may use which began on time.
         """
         whole_s = share * self.period_s
         return max(LEAST_BUDGET * whole_s, whole_s - self._waited_s)
 
     def end(self) -> Timing:
-        """The command is out."""
+        """End a cycle: the command is out."""
         assert self._began is not None
         computed_s = time.perf_counter() - self._began
         self.latency_s += LATENCY_GAIN * (min(computed_s, self.period_s) - self.latency_s)

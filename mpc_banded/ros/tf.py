@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where one frame lies in another, from tf2_ros where that is installed."""
+"""Transforms between frames, from tf2_ros where that is installed."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from mpc_banded.robots import messages
 Transform = Callable[[str, str], tuple[float, float, float]]
 
 
-def transform_of(node: Node) -> Transform | None:
-    """The newest transforms that a node hears on tf; None where tf2_ros is not installed.
+def transform_lookup(node: Node) -> Transform | None:
+    """Return a lookup of the newest transforms on tf; None where tf2_ros is not installed.
 
-    The function raises LookupError, with the reason, where there is no way between two frames.
+    The lookup raises LookupError, with the reason, where two frames are not connected.
     """
     if find_spec("tf2_ros") is None:
         return None
-    return _Transforms(node, import_module("tf2_ros"))
+    return _TransformBuffer(node, import_module("tf2_ros"))
 
 
-class _Transforms:
-    """Listens to tf as long as it is held."""
+class _TransformBuffer:
+    """Listens to tf for as long as it is referenced."""
 
     def __init__(self, node: Node, tf2_ros: Any) -> None:
-        self._problem = tf2_ros.TransformException
+        self._transform_error = tf2_ros.TransformException
         self._buffer = tf2_ros.Buffer(node=node)
         self._listener = tf2_ros.TransformListener(self._buffer, node)
 
     def __call__(self, target: str, source: str) -> tuple[float, float, float]:
         try:
             found = self._buffer.lookup_transform(target, source, Time()).transform
-        except self._problem as error:
+        except self._transform_error as error:
             raise LookupError(f"no transform from {source!r} to {target!r}: {error}") from error
         position = found.translation
         return float(position.x), float(position.y), messages.yaw_of(found.rotation)

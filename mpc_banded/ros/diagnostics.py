@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The health of the node: counts of its cycles, and one plain sentence a second."""
+"""Diagnostics of the node: counts of its cycles, and one plain sentence a second."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from rclpy.timer import Timer
 
 from mpc_banded.control.loop import ControlLoop, Reason, Tick
 from mpc_banded.ocp.solver import Status
-from mpc_banded.ros.pace import Timing
 from mpc_banded.ros.renewal import Renewal
+from mpc_banded.ros.timing import Timing
 
-#: The robot stands, but that is what was asked for or is not yet to be had; or its plan carries
-#: it for a moment.
-PATIENT = (
+#: Reasons that are no error although the robot is not driven by a new plan: it was asked to stand,
+#: something has not arrived yet, or the last plan carries it for a moment.
+HARMLESS = (
     *(Reason.DISABLED, Reason.NO_STATE, Reason.NO_REFERENCE, Reason.PLANNING),
     Reason.FOLLOWING,
 )
-#: How often one kind of warning is repeated, and how many kinds are told apart.
+#: How often one kind of warning is repeated, and how many kinds are distinguished.
 REPEAT_S, KINDS = 5.0, 50
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
@@ -46,20 +46,20 @@ class Counters:
     rejected_messages: int = 0
 
 
-class Health:
-    """Counts cycles, and publishes diagnostics at 1 Hz of real time, paused clock or not.
+class Diagnostics:
+    """Counts cycles, and publishes a status at 1 Hz of real time, even while the clock is paused.
 
-    The topic is ``/diagnostics``, the only absolute name of this package: every tool reads that
-    one (REP 107), and the status carries the full name of the node.
+    The topic is ``/diagnostics``, the only absolute name in this package: every tool reads it
+    (REP 107), and the status carries the full name of the node.
 
     Args:
-        node: That publishes.
-        loop: Whose health it is.
-        commands: The publisher of the commands, whose company on the topic is looked at.
-        renewal: Tells what is being built.
+        node: The node that publishes.
+        loop: The control loop that is reported on.
+        commands: The publisher of the commands; other nodes on its topic are reported.
+        renewal: Knows which derivatives are in use and what is being built.
 
     Attributes:
-        counters: Cycles so far.
+        counters: Counts of the cycles so far.
     """
 
     def __init__(
@@ -81,22 +81,22 @@ class Health:
         )
 
     def activate(self) -> None:
-        """The node begins to command."""
+        """Start to report: the node sends commands."""
         self._is_active, self._tick, self._counted_s = True, None, time.monotonic()
 
     def deactivate(self) -> None:
-        """The node commands no longer."""
+        """Report the node as inactive."""
         self._is_active = False
 
     def close(self) -> None:
-        """Publish nothing any more."""
+        """Destroy the publisher and the timer."""
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
             self._timer = None
         self._node.destroy_publisher(self._publisher)
 
-    def rejected(self, topic: str, why: str) -> None:
-        """A message was rejected; each kind of reason is logged now and then."""
+    def count_rejected(self, topic: str, why: str) -> None:
+        """Count a rejected message; each kind of reason is logged every few seconds."""
         self.counters.rejected_messages += 1
         self._rejection = f"{topic} rejected: {why}"
         kind, now_s = re.sub(r"[-+.\d]+", "", self._rejection), time.monotonic()
@@ -107,10 +107,10 @@ class Health:
             self._node.get_logger().warning(self._rejection)
 
     def count(self, tick: Tick, timing: Timing) -> None:
-        """Take one cycle into account; a new kind of reason, and a late cycle, is logged."""
+        """Count one cycle; a new kind of reason and a late cycle are logged."""
         log = self._node.get_logger()
         if self._tick is None or tick.code is not self._tick.code:
-            if tick.driving or tick.code in PATIENT:
+            if tick.driving or tick.code in HARMLESS:
                 log.info(tick.reason)
             else:
                 log.error(tick.reason)
@@ -130,10 +130,10 @@ class Health:
             self.counters.unconverged += tick.step.status is not Status.CONVERGED
 
     def publish(self) -> None:
-        """Publish the state of things."""
+        """Publish the status of now."""
         if self._timer is None:
             return  # the executor had this call in its queue when the timer was destroyed
-        level, message = self._verdict()
+        level, message = self._level_and_sentence()
         tick = self._tick
         facts: dict[str, object] = {
             "code": tick.code.name if tick and self._is_active else "INACTIVE",
@@ -157,8 +157,8 @@ class Health:
         self._publisher.publish(array)
         self._reported = Counters(**vars(self.counters))
 
-    def _verdict(self) -> tuple[bytes, str]:
-        """Level and sentence, in view of what happened since the last report."""
+    def _level_and_sentence(self) -> tuple[bytes, str]:
+        """Judge what happened since the last status."""
         if not self._is_active:
             return OK, "inactive: no command is sent"
         tick = self._tick
@@ -167,22 +167,22 @@ class Health:
             return WARN, "no cycle of late: the clock of the node stands still, or it is overrun"
         if tick is None:
             return OK, "active: the first cycle is due"
-        remarks = [*self._troubles(), *self._company()]
+        remarks = [*self._bad_cycles(), *self._other_nodes()]
         # Derivatives that are being compiled are no trouble.
         is_well = tick.driving and not (remarks or tick.held)
         sentence = "; ".join(filter(None, [tick.reason, *remarks, self._renewal.under_way]))
-        if tick.driving or tick.code in PATIENT:
+        if tick.driving or tick.code in HARMLESS:
             return OK if is_well else WARN, sentence
         return ERROR, sentence
 
-    def _troubles(self) -> list[str]:
+    def _bad_cycles(self) -> list[str]:
         before, now = self._reported, self.counters
-        troubles = {
+        counts = {
             "late": now.late_cycles - before.late_cycles,
             "skipped": now.skipped_cycles - before.skipped_cycles,
             "not converged": now.unconverged - before.unconverged,
         }
-        told = [f"{count} {what}" for what, count in troubles.items() if count]
+        told = [f"{count} {what}" for what, count in counts.items() if count]
         cycles = now.cycles - before.cycles
         result = [f"of {cycles} cycles {', '.join(told)}"] if told else []
         rejected = now.rejected_messages - before.rejected_messages
@@ -190,8 +190,8 @@ class Health:
             result.append(f"{rejected} messages rejected, last {self._rejection}")
         return result
 
-    def _company(self) -> list[str]:
-        """What is wrong with the others on the topics of the node."""
+    def _other_nodes(self) -> list[str]:
+        """What is wrong with other nodes on the topics of this one."""
         topic = self._commands.topic_name
         listeners = self._node.get_subscriptions_info_by_topic(topic)
         speakers = self._node.get_publishers_info_by_topic(topic)
@@ -208,14 +208,14 @@ class Health:
                 f"{topic} is {', '.join(sorted(own))} here and {', '.join(sorted(kinds))} "
                 "elsewhere, which do not hear each other"
             )
-        # Not those of the figures: they are many, and have the quality that all tools ask for.
+        # Telemetry is left out: its topics are many, and have the QoS that all tools ask for.
         ends: list[Any] = [*self._node.publishers, *self._node.subscriptions]
         names = (end.topic_name for end in ends if "/telemetry/" not in end.topic_name)
         remarks += [remark for name in dict.fromkeys(names) for remark in self._unheard(name)]
         return list(dict.fromkeys(remarks))
 
     def _unheard(self, topic: str) -> list[str]:
-        """Who asks for more on a topic than the other offers, where one of them is this node."""
+        """Pairs with this node on a topic whose QoS profiles do not match."""
         return [
             f"{listener.node_name} does not hear {topic} of {speaker.node_name}: "
             + why.replace("ERROR: ", "").strip("; ").replace(";", ", ").lower()

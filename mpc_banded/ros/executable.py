@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a process with one node: start, spin, and stop in good order."""
+"""What every node executable does: read its command line, spin one node, stop in good order."""
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 from collections.abc import Callable
@@ -12,6 +13,9 @@ import rclpy
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
+
+from mpc_banded import __version__
 
 try:
     # The executor that is written in C++ and waits for events takes a third of the processor time
@@ -25,38 +29,42 @@ except ImportError:
 STOPPED, REFUSED = 0, 2
 #: How long a signal may go unnoticed while nothing else happens.
 PATIENCE_S = 0.1
+USAGE = "%(prog)s [-h] [--version] [--ros-args -p NAME:=VALUE --params-file FILE ...]"
+EPILOG = """\
+`mpc_banded check FILE` checks a parameter file without starting anything.
+Exit codes: 0 after SIGINT or SIGTERM, 2 if the command line or the parameters are refused."""
 
 
 class Task(Protocol):
-    """What a node does, armed and disarmed apart from being built."""
+    """What a node does; it is built first, and armed and disarmed later."""
 
     def activate(self) -> None:
-        """Begin to act."""
+        """Start to act."""
 
     def deactivate(self) -> None:
-        """Cease to act, and leave the robot stopped."""
+        """Stop acting, and leave the robot stopped."""
 
 
-class Actor(Protocol):
-    """A node with a task, and when that task is built, begun and ended."""
+class TaskNode(Protocol):
+    """A node, and when its task is built, started and ended."""
 
     @property
     def node(self) -> Node:
         """The node."""
 
     def begin(self) -> bool:
-        """Begin as the parameters say; False if they are refused."""
+        """Start as the parameters say; False if they are refused."""
 
     def end(self) -> None:
         """Leave the robot stopped; the node is destroyed after that."""
 
 
-class Plain:
-    """A node whose task begins with the process and ends with it.
+class PlainNode:
+    """A node whose task starts and ends with the process.
 
     Args:
-        name: Of the node.
-        build: Gives the node its task; raises ValueError or ArithmeticError to refuse.
+        name: Name of the node.
+        build: Builds the task of the node; raises ValueError or ArithmeticError to refuse.
     """
 
     def __init__(self, name: str, build: Callable[[Node], Task]) -> None:
@@ -65,7 +73,7 @@ class Plain:
         self._task: Task | None = None
 
     def begin(self) -> bool:
-        """Build the task and begin."""
+        """Build the task and start it."""
         try:
             self._task = self._build(self.node)
         except (ValueError, ArithmeticError) as error:
@@ -80,39 +88,55 @@ class Plain:
             self._task.deactivate()
 
 
-def run(name: str, make: Callable[[], Actor], arguments: list[str] | None) -> int:
+def run(name: str, purpose: str, make: Callable[[], TaskNode], arguments: list[str] | None) -> int:
     """Run a node until SIGINT or SIGTERM; returns the exit code of the process.
 
     Args:
-        name: For what is said before there is a node.
-        make: Makes the node.
+        name: Name of the executable, for its help and for errors before there is a node.
+        purpose: One sentence for its help.
+        make: Creates the node.
         arguments: Command line; that of the process if None.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         # Not rclpy's handlers: they tear the context down before the robot has been stopped.
         signal.signal(number, lambda number, _: signals.append(number))
     try:
+        _parse(name, purpose, remove_ros_args(arguments))
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-    except RuntimeError as error:  # arguments or parameter file cannot be read
+    except RuntimeError as error:  # the ROS arguments or the parameter file cannot be read
         print(f"{name}: {error}", file=sys.stderr)
         return REFUSED
     try:
-        actor = make()
+        task_node = make()
     except ParameterException as error:
         print(f"{name}: {error}", file=sys.stderr)
         rclpy.shutdown()
         return REFUSED
     executor = Executor()
-    executor.add_node(actor.node)
+    executor.add_node(task_node.node)
     try:
-        if not actor.begin():
+        if not task_node.begin():
             return REFUSED
         while not signals:
             executor.spin_once(timeout_sec=PATIENCE_S)
         return STOPPED
     finally:
-        actor.end()
+        task_node.end()
         executor.shutdown()
-        actor.node.destroy_node()
+        task_node.node.destroy_node()
         rclpy.shutdown()
+
+
+def _parse(name: str, purpose: str, arguments: list[str]) -> None:
+    """Answer ``--help`` and ``--version``, and refuse any other word that is not for ROS."""
+    parser = argparse.ArgumentParser(
+        prog=name,
+        usage=USAGE,
+        description=purpose,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.parse_args(arguments)
