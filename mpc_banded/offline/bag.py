@@ -1,57 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads recorded runs: every kind of rosbag2 that occurs, message by message, in order of time.
+"""Reads recordings: every kind of rosbag2 that occurs, message by message, in order of time.
 
 Files may be SQLite or MCAP, compressed as a whole, in chunks or message by message, split, cut
-off while they were written, or without their metadata.yaml. Nothing is read into memory as a
-whole, and topics that nobody asks for are never unpacked.
+off, damaged, or without their metadata.yaml. Nothing is read into memory as a whole, and topics
+that nobody asks for are never unpacked.
 """
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from heapq import merge
-from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
-from rosbags.interfaces import Connection, MessageDefinition, MessageDefinitionFormat
-from rosbags.rosbag2 import Reader
-from rosbags.serde import SerdeError
-from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from mpc_banded.offline import salvage
+from mpc_banded.offline.bag_files import open_file, storage_files
+from mpc_banded.offline.message_types import MessageTypes, UnknownTypeError
+from mpc_banded.offline.storage import BagError, Channel, DamageError, Storage, unpack
+from mpc_banded.offline.text import printable
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+__all__ = ["Bag", "BagError", "Topic"]
 
-STORAGES = (".mcap", ".db3")
-COMPRESSED = (".zstd", ".zst")
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # no CDR begins so
 #: Padding that a middleware may put behind a message, in bytes.
 PADDING = 4
-IDL_RULE = "=" * 80 + "\n"
-
-
-class BagError(Exception):
-    """A bag cannot be used; the message is one sentence with the remedy."""
+#: Latest time of recording: seconds of a stamp have 32 bits.
+LATEST_NS = (2**31 - 1) * 10**9
+#: What rejects a message: (topic, reason).
+OnBad = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
 class Topic:
-    """What a bag has of one topic.
+    """One topic of a recording.
 
     Attributes:
-        type: Of its messages, as ``nav_msgs/msg/Odometry``.
-        count: How many there are.
+        type: Type of its messages, as ``nav_msgs/msg/Odometry``. Where there are several, the
+            one that most of them have, or that was asked for.
+        count: Number of messages of that type.
     """
 
     type: str
@@ -63,31 +54,34 @@ class Bag:
 
     Args:
         path: Folder of a rosbag2, or one of its files.
-        types: Message types for a bag that does not bring their definitions along, by default
-            those of ROS 2 Kilted.
+        types: Message types for a recording that brings no definitions, by default those of
+            ROS 2 Kilted and those that this package sends.
+        folders: Folders with further definitions, as ``package/msg/Name.msg``.
 
     Attributes:
-        topics: Name -> what the bag has of it.
-        remarks: What was amiss and could be mended, in sentences.
+        topics: Name -> topic, of those whose messages can be read.
+        remarks: Sentences on what was amiss and could be mended; grows while messages are read.
 
     Raises:
         BagError: It cannot be read.
     """
 
-    def __init__(self, path: Path, types: Typestore | None = None) -> None:
+    def __init__(
+        self, path: Path, types: Typestore | None = None, folders: Sequence[Path] = ()
+    ) -> None:
         self.path = Path(path)
         self.topics: dict[str, Topic] = {}
-        self.remarks: list[str] = []
-        self._types = types or get_typestore(Stores.ROS2_KILTED)
-        self._stores: dict[str, Typestore] = {}
-        self._readers: list[Reader] = []
+        self._types = MessageTypes(types, folders)
+        self._remarks: list[str] = []
+        self._storages: list[Storage] = []
+        self._kinds: dict[str, Counter[str]] = {}
+        self._foreign: dict[str, str] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Bag:
         try:
-            with _told(str(self.path)):
-                for file in self._files():
-                    self._readers.append(self._opened(file))
+            with _in_one_sentence(self.path):
+                self._open(storage_files(self.path, self._remarks))
                 self._survey()
         except BaseException:
             self._stack.close()
@@ -103,22 +97,33 @@ class Bag:
         self._stack.close()
 
     @property
+    def remarks(self) -> list[str]:
+        """Sentences on what was amiss and could be mended."""
+        return [*self._remarks, *(r for storage in self._storages for r in storage.remarks)]
+
+    @property
     def types(self) -> Mapping[str, Typestore]:
-        """Message type -> a store that knows it."""
-        return self._stores
+        """Message type -> a store that knows it, for all types that are known."""
+        found = {}
+        for channel in self._channels():
+            try:
+                found[channel.type] = self._store(channel)
+            except UnknownTypeError:
+                continue
+        return found
 
     @property
     def start_ns(self) -> int:
-        """Time of the first message, of whatever topic; zero in an empty bag."""
-        return min((r.start_time for r in self._readers if r.message_count), default=0)
+        """Time of the first message, of whatever topic; zero in an empty recording."""
+        return min((s.start_ns for s in self._storages if s.end_ns), default=0)
 
     @property
     def end_ns(self) -> int:
-        """Time after the last message; zero in an empty bag."""
-        return max((r.end_time for r in self._readers if r.message_count), default=0)
+        """Time after the last message; zero in an empty recording."""
+        return max((s.end_ns for s in self._storages), default=0)
 
     def find(self, topic: str, kind: str, given: str | None = None) -> str | None:
-        """The name in the bag of a topic: as given, at the root, or where only one ends like it.
+        """Return the name in the recording of a topic: as given, at the root, or the only one.
 
         Args:
             topic: Relative name, as a node has it.
@@ -133,22 +138,25 @@ class Bag:
         """
         if given is not None:
             self._require(given)
-            if not _fits(self.topics[given].type, kind):
+            if not self._choose(given, kind):
                 raise BagError(
                     f"{given} carries {self.topics[given].type}, and {topic} is {kind}; name "
                     "another topic, or describe a robot that reads this one"
                 )
             return given
         inside = [name for name in self.topics if name.endswith(f"/{topic}")]
-        fitting = [name for name in inside if _fits(self.topics[name].type, kind)]
+        fitting = [name for name in inside if self._fits(name, kind)]
+        found = None
         if f"/{topic}" in fitting:
-            return f"/{topic}"
-        if len(fitting) == 1 and f"/{topic}" not in inside:
-            return fitting[0]
-        return None
+            found = f"/{topic}"
+        elif len(fitting) == 1 and f"/{topic}" not in inside:
+            found = fitting[0]
+        if found is not None:
+            self._choose(found, kind)
+        return found
 
     def need(self, topic: str, kind: str, given: str | None = None) -> str:
-        """The same, of a topic without which nothing can be done.
+        """Return the same for a topic without which nothing can be done.
 
         Raises:
             BagError: There is none of that name and type.
@@ -156,9 +164,7 @@ class Bag:
         found = self.find(topic, kind, given)
         if found is not None:
             return found
-        alike = [name for name, there in self.topics.items() if _fits(there.type, kind)]
-        if alike:
-            likely = min(alike, key=lambda name: (not name.endswith(f"/{topic}"), name))
+        if likely := self.likely(topic, kind):
             remedy = f"try --topic {topic}:={likely}"
         else:
             has = ", ".join(f"{n} ({there.type})" for n, there in sorted(self.topics.items()))
@@ -168,199 +174,156 @@ class Bag:
             )
         raise BagError(f"{self.path} has no /{topic} of type {kind}; {remedy}")
 
-    def _require(self, topic: str) -> None:
-        if topic not in self.topics:
-            raise BagError(
-                f"{self.path} has no topic {topic}; it has {', '.join(sorted(self.topics))}"
-            )
+    def likely(self, topic: str, kind: str) -> str | None:
+        """Return the topic of a type whose name comes nearest to what a node calls it."""
+        alike = [name for name in self.topics if name.startswith("/") and self._fits(name, kind)]
+        return min(alike, key=lambda name: (not name.endswith(f"/{topic}"), name), default=None)
 
-    def messages(self, topics: Collection[str]) -> Iterator[tuple[str, int, Any]]:
-        """(topic, time of recording in ns, message) of some topics, in order of time.
+    def messages(
+        self, topics: Collection[str], on_bad: OnBad | None = None
+    ) -> Iterator[tuple[str, int, Any]]:
+        """Yield (topic, time of recording in ns, message) of some topics, in order of time.
+
+        Args:
+            topics: Names in the recording.
+            on_bad: Is told topic and reason of each message that cannot be read; those are left
+                out, whether there is somebody to tell or not.
 
         Raises:
-            BagError: A topic is not in the bag, or something cannot be read.
+            BagError: A topic is not in the recording or nobody defines its type, or the file
+                cannot be read.
         """
-        for topic in topics:
-            self._require(topic)
-        with _told(str(self.path)):
-            streams = [
-                reader.messages(wanted)
-                for reader in self._readers
-                if (wanted := [c for c in reader.connections if c.topic in topics])
-            ]
-            for connection, time_ns, data in merge(*streams, key=lambda item: item[1]):
-                yield connection.topic, time_ns, self._message(connection, data, time_ns)
+        chosen = {topic: self._readable(topic) for topic in topics}
+        with _in_one_sentence(self.path):
+            streams = [self._stream(storage, chosen) for storage in self._storages]
+            for channel, time_ns, data in merge(*streams, key=lambda item: item[1]):
+                try:
+                    if not 0 <= time_ns <= LATEST_NS:
+                        raise DamageError("its time of recording is impossible")
+                    message = self._message(channel, data)
+                except Exception as error:  # generated code fails in many ways on damaged bytes
+                    if on_bad is not None:
+                        on_bad(channel.topic, _not_a_message(channel.type, error))
+                    continue
+                yield channel.topic, time_ns, message
 
-    def _message(self, connection: Connection, data: bytes, time_ns: int) -> Any:
-        kind = connection.msgtype
+    def _stream(
+        self, storage: Storage, chosen: Mapping[str, str]
+    ) -> Iterator[tuple[Channel, int, bytes]]:
+        channels = {
+            channel.id: channel
+            for channel in storage.channels
+            if channel.encoding == "cdr" and chosen.get(channel.topic) == channel.type
+        }
+        if channels:
+            for number, time_ns, data in storage.messages(list(channels)):
+                yield channels[number], time_ns, data
+
+    def _message(self, channel: Channel, data: bytes) -> Any:
         if data[:4] == ZSTD_MAGIC:
-            data = zstd.decompress(data)
-        store = self._stores[kind]
+            data = unpack(data)
+        store = self._store(channel)
         try:
-            return store.deserialize_cdr(data, kind)
-        except SerdeError as error:
+            return store.deserialize_cdr(data, channel.type)
+        except Exception:
+            if data[-PADDING:] != bytes(PADDING):
+                raise
+            return store.deserialize_cdr(data[:-PADDING], channel.type)
+
+    def _store(self, channel: Channel) -> Typestore:
+        return self._types.store(channel.type, channel.definition, channel.language)
+
+    def _open(self, files: list[Path]) -> None:
+        """Open all files; a part that cannot be read is left out where there are others."""
+        errors = []
+        for file in files:
             try:
-                if data[-PADDING:] == bytes(PADDING):
-                    return store.deserialize_cdr(data[:-PADDING], kind)
-            except SerdeError:
-                pass
-            raise BagError(
-                f"a message of {connection.topic} at {1e-9 * time_ns:.3f} s is not a {kind} "
-                f"({error}); record that topic again, or name another with --topic"
-            ) from error
+                with _in_one_sentence(file):
+                    self._storages.append(open_file(file, self._stack))
+            except BagError as error:
+                errors.append(error)
+        if not self._storages:
+            raise errors[0]
+        self._remarks += [f"a part is left out: {error}" for error in errors]
+
+    def _channels(self) -> Iterator[Channel]:
+        for storage in self._storages:
+            for channel in storage.channels:
+                if channel.encoding == "cdr":
+                    yield channel
 
     def _survey(self) -> None:
-        """What topics there are, and how their messages are read."""
-        kinds: dict[str, str] = {}
-        counts: dict[str, int] = {}
-        for connection in (c for reader in self._readers for c in reader.connections):
-            topic, kind = connection.topic, connection.msgtype
-            if kinds.setdefault(topic, kind) != kind:
-                raise BagError(
-                    f"{self.path} has {topic} as {kinds[topic]} and as {kind}; record it with one "
-                    "type, or split the bag"
-                )
-            counts[topic] = counts.get(topic, 0) + connection.msgcount
-            if kind not in self._stores:
-                self._stores[kind] = self._store(kind, connection.msgdef)
-        self.topics = {topic: Topic(kind, counts[topic]) for topic, kind in kinds.items()}
+        """Count the messages of each topic by their type."""
+        for channel in self._channels():
+            self._kinds.setdefault(channel.topic, Counter())[channel.type] += channel.count
+        for topic, kinds in self._kinds.items():
+            self.topics[topic] = Topic(*kinds.most_common(1)[0])
+        for storage in self._storages:
+            for channel in storage.channels:
+                if channel.encoding != "cdr":
+                    self._foreign.setdefault(channel.topic, channel.encoding)
 
-    def _store(self, kind: str, definition: MessageDefinition) -> Typestore:
-        """Types with the bag's own definition of one, where it has one that can be read."""
-        if definition.format is MessageDefinitionFormat.NONE:
-            return self._types
-        store = get_typestore(Stores.EMPTY)
-        try:
-            if definition.format is MessageDefinitionFormat.MSG:
-                store.register(get_types_from_msg(definition.data, kind))
-            else:
-                for part in definition.data.split(IDL_RULE):
-                    if part.strip():
-                        text = part.split("\n", 1)[1] if part.startswith("IDL: ") else part
-                        store.register(get_types_from_idl(text))
-            store.get_msgdef(kind)
-        except Exception:  # rosbags' parser has many ways to fail; its own types may do
-            return self._types
-        return store
+    def _fits(self, topic: str, kind: str) -> bool:
+        return any(_serves(found, kind) for found in self._kinds[topic])
 
-    def _files(self) -> list[Path]:
-        if not self.path.exists():
-            raise BagError(f"{self.path} does not exist; name the folder of a rosbag2, or a file")
-        if self.path.is_file():
-            if not _is_storage(self.path):
-                raise BagError(
-                    f"{self.path} is no bag; allowed are folders of rosbag2, and files that end "
-                    f"with {', '.join(STORAGES)}, or with {' or '.join(COMPRESSED)} behind that"
-                )
-            return [self.path]
-        listed = self._listed(self.path / "metadata.yaml")
-        found = sorted((f for f in self.path.iterdir() if _is_storage(f)), key=_in_order)
-        files = found if listed is None else listed
-        if not files:
+    def _choose(self, topic: str, kind: str) -> bool:
+        """Read a topic by one of its types that will do; returns whether there is one."""
+        fitting = [(n, found) for found, n in self._kinds[topic].items() if _serves(found, kind)]
+        if not fitting:
+            return False
+        count, found = max(fitting)
+        others = sum(self._kinds[topic].values()) - count
+        remark = f"{others} messages of {topic} are no {found} and are left out"
+        if others and remark not in self._remarks:
+            self._remarks.append(remark)
+        self.topics[topic] = Topic(found, count)
+        return True
+
+    def _require(self, topic: str) -> None:
+        if topic in self.topics:
+            return
+        if topic in self._foreign:
             raise BagError(
-                f"{self.path} holds no bag: there is no file that ends with "
-                f"{' or '.join(STORAGES)} in it; name the folder that has one"
+                f"{topic} of {self.path} is encoded as {self._foreign[topic]!r}; allowed is cdr, "
+                "so record it with ROS 2"
             )
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise BagError(
-                f"{self.path} lacks {', '.join(missing)}, which its metadata.yaml names; copy "
-                "what is missing, or delete metadata.yaml to read the rest"
-            )
-        return files
+        raise BagError(
+            f"{self.path} has no topic {topic}; it has {', '.join(sorted(self.topics)) or 'none'}"
+        )
 
-    def _listed(self, metadata: Path) -> list[Path] | None:
-        """Files that a metadata.yaml names; None if there is none that can be read."""
-        if not metadata.is_file():
-            self.remarks.append("metadata.yaml is missing; all files in the folder are read")
-            return None
-        try:
-            content = yaml.safe_load(metadata.read_text(encoding="utf-8"))
-            content = content["rosbag2_bagfile_information"]
-            names = [PurePath(name).name for name in content["relative_file_paths"]]
-            storage = content["storage_identifier"]
-            compression = content.get("compression_format") or "zstd"
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-            self.remarks.append(
-                "metadata.yaml cannot be read and is ignored; all files in the folder are read"
-            )
-            return None
-        if f"{storage}" not in ("mcap", "sqlite3"):
-            raise BagError(
-                f"{self.path} is stored as {storage!r}; allowed are mcap and sqlite3, so convert "
-                "it with 'ros2 bag convert'"
-            )
-        if (content.get("compression_mode") or "none").lower() != "none" and compression != "zstd":
-            raise BagError(
-                f"{self.path} is compressed with {compression!r}; allowed is zstd, so convert it "
-                "with 'ros2 bag convert'"
-            )
-        return [metadata.parent / name for name in names]
-
-    def _opened(self, file: Path) -> Reader:
-        cut = False
-        if file.suffix in COMPRESSED:
-            file, cut = salvage.decompressed(file, self._scratch())
-        if file.suffix == ".db3" and salvage.unfinished_journals(file):
-            self.remarks.append(f"{file.name} was not closed; its journal is worked in")
-            file = salvage.settled(file, self._scratch())
-        if not file.stat().st_size:
-            raise BagError(f"{file} is empty: nothing was recorded; record again")
-        if cut or salvage.is_cut(file):
-            return self._mended(file, "is cut off")
-        reader = Reader(file)
-        reader.open()
-        # Without chunks nothing says where what is, and rosbags refuses to sort.
-        if not getattr(reader.storage, "chunks", True) and reader.message_count:
-            reader.close()
-            return self._mended(file, None)
-        self._stack.callback(reader.close)
-        return reader
-
-    def _mended(self, file: Path, remark: str | None) -> Reader:
-        copy, count = salvage.rescued(file, self._scratch())
-        if not count:
-            raise BagError(
-                f"{file} {remark or 'has no index'}, and no message in it can be found; copy "
-                "it again from where it was recorded, or try 'mcap recover' or 'sqlite3 .recover'"
-            )
-        if remark:
-            self.remarks.append(f"{file.name} {remark}; {count} messages could be read")
-        reader = Reader(copy)
-        reader.open()
-        self._stack.callback(reader.close)
-        return reader
-
-    def _scratch(self) -> Path:
-        return Path(self._stack.enter_context(TemporaryDirectory(prefix="mpc_banded_")))
+    def _readable(self, topic: str) -> str:
+        """Return the type of a topic; raises BagError where its messages cannot be read."""
+        self._require(topic)
+        kind = self.topics[topic].type
+        for channel in self._channels():
+            if channel.topic == topic and channel.type == kind:
+                try:
+                    self._store(channel)
+                except UnknownTypeError as error:
+                    raise BagError(f"{topic} cannot be read: {error}") from error
+        return kind
 
 
-def _is_storage(file: Path) -> bool:
-    name = Path(file.stem) if file.suffix in COMPRESSED else file
-    return file.is_file() and name.suffix in STORAGES
-
-
-def _in_order(file: Path) -> list[int | str]:
-    """Key that puts part 2 before part 10."""
-    return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", file.name)]
+def _not_a_message(kind: str, error: Exception) -> str:
+    reason = printable(str(error), 100).rstrip(".") or type(error).__name__
+    return f"no {kind} ({reason})"
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _in_one_sentence(what: Path) -> Iterator[None]:
     """Turn whatever a reader stumbles over into one sentence."""
     try:
         yield
     except (BagError, GeneratorExit):
         raise
-    except Exception as error:  # files that are wrong raise anything, from KeyError to apsw.Error
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    except Exception as error:  # files that are wrong raise anything, from KeyError to OSError
+        reason = printable(str(error), 200).rstrip(".") or type(error).__name__
         raise BagError(
-            f"{what} cannot be read: {reason}; record it again, or convert it with "
-            "'ros2 bag convert'"
+            f"{what} cannot be read: {reason}; copy it again from where it was recorded"
         ) from error
 
 
-def _fits(found: str, wanted: str) -> bool:
-    """Whether a message type will do; twists are read stamped or not."""
+def _serves(found: str, wanted: str) -> bool:
+    """Return whether a message type will do; twists are read stamped or not."""
     twists = {"geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped"}
     return found == wanted or {found, wanted} == twists

@@ -138,7 +138,11 @@ def read(path: Path, config: Config, topics: Mapping[str, str]) -> Recorded:
         }
         command = config.robot.command_topic
         heard = bag.need(command.topic, command.type, topics.get(command.topic))
-        for topic, time_ns, message in bag.messages([*by_name, heard]):
+
+        def note_bad(topic: str, reason: str) -> None:
+            recorded.rejected[f"{topic} is {reason}"] += 1
+
+        for topic, time_ns, message in bag.messages([*by_name, heard], note_bad):
             if topic == heard:
                 for name, value in _command(command, message, recorded).items():
                     commands.setdefault(name, []).append((1e-9 * (time_ns - bag.start_ns), value))

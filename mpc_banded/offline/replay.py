@@ -176,7 +176,7 @@ class Replay:
         """Tick at the loop's rate; each tick knows what was recorded before it."""
         start_ns, number = None, 0
         relative = {name: topic for topic, name in self.names.items()}
-        for name, time_ns, message in self.bag.messages(list(relative)):
+        for name, time_ns, message in self.bag.messages(list(relative), self._note_bad):
             topic = relative[name]
             if start_ns is None and topic in self.loop.input_topics:
                 start_ns = time_ns
@@ -193,6 +193,10 @@ class Replay:
             )
         yield self._ticked(self._time(start_ns, number))
 
+    def _note_bad(self, topic: str, reason: str) -> None:
+        """Count a message that cannot be read."""
+        self.remarks.rejected[f"{topic} is {reason}"] += 1
+
     def _time(self, start_ns: int, number: int) -> int:
         return start_ns + round(1e9 * number * self.loop.config.period_s)
 
@@ -202,7 +206,7 @@ class Replay:
         waiting: deque[tuple[int, Cycle]] = deque()
         stock: dict[str, deque[tuple[int, Any]]] = {t: deque() for t in self.loop.input_topics}
         last: Cycle | None = None
-        for name, time_ns, message in self.bag.messages(list(relative)):
+        for name, time_ns, message in self.bag.messages(list(relative), self._note_bad):
             while waiting and waiting[0][0] + STRAGGLING_NS < time_ns:
                 _, cycle = waiting.popleft()
                 yield self._again(cycle, last, stock)
