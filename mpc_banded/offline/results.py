@@ -122,7 +122,7 @@ class Results:
         self._table.writerow(self._columns)
         self._clock = csv.writer(self._timing, lineterminator="\n")
         self._clock.writerow(["cycle", "time_ns", "solve_time_ms"])
-        self._recording = Recording(folder / "bag", self.replay.bag.types)
+        self._recording = Recording(folder / "bag", self.replay.bag.types, flush_s=math.inf)
         self._recording.__enter__()
         self._files.append(self._recording)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-from mpc_banded.offline.recording import Recording
+from mpc_banded.offline.recording import FLUSH_S, Recording, RecordingError
 from mpc_banded.ros import executable
 from mpc_banded.ros.interfaces import RECORDS, message_class
 
@@ -56,6 +56,7 @@ class RecorderTask:
         self._recording = Recording(folder)
         self._folder = folder
         self._recorded: set[str] = set()
+        self._has_ended = False
 
     def activate(self) -> None:
         """Start to record."""
@@ -69,11 +70,15 @@ class RecorderTask:
         self._subscribe("/parameter_events", "rcl_interfaces/msg/ParameterEvent", OTHERS)
         self._search()
         self._node.create_timer(SEARCH_S, self._search)
+        self._node.create_timer(FLUSH_S, self._flush)
         self._node.get_logger().info(f"recording {', '.join(sorted(self._recorded))}")
 
     def deactivate(self) -> None:
         """Close the bag."""
-        self._recording.__exit__(None, None, None)
+        try:
+            self._recording.__exit__(None, None, None)
+        except RecordingError as error:
+            self._end(error)
         self._node.get_logger().info(f"recorded: {self._folder}")
 
     def _search(self) -> None:
@@ -93,7 +98,25 @@ class RecorderTask:
         )
 
     def _write(self, name: str, kind: str, data: bytes) -> None:
-        self._recording.write(name, kind, self._node.get_clock().now().nanoseconds, data)
+        if not self._has_ended:
+            try:
+                self._recording.write(name, kind, self._node.get_clock().now().nanoseconds, data)
+            except RecordingError as error:
+                self._end(error)
+
+    def _flush(self) -> None:
+        """Write what waits, also while nothing comes."""
+        if not self._has_ended:
+            try:
+                self._recording.flush()
+            except RecordingError as error:
+                self._end(error)
+
+    def _end(self, error: RecordingError) -> None:
+        """Say once that the disk takes no more; the robot drives on without a recording."""
+        if not self._has_ended:
+            self._node.get_logger().error(str(error))
+        self._has_ended = True
 
 
 def main(arguments: list[str] | None = None) -> int:
