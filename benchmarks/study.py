@@ -31,7 +31,9 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from mpc_banded.codegen import native
 from mpc_banded.codegen.cache import LibraryCache
 from mpc_banded.control.config import Config
-from mpc_banded.control.reference import JointReference, PathReference, stacked
+from mpc_banded.control.joints import JointReference
+from mpc_banded.control.path import PathReference
+from mpc_banded.control.reference import stacked
 from mpc_banded.ocp.compiled import compiled
 from mpc_banded.ocp.derivatives import Derivatives
 from mpc_banded.ocp.problem import Trajectory

@@ -7,7 +7,7 @@ import numpy as np
 from nav_msgs.msg import Odometry
 from ros_harness import Robot
 
-from mpc_banded.control.loop import Reason
+from mpc_banded.control.tick import Reason
 
 DRIVING, FOLLOWING = Reason.DRIVING.value, Reason.FOLLOWING.value
 SLOWING, HOLDING = Reason.SLOWING.value, Reason.HOLDING.value

@@ -21,7 +21,7 @@ from mpc_banded.control.background import NICENESS, CompilationFailed, Compiler,
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
-from mpc_banded.control.reference import PathReference
+from mpc_banded.control.path import PathReference
 from mpc_banded.ocp import compiled
 from mpc_banded.robots.robot import BUILT_IN
 from mpc_banded.ros.demo import figure_of_eight

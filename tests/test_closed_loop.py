@@ -14,7 +14,7 @@ from mpc_banded import Status
 from mpc_banded.codegen.native import NoCompiler
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
-from mpc_banded.control.reference import PathReference
+from mpc_banded.control.path import PathReference
 from mpc_banded.offline.drive import Run, bound_violations, clearance, tracking_error
 from mpc_banded.robots.messages import fill_joint_state, fill_odometry
 from mpc_banded.ros.demo import figure_of_eight, lane_change

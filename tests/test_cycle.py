@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpc_banded.control.config import Config
-from mpc_banded.control.loop import ControlLoop, Reason
+from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.record import Cycle, Journal, Receipt, solve_metrics
+from mpc_banded.control.tick import Reason
 from mpc_banded.ocp.solver import Status
 
 names = st.from_regex(r"[a-z][a-z_/0-9]{0,8}", fullmatch=True)

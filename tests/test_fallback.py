@@ -11,8 +11,9 @@ from loop_messages import AHEAD, ns, odometry
 
 from mpc_banded.control.config import Config
 from mpc_banded.control.fallback import slowed
-from mpc_banded.control.loop import ControlLoop, Reason
+from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
+from mpc_banded.control.tick import Reason
 
 PERIOD = 0.05
 
@@ -98,7 +99,7 @@ def test_planning_anew_while_moving_goes_on_slowing():
 
 def test_failing_solves_take_the_same_grades():
     loop, simulation, now = driving()
-    loop.obstacles = np.full_like(loop.obstacles, np.nan)  # nothing can be solved
+    loop.obstacles.static = np.full_like(loop.obstacles.static, np.nan)  # nothing can be solved
     codes = []
     for k in range(100):
         loop.on_message("odom", odometry(**simulation.values), ns(now + PERIOD * k))
@@ -110,7 +111,7 @@ def test_failing_solves_take_the_same_grades():
         assert lower <= tick.command["v"] <= upper
     order = [code for code, _ in itertools.groupby(codes)]
     assert order == [Reason.FOLLOWING, Reason.SLOWING, Reason.HOLDING]
-    loop.obstacles = loop.config.obstacles()
+    loop.obstacles.static = loop.config.obstacles()
     loop.on_message("odom", odometry(**simulation.values), ns(now + 5.0))
     assert loop.tick(ns(now + 5.0)).driving
 

@@ -8,8 +8,9 @@ import pytest
 from loop_messages import fields, header, ns
 
 from mpc_banded.control.config import Config, ConfigError
-from mpc_banded.control.loop import ControlLoop, Reason
+from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
+from mpc_banded.control.tick import Reason
 from mpc_banded.robots.messages import fill_joint_state
 
 PERIOD = 0.05

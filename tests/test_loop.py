@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpc_banded.control.config import Config
-from mpc_banded.control.loop import ControlLoop, Reason
+from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
+from mpc_banded.control.tick import Reason
 from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.ocp.problem import Trajectory
 from mpc_banded.robots.messages import fill_joint_state, fill_odometry, set_yaw
@@ -360,7 +361,7 @@ def test_band_too_narrow_is_refused_and_a_wider_one_changes_nothing(loop):
 
 
 def test_without_any_plan_a_moving_robot_is_stopped(loop):
-    loop.obstacles = np.full_like(loop.obstacles, math.nan)  # nothing can be solved
+    loop.obstacles.static = np.full_like(loop.obstacles.static, math.nan)  # nothing can be solved
     assert loop.on_message("odom", odometry(v=1.0, w=0.3), 0) is None
     tick = loop.tick(0)
     assert (tick.code, tick.driving) == (Reason.HOLDING, False)

@@ -14,9 +14,11 @@ from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
 from mpc_banded.control.config import Config
+from mpc_banded.control.frames import Frames
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
-from mpc_banded.control.obstacles import MovingObstacles, read_circles
+from mpc_banded.control.obstacles import Obstacles, read_circles
+from mpc_banded.control.state import StateEstimate
 
 NAMES = ("x", "y", "radius", "vx", "vy")
 NOW = 100.0
@@ -50,6 +52,12 @@ def cloud(rows, names=NAMES, kind="<f8", padding=0, stamp_s=NOW, frame="odom"):
     message.height, message.width, message.point_step = 1, len(rows), layout.itemsize
     message.row_step, message.data = len(rows) * layout.itemsize, data.tobytes()
     return message
+
+
+def obstacles(**parameters):
+    """No obstacles yet, for a state whose frame is odom."""
+    config = Config({"state_frame": "odom"} | parameters)
+    return Obstacles(config, Frames(StateEstimate(config)))
 
 
 VALUES = st.floats(-100.0, 100.0, width=32)
@@ -97,13 +105,13 @@ def test_what_is_no_obstacle_is_refused_and_the_last_ones_stay(message, why):
     with pytest.raises(ValueError, match=why):
         read_circles(message)
     assert loop.on_message("obstacles", message, ns(NOW))
-    assert loop.circles(ns(NOW)).tolist() == [[1.0, 2.0, 0.5]]
+    assert loop.obstacles.circles(ns(NOW)).tolist() == [[1.0, 2.0, 0.5]]
 
 
 def test_obstacles_move_on_along_the_horizon_from_the_time_of_their_stamp():
-    moving = MovingObstacles(Config({}))
-    moving.take(cloud([[1.0, 2.0, 0.5, 0.4, -0.2]]), ns(NOW + 0.1), lambda _: (0.0, 0.0, 0.0))
-    circles = moving.at(ns(NOW + 0.2), np.array([0.0, 1.0]))
+    known = obstacles()
+    known.take(cloud([[1.0, 2.0, 0.5, 0.4, -0.2]]), ns(NOW + 0.1))
+    circles = known.ahead(np.zeros(2), ns(NOW + 0.2), np.array([0.0, 1.0]))
     assert circles[:, 0] == pytest.approx(np.array([[1.08, 1.96, 0.5], [1.48, 1.76, 0.5]]))
 
 
@@ -114,26 +122,25 @@ def test_obstacles_of_another_frame_are_turned_with_their_velocities_or_refused(
     assert "nothing transforms them" in loop.on_message("obstacles", message, ns(NOW))
     loop.transform = lambda *_: (3.0, 0.0, math.pi / 2)
     assert loop.on_message("obstacles", message, ns(NOW)) is None
-    assert loop.circles(ns(NOW)) == pytest.approx(np.array([[3.0, 1.0, 0.5]]))
-    assert loop.circles(ns(NOW + 0.5)) == pytest.approx(np.array([[3.0, 1.5, 0.5]]))
+    assert loop.obstacles.circles(ns(NOW)) == pytest.approx(np.array([[3.0, 1.0, 0.5]]))
+    assert loop.obstacles.circles(ns(NOW + 0.5)) == pytest.approx(np.array([[3.0, 1.5, 0.5]]))
 
 
 def test_old_obstacles_are_forgotten_and_an_empty_message_forgets_at_once():
     loop = ControlLoop(Config({"horizon": 8, "max_obstacle_age": 0.5, "obstacles": [9, 9, 1]}))
     loop.on_message("odom", odometry(NOW), ns(NOW))
     loop.on_message("obstacles", cloud([[1.0, 0.0, 0.5, 0.0, 0.0]]), ns(NOW))
-    assert len(loop.circles(ns(NOW + 0.49))) == 2
-    assert loop.circles(ns(NOW + 0.51)).tolist() == [[9.0, 9.0, 1.0]]
+    assert len(loop.obstacles.circles(ns(NOW + 0.49))) == 2
+    assert loop.obstacles.circles(ns(NOW + 0.51)).tolist() == [[9.0, 9.0, 1.0]]
     loop.on_message("obstacles", cloud([]), ns(NOW))
-    assert loop.circles(ns(NOW)).tolist() == [[9.0, 9.0, 1.0]]
+    assert loop.obstacles.circles(ns(NOW)).tolist() == [[9.0, 9.0, 1.0]]
 
 
 def test_nearest_are_kept_where_there_are_more_than_slots_and_static_ones_always():
-    config = Config({"obstacles": [50, 50, 1]})
-    moving = MovingObstacles(config)
+    known = obstacles(obstacles=[50, 50, 1])
     rows = [[float(x), 0.0, 0.1, 0.0, 0.0] for x in (9, 3, 7, 5, 1)]
-    moving.take(cloud(rows), ns(NOW), lambda _: (0.0, 0.0, 0.0))
-    circles = moving.along(config.obstacles(), np.zeros(2), ns(NOW), np.arange(4.0))
+    known.take(cloud(rows), ns(NOW))
+    circles = known.ahead(np.zeros(2), ns(NOW), np.arange(4.0))
     assert circles.shape == (4, 4, 3)
     assert circles[0, :, 0].tolist() == [50.0, 1.0, 3.0, 5.0]
 

@@ -10,7 +10,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from mpc_banded.cli import main
 from mpc_banded.control.config import Config
-from mpc_banded.control.reference import PathReference
+from mpc_banded.control.path import PathReference
 from mpc_banded.offline.drive import Run, plot, summarise
 from mpc_banded.offline.recording import Recording
 from mpc_banded.ros.demo import SCENARIOS, figure_of_eight, lane_change, parameter_file

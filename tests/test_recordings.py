@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mpc_banded.control.config import Config
-from mpc_banded.control.loop import Reason
+from mpc_banded.control.tick import Reason
 from mpc_banded.offline.bag import Bag
 from mpc_banded.offline.identify import Recorded, identify, read
 from mpc_banded.offline.replay import Replay

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says in words what a solve does not say in numbers: limits that it broke, and what holds it.
+"""Explains a solve in words: limits that the plan violates, and costs that hold the robot.
 
-A robot that stands although its goal is far away has a reason, and the reason is one of its costs.
-It is found by asking what it would cost to go: each named cost, each softened inequality and each
-state limit on a straight way to the reference, beside the same on the plan.
+If a robot stands although its goal is far away, one of its costs is the reason. To find it, each
+named cost, softened inequality and state limit is evaluated on a straight trajectory to the
+reference and on the plan; the one that grows most is named.
 """
 
 from __future__ import annotations
@@ -14,19 +14,39 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpc_banded.ocp.controller import ControlStep
 from mpc_banded.ocp.problem import STATE_BOUND_PENALTY, OptimalControlProblem, Trajectory
 from mpc_banded.robots import Robot
 
-#: A robot nearer than this to its reference (m or rad) is there, and not held.
+#: A robot nearer to its reference than this (m or rad) is not held.
 NEAR = 0.25
-#: Share of the way to the reference below which a plan goes nowhere.
+#: A plan that covers a smaller share of the way to the reference goes nowhere.
 NOWHERE = 0.1
-#: Violation from which it is told.
+#: Smallest violation that is reported.
 VIOLATED = 0.02
 
 
+def driving(step: ControlStep, held: str, has_ended: bool, remark: str) -> str:
+    """Return the reason of a cycle that drives.
+
+    Args:
+        step: The controller's step.
+        held: What holds the robot; empty if nothing does.
+        has_ended: Whether the reference has ended.
+        remark: Remark on the state; may be empty.
+    """
+    clauses = [
+        f"driving on the {step.source.value}: {step.status.value}",
+        violated(step.violations),
+        held,
+        "the reference has ended" if has_ended else "",
+        remark,
+    ]
+    return "; ".join(filter(None, clauses))
+
+
 def violated(violations: Mapping[str, float]) -> str:
-    """The inequalities that a plan breaks; empty if it breaks none."""
+    """Return which inequalities a plan violates; empty if none."""
     broken = [f"{name} by {x:.2g}" for name, x in violations.items() if x > VIOLATED]
     return f"the plan violates {' and '.join(broken)}" if broken else ""
 
@@ -38,14 +58,14 @@ def held(
     plan: Trajectory,
     parameters: Mapping[str, Any],
 ) -> str:
-    """What keeps a robot where it is although its reference is far away; empty if nothing does.
+    """Return what holds the robot although its reference is far away; empty if nothing does.
 
     Args:
-        robot: Whose states have names.
-        problem: That was solved.
-        weights: Live weight of each cost.
+        robot: Names the states.
+        problem: The problem that was solved.
+        weights: Weight of each cost.
         plan: The solution.
-        parameters: Of that solve; "reference" (N + 1, columns).
+        parameters: Parameters of the solve; "reference" (N + 1, columns).
     """
     columns = dict(zip(robot.reference, np.asarray(parameters["reference"]).T, strict=True))
     placed = [name for name in robot.velocities if name in columns and name not in robot.cyclic]
@@ -75,9 +95,9 @@ def _straight(
     placed: list[str],
     error: np.ndarray,
 ) -> Trajectory:
-    """Straight on towards the end of the reference, with the accelerations that this takes."""
+    """Return a straight trajectory to the end of the reference, with its accelerations."""
     duration = problem.horizon * problem.dt
-    # No further than the limits allow, unless it is they that allow nothing.
+    # No further than the limits allow, unless the limits themselves hold the robot.
     rates = {rate for name in placed for rate in robot.velocities[name]} & set(robot.states)
     fastest = min((problem.state_bounds[1][robot.states.index(r)] for r in rates), default=np.inf)
     reach = 0.5 * fastest * duration
@@ -108,7 +128,7 @@ def _prices(
     parameters: Mapping[str, Any],
     robot: Robot,
 ) -> dict[str, float]:
-    """What a trajectory costs, by the name of each cost, inequality and state limit."""
+    """Return what a trajectory costs, by the name of each cost, inequality and state limit."""
     stages = problem.horizon + 1
     p = {
         name: torch.from_numpy(

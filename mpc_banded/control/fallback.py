@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the robot is sent while no solve may decide: follow, slow down, hold.
+"""Commands for the cycles without a usable solve: follow the last plan, slow down, hold.
 
-The last plan knows where the robot wanted to go and is right for a while; then the robot comes to
-a stop as fast as its acceleration limits allow, and stays.
+The last plan stays right for a while. After that the robot slows down to a stop as fast as its
+acceleration limits allow, and holds the stop.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from enum import Enum
 
 import numpy as np
 
 from mpc_banded.control.config import Config
+from mpc_banded.control.errors import UserCodeError, user_code
+from mpc_banded.control.limiter import Limiter
+from mpc_banded.control.tick import Instant, Reason, Tick
 from mpc_banded.ocp.problem import Trajectory
 from mpc_banded.robots.messages import Values
 
@@ -21,84 +23,95 @@ from mpc_banded.robots.messages import Values
 LONGEST_CYCLE_S = 0.5
 
 
-class Grade(Enum):
-    """How far the robot has left its plan."""
-
-    FOLLOWING = "following the last plan"
-    SLOWING = "slowing down"
-    HOLDING = "holding the stop"
-
-
 class Fallback:
-    """Grades of leaving a plan, each with its time limit.
+    """Follows the last plan, slows down, and holds, each for a limited time.
 
     Args:
-        config: With ``fallback.follow_time`` and ``fallback.slow_time``.
+        config: Configuration with ``fallback.follow_time`` and ``fallback.slow_time``.
+        limiter: Keeps each command within its limits.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, limiter: Limiter) -> None:
+        self._limiter = limiter
         self.adopt(config)
+        self.reset()
+
+    def adopt(self, config: Config) -> None:
+        """Take over another configuration."""
+        self._config = config
+        self._robot = config.robot
+        self._model = config.section("model")
+        self._stop: dict[str, float] = {}
+        if self._robot.slow is None:
+            self._stop = self._limiter.within_limits(self._robot.stop_values(self._model))
+
+    def reset(self) -> None:
+        """Forget the plan and the commands sent."""
         self._plan: tuple[Trajectory, int] | None = None
         self._since_ns: int | None = None
         self._slowing_ns: int | None = None
         self._last: dict[str, float] = {}
         self._last_ns = 0
+        self._trouble = ""
 
-    def adopt(self, config: Config) -> None:
-        """Go over to another configuration."""
-        self._config = config
-        self._robot = config.robot
-        self._model = config.section("model")
-        self._limits = config.section("limits")
+    def forget_plan(self) -> None:
+        """Forget the plan; the robot slows down from the command sent last."""
+        self._plan = None
 
-    def stop(self) -> dict[str, float]:
-        """The command that stops the robot: zero, as near as the limits allow.
-
-        Empty for a robot that is sent positions and has not been sent any yet.
-        """
-        if self._robot.slow is None:
-            return self.within_limits(self._robot.stop_values(self._model))
-        return self._slowed(math.inf)
-
-    def within_limits(self, values: Values) -> dict[str, float]:
-        """The values moved into the limits of their names; ``name@time`` has those of ``name``."""
-        everywhere = (-math.inf, math.inf)
-        return {
-            name: float(np.clip(value, *self._limits.get(name.partition("@")[0], everywhere)))
-            for name, value in values.items()
-        }
-
-    def drove(self, plan: Trajectory, effect_ns: int) -> None:
-        """A solve decided: its plan, which begins at ``effect_ns``, may be followed later."""
+    def keep_plan(self, plan: Trajectory, effect_ns: int) -> None:
+        """Keep the plan of a usable solve, which begins at ``effect_ns``, to follow it later."""
         self._plan = (plan, effect_ns)
         self._since_ns = self._slowing_ns = None
 
     def sent(self, command: Values, now_ns: int) -> None:
-        """What was sent: slowing down begins there."""
+        """Remember a command that was sent: slowing down begins there."""
         self._last, self._last_ns = dict(command), now_ns
 
-    def forget_plan(self) -> None:
-        """Follow no plan; slow down from what was sent last."""
-        self._plan = None
+    def stop_command(self) -> dict[str, float]:
+        """Return the command that stops the robot: zero, or the nearest value within the limits.
 
-    def command(self, now_ns: int, effect_ns: int) -> tuple[Grade, dict[str, float]]:
-        """The grade at ``now_ns`` and its command, which takes effect at ``effect_ns``."""
+        It is empty for a robot that is commanded by positions and has had no command yet.
+        """
+        return self._slowed(math.inf) if self._robot.slow is not None else dict(self._stop)
+
+    def stop(self, instant: Instant, code: Reason, why: str) -> Tick:
+        """Stop at once."""
+        self.forget_plan()
+        return instant.tick(self.stop_command(), code, f"stopped: {why}")
+
+    def wait(self, instant: Instant, code: Reason, why: str) -> Tick:
+        """Slow down to a stop, and stand until what is missing has arrived."""
+        self.forget_plan()
+        stage, command = self._staged(instant.now_ns, instant.effect_ns)
+        doing = "stopped" if stage is Reason.HOLDING else stage.value
+        return instant.tick(command, code, f"{doing}: {why}{self._trouble}")
+
+    def fall_back(self, instant: Instant, why: str) -> Tick:
+        """Follow the last plan, slow down or hold, by how long there has been no usable solve."""
+        stage, command = self._staged(instant.now_ns, instant.effect_ns)
+        if stage is not Reason.FOLLOWING:
+            self.forget_plan()
+        return instant.tick(command, stage, f"{stage.value}: {why}{self._trouble}")
+
+    def _staged(self, now_ns: int, effect_ns: int) -> tuple[Reason, dict[str, float]]:
+        """Return the stage of the fallback at ``now_ns``, and its command."""
+        self._trouble = ""
         if self._since_ns is None or now_ns < self._since_ns:
             self._since_ns, self._slowing_ns = now_ns, None
         if 1e-9 * (now_ns - self._since_ns) < self._config["fallback.follow_time"]:
             followed = self._followed(effect_ns)
             if followed is not None and self._slowing_ns is None:
-                return Grade.FOLLOWING, followed
+                return Reason.FOLLOWING, followed
         if self._slowing_ns is None:
             self._slowing_ns = now_ns
         if 1e-9 * (now_ns - self._slowing_ns) < self._config["fallback.slow_time"]:
             slowed = self._slowed(min(1e-9 * max(0, now_ns - self._last_ns), LONGEST_CYCLE_S))
-            if slowed != self.stop():
-                return Grade.SLOWING, slowed
-        return Grade.HOLDING, self.stop()
+            if slowed != self.stop_command():
+                return Reason.SLOWING, slowed
+        return Reason.HOLDING, self.stop_command()
 
     def _followed(self, effect_ns: int) -> dict[str, float] | None:
-        """The command that the last plan has for then; None where it does not reach so far."""
+        """Return the command of the last plan at ``effect_ns``; None if there is none."""
         if self._plan is None:
             return None
         plan, begin_ns = self._plan
@@ -106,16 +119,27 @@ class Fallback:
         if not 0.0 <= into_s < plan.horizon * plan.dt:
             return None
         lead_s = self._config["command_lead"]
-        values = self._robot.command_values(plan, lead_s, self._model, into_s)
-        if not np.isfinite(list(values.values())).all():
+        try:
+            with user_code("the command of the last plan failed"):
+                values = self._robot.command_values(plan, lead_s, self._model, into_s)
+                if not np.isfinite(list(values.values())).all():
+                    return None
+                return self._limiter.within_limits(values)
+        except UserCodeError as error:
+            self._trouble = f"; {error}"
             return None
-        return self.within_limits(values)
 
     def _slowed(self, elapsed_s: float) -> dict[str, float]:
-        if self._robot.slow is not None:
-            return self.within_limits(self._robot.slow(self._last, elapsed_s, self._limits))
-        stop = self.within_limits(self._robot.stop_values(self._model))
-        return slowed(self._last, stop, self._robot.braking, self._limits, elapsed_s)
+        limits = self._limiter.limits
+        if self._robot.slow is None:
+            return slowed(self._last, self._stop, self._robot.braking, limits, elapsed_s)
+        try:
+            with user_code("slowing down failed"):
+                values = self._robot.slow(self._last, elapsed_s, limits)
+                return self._limiter.within_limits(values)
+        except UserCodeError as error:
+            self._trouble = f"; {error}"
+            return dict(self._last)  # robots with ``slow`` are commanded by positions: they stand
 
 
 def slowed(
@@ -125,14 +149,14 @@ def slowed(
     limits: Mapping[str, list[float]],
     elapsed_s: float,
 ) -> dict[str, float]:
-    """A command on its way to a stop.
+    """Return the next command on the way to a stop.
 
     Args:
         last: The command before.
-        stop: Where it ends.
-        braking: See Robot; a value without an entry stops at once.
+        stop: The command at the end.
+        braking: See Robot; a value without an entry goes to its stop at once.
         limits: Name of an input -> lower and upper limit.
-        elapsed_s: Time since the command before.
+        elapsed_s: Time since the command before, in s.
     """
     result = dict(stop)
     for name, bound in braking.items():

@@ -1,44 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A robot that is not there: its motion under commands, without ROS and without a clock."""
+"""The motion of a robot under commands: simulated, or predicted over their delay."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from mpc_banded.control.config import Config
+from mpc_banded.control.tick import Instant
 from mpc_banded.robots.messages import Values
 
-#: Longest integration step: far below what any controller plans with.
+#: Longest integration step of a simulation: far below the interval of any controller.
 SUBSTEP_S = 0.005
+#: Longest integration step of a prediction. Commands that are shorter are averaged over it.
+PREDICTION_SUBSTEP_S = 0.02
+#: (state (nx,), input (nu,)) -> rate of the state (nx,).
+Dynamics = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def eager_dynamics(config: Config) -> Dynamics:
+    """Return the dynamics of a robot, evaluated by torch."""
+    dynamics = config.robot.dynamics
+    parameters = {
+        name: torch.tensor(value, dtype=torch.float64)
+        for name, value in config.section("model").items()
+    }
+
+    def rate(x: np.ndarray, u: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return dynamics(torch.from_numpy(x), torch.from_numpy(u), parameters).numpy()
+
+    return rate
+
+
+class Motion:
+    """Integrates the dynamics of a robot by the classical Runge-Kutta method.
+
+    ``Robot.actuate`` is evaluated at every stage, and its inputs saturate at the limits.
+
+    Args:
+        config: Configuration of the robot.
+        substep_s: Longest integration step.
+        dynamics: Dynamics of the robot; evaluated by torch if not given.
+    """
+
+    def __init__(self, config: Config, substep_s: float, dynamics: Dynamics | None = None) -> None:
+        self._substep_s = substep_s
+        self._dynamics = dynamics or eager_dynamics(config)
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Take over another configuration of the same robot; the dynamics stay the given ones."""
+        self._robot = config.robot
+        self._model = config.section("model")
+        self._lower, self._upper = config.problem().input_bounds
+
+    def advanced(self, state: np.ndarray, command: Values, duration_s: float) -> np.ndarray:
+        """Return the state (nx,) after a command has been in effect for a time."""
+        count = math.ceil(duration_s / self._substep_s)
+        for _ in range(count):
+            state = self._step(state, command, duration_s / count)
+        return state
+
+    def _step(self, x: np.ndarray, command: Values, h: float) -> np.ndarray:
+        k1 = self._rate(x, command)
+        k2 = self._rate(x + 0.5 * h * k1, command)
+        k3 = self._rate(x + 0.5 * h * k2, command)
+        k4 = self._rate(x + h * k3, command)
+        return x + h / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+
+    def _rate(self, x: np.ndarray, command: Values) -> np.ndarray:
+        u = self._robot.input_of(x, command, self._model)
+        return self._dynamics(x, np.minimum(np.maximum(u, self._lower), self._upper))
 
 
 class Simulation:
-    """Integrates the dynamics of a robot, classical Runge-Kutta in steps of at most 5 ms.
+    """Simulates a robot under commands.
 
-    It shares the dynamics with the controller and nothing else: what the machine makes of a
-    command (``Robot.actuate``) is asked at every stage, and its inputs saturate at the limits.
+    It shares the dynamics with the controller and nothing else.
 
     Args:
-        config: Of the robot, with ``simulator.initial_state``.
+        config: Configuration of the robot, with ``simulator.initial_state``.
         substep_s: Longest integration step.
-        delay_s: Time from a command to its effect; until the first one, the stop is in effect.
+        delay_s: Time from a command to its effect; until the first one the stop is in effect.
 
     Attributes:
         state: (nx,).
     """
 
     def __init__(self, config: Config, substep_s: float = SUBSTEP_S, delay_s: float = 0.0) -> None:
-        self._substep_s, self._delay_s = substep_s, delay_s
-        self._robot = config.robot
-        self._model = config.section("model")
-        self._parameters = {
-            name: torch.tensor(value, dtype=torch.float64) for name, value in self._model.items()
-        }
-        self._bounds = config.problem().input_bounds
+        self._delay_s = delay_s
+        self._robot, self._model = config.robot, config.section("model")
+        self._motion = Motion(config, substep_s)
         self._initial_state = config.initial_state()
         self.reset()
 
@@ -57,31 +114,117 @@ class Simulation:
     def advance(self, command: Values, duration_s: float) -> None:
         """Let time pass while one command is sent."""
         if self._delay_s <= 0.0:
-            self._move(command, duration_s)
+            self.state = self._motion.advanced(self.state, command, duration_s)
             return
         self._under_way.append((command, duration_s))
         while duration_s > 1e-12:
             command, lasts_s = self._under_way.popleft()
             passed_s = min(lasts_s, duration_s)
-            self._move(command, passed_s)
+            self.state = self._motion.advanced(self.state, command, passed_s)
             duration_s -= passed_s
             if lasts_s > passed_s:
                 self._under_way.appendleft((command, lasts_s - passed_s))
 
-    def _move(self, command: Values, duration_s: float) -> None:
-        count = math.ceil(duration_s / self._substep_s)
-        for _ in range(count):
-            self.state = self._step(self.state, command, duration_s / count)
 
-    def _step(self, x: np.ndarray, command: Values, h: float) -> np.ndarray:
-        k1 = self._rate(x, command)
-        k2 = self._rate(x + 0.5 * h * k1, command)
-        k3 = self._rate(x + 0.5 * h * k2, command)
-        k4 = self._rate(x + h * k3, command)
-        return x + h / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+class SentCommands:
+    """Commands that were sent, each in effect from its time until that of the next one."""
 
-    def _rate(self, x: np.ndarray, command: Values) -> np.ndarray:
-        u = np.clip(self._robot.input_of(x, command, self._model), *self._bounds)
-        with torch.inference_mode():
-            rate = self._robot.dynamics(torch.from_numpy(x), torch.from_numpy(u), self._parameters)
-        return rate.numpy()
+    def __init__(self) -> None:
+        self._sent: deque[tuple[int, Values]] = deque()
+
+    def clear(self) -> None:
+        """Forget all commands."""
+        self._sent.clear()
+
+    def append(self, command: Values, effect_ns: int, kept_s: float) -> None:
+        """Add the newest command, and forget those that ended more than ``kept_s`` before it."""
+        sent = self._sent
+        sent.append((effect_ns, command))
+        oldest_ns = effect_ns - round(1e9 * kept_s)
+        while len(sent) > 1 and sent[1][0] <= oldest_ns:
+            sent.popleft()
+
+    def pop_until(self, time_ns: int) -> Values | None:
+        """Remove the commands that begin by a time; returns the last of them, if any."""
+        command = None
+        while self._sent and self._sent[0][0] <= time_ns:
+            command = self._sent.popleft()[1]
+        return command
+
+    def next_ns(self, default_ns: int) -> int:
+        """Return when the first command takes effect; the default if there is none."""
+        return self._sent[0][0] if self._sent else default_ns
+
+    def between(self, begin_ns: int, end_ns: int) -> list[tuple[Values, float]]:
+        """Return the commands in effect in an interval, and for how long each, in s."""
+        ends = [*(effect_ns for effect_ns, _ in self._sent), end_ns][1:]
+        pieces = []
+        for (effect_ns, command), until_ns in zip(self._sent, ends, strict=False):
+            duration_ns = min(until_ns, end_ns) - max(effect_ns, begin_ns)
+            if duration_ns > 0:
+                pieces.append((command, 1e-9 * duration_ns))
+        return pieces
+
+
+class Prediction:
+    """Predicts where the commands under way take the measured state.
+
+    Args:
+        config: Configuration with ``actuation_delay`` and ``max_state_age``.
+        motion: Integrates commands.
+    """
+
+    def __init__(self, config: Config, motion: Motion) -> None:
+        self._motion = motion
+        self._commands = SentCommands()
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Take over another configuration of the same robot."""
+        self._config = config
+
+    def reset(self) -> None:
+        """Forget the commands."""
+        self._commands.clear()
+
+    def sent(self, command: Values, instant: Instant) -> None:
+        """Remember a command that was sent."""
+        # No state older than this is predicted from.
+        delay_s = 1e-9 * (instant.effect_ns - instant.now_ns)
+        kept_s = delay_s + self._config["max_state_age"]
+        self._commands.append(command, instant.effect_ns, kept_s)
+
+    def predict(self, state: np.ndarray, measured_ns: int, effect_ns: int) -> np.ndarray:
+        """Return the state (nx,) at ``effect_ns``; the measured one if the model diverges."""
+        predicted = state
+        for command, duration_s in averaged(self._commands.between(measured_ns, effect_ns)):
+            predicted = self._motion.advanced(predicted, command, duration_s)
+        return predicted if np.isfinite(predicted).all() else state
+
+
+def averaged(pieces: list[tuple[Values, float]]) -> list[tuple[Values, float]]:
+    """Average consecutive commands that are together no longer than one integration step.
+
+    So the work of a prediction depends on the time it covers, not on the rate of the commands.
+
+    Args:
+        pieces: Commands, and for how long each is in effect, in s.
+    """
+    groups: list[list[tuple[Values, float]]] = []
+    total_s = math.inf
+    for piece in pieces:
+        if total_s + piece[1] > PREDICTION_SUBSTEP_S + 1e-9:
+            groups.append([])
+            total_s = 0.0
+        groups[-1].append(piece)
+        total_s += piece[1]
+    return [group[0] if len(group) == 1 else _mean(group) for group in groups]
+
+
+def _mean(group: list[tuple[Values, float]]) -> tuple[Values, float]:
+    total_s = sum(duration_s for _, duration_s in group)
+    names = group[-1][0]
+    return {
+        name: sum(command[name] * duration_s for command, duration_s in group) / total_s
+        for name in names
+    }, total_s

@@ -1,118 +1,155 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Circles that move, from a topic: kept while they are fresh, and carried along the horizon.
+"""Obstacles: the static circles of the configuration, and moving ones from a topic.
 
-The message is sensor_msgs/PointCloud2, one point an obstacle, with the fields x, y and radius in
-m and, where it moves, vx and vy in m/s. It is the one standard message that holds all of them by
-name together with a frame and a stamp; markers have no velocity, and the messages of detectors
-are not part of ROS itself. RViz and Foxglove draw it as it is.
+The message is sensor_msgs/PointCloud2, one point for each obstacle, with the fields x, y and
+radius in m and, if it moves, vx and vy in m/s. No other standard message names all of these
+together with a frame and a stamp: markers have no velocity, and the messages of detectors are not
+part of ROS itself. RViz and Foxglove draw it as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from mpc_banded.control.config import Config
+from mpc_banded.control.frames import Frames
 from mpc_banded.robots.messages import frame_of, stamp_ns_of
 
 TOPIC, TYPE = "obstacles", "sensor_msgs/msg/PointCloud2"
+#: Most points of a message.
+MOST_POINTS = 100_000
 #: Datatypes of sensor_msgs/PointField, from 1 on.
 _DATATYPES = ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8")
-#: Says where a frame lies in that of the state: x, y, yaw; raises LookupError if nobody knows.
-Placing = Callable[[str], tuple[float, float, float]]
+_COLUMNS = ("x", "y", "radius", "vx", "vy")
 
 
 def read_circles(message: Any) -> np.ndarray:
-    """Rows x, y, radius, vx, vy of a PointCloud2, (M, 5).
+    """Return rows x, y, radius, vx, vy of a PointCloud2, (M, 5).
+
+    Nothing is allocated before the sizes in the message have been compared with its data.
 
     Raises:
-        ValueError: A field is missing, or a value is not finite, or a radius negative.
+        ValueError: A field is missing or lies outside of a point, the sizes contradict the data, a
+            value is not finite, or a radius is negative.
     """
-    order = ">" if message.is_bigendian else "<"
-    offsets = {field.name: field for field in message.fields}
-    missing = [name for name in ("x", "y", "radius") if name not in offsets]
+    fields = {field.name: field for field in message.fields if field.name in _COLUMNS}
+    missing = [name for name in _COLUMNS[:3] if name not in fields]
     if missing:
-        raise ValueError(f"obstacles has no fields {missing}; it has {sorted(offsets)}")
-    count = message.width * message.height
+        names = sorted(field.name for field in message.fields)
+        raise ValueError(f"obstacles has no fields {missing}; it has {names}")
+    count, step, size = message.height * message.width, message.point_step, len(message.data)
+    if message.height > 1:
+        raise ValueError(f"obstacles has height {message.height}; allowed is one row of points")
+    if count > MOST_POINTS:
+        raise ValueError(f"obstacles has {count} points; allowed are up to {MOST_POINTS}")
+    if size < count * step:
+        raise ValueError(f"obstacles has {size} bytes; {count} points need {count * step}")
+    if not count:
+        return np.empty((0, len(_COLUMNS)))
+    kinds = {name: _kind(field, message.is_bigendian, step) for name, field in fields.items()}
     data = np.frombuffer(bytes(message.data), dtype=np.uint8)
-    if message.height > 1 or len(data) < count * message.point_step:
-        raise ValueError(f"obstacles has {len(data)} bytes; {count} points in one row need more")
-    rows = data[: count * message.point_step].reshape(count, message.point_step)
-    result = np.zeros((count, 5))
-    for i, name in enumerate(("x", "y", "radius", "vx", "vy")):
-        if name in offsets:
-            field = offsets[name]
-            kind = np.dtype(order + _DATATYPES[field.datatype - 1])
-            part = rows[:, field.offset : field.offset + kind.itemsize]
-            result[:, i] = np.ascontiguousarray(part).view(kind)[:, 0]
+    rows = data[: count * step].reshape(count, step)
+    result = np.zeros((count, len(_COLUMNS)))
+    for name, kind in kinds.items():
+        offset = fields[name].offset
+        part = np.ascontiguousarray(rows[:, offset : offset + kind.itemsize])
+        result[:, _COLUMNS.index(name)] = part.view(kind)[:, 0]
     if not np.isfinite(result).all() or (result[:, 2] < 0.0).any():
         raise ValueError("obstacles has positions, radii or velocities that make no sense")
     return result
 
 
-class MovingObstacles:
-    """The newest obstacles of the topic, in the frame of the state.
+def _kind(field: Any, is_bigendian: bool, step: int) -> np.dtype[Any]:
+    """Return the type of a field; raises ValueError if it is unknown or lies outside a point."""
+    if not 1 <= field.datatype <= len(_DATATYPES):
+        raise ValueError(
+            f"obstacles has field {field.name!r} of datatype {field.datatype}; allowed are 1 to "
+            f"{len(_DATATYPES)}"
+        )
+    kind = np.dtype((">" if is_bigendian else "<") + _DATATYPES[field.datatype - 1])
+    if not 0 <= field.offset <= step - kind.itemsize:
+        raise ValueError(
+            f"obstacles has field {field.name!r} at byte {field.offset}; a point has {step} bytes "
+            f"and the field needs {kind.itemsize}"
+        )
+    return kind
+
+
+class Obstacles:
+    """The known obstacles, in the frame of the state.
 
     Args:
-        config: With ``max_obstacle_age`` and the slots of the robot.
+        config: Configuration with the static circles, ``max_obstacle_age`` and the slots of the
+            robot.
+        frames: Poses of frames in the frame of the state.
+
+    Attributes:
+        static: Static circles x, y, radius in the slots of the robot, (slots, 3); unused slots
+            hold a circle far away.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self._rows = np.empty((0, 5))
+    def __init__(self, config: Config, frames: Frames) -> None:
+        self._frames = frames
+        self._rows = np.empty((0, len(_COLUMNS)))
         self._time_ns = 0
+        self.adopt(config)
 
-    def take(self, message: Any, received_ns: int, place: Placing) -> None:
-        """Replace all obstacles by those of a message; an empty one removes them.
+    def adopt(self, config: Config) -> None:
+        """Take over another configuration of the same robot."""
+        self._config = config
+        self._used = len(config["obstacles"]) // 3
+        self.static = config.obstacles()
+
+    def take(self, message: Any, received_ns: int) -> None:
+        """Replace all moving obstacles by those of a message; an empty one removes them.
 
         Raises:
-            LookupError: They are in a frame that cannot be related to that of the state.
-            ValueError: The message makes no sense.
+            LookupError: They are in a frame whose pose is unknown.
+            ValueError: The message is not valid.
         """
         rows = read_circles(message)
-        frame = frame_of(message)
-        if frame:
-            x, y, yaw = place(frame)
+        x, y, yaw = self._frames.pose(TOPIC, frame_of(message))
+        if (x, y, yaw) != (0.0, 0.0, 0.0):
             turn = np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
             rows[:, :2] = rows[:, :2] @ turn + [x, y]
             rows[:, 3:] = rows[:, 3:] @ turn
         stamp = stamp_ns_of(message)
-        looked_at = stamp and self.config["use_header_stamps"]
-        self._time_ns = min(stamp, received_ns) if looked_at else received_ns
+        stamp_counts = stamp and self._config["use_header_stamps"]
+        self._time_ns = min(stamp, received_ns) if stamp_counts else received_ns
         self._rows = rows
 
-    def at(self, now_ns: int, times: np.ndarray) -> np.ndarray:
-        """Circles x, y, radius at ``times`` (K,) seconds from now, (K, M, 3); none if too old."""
+    def circles(self, now_ns: int) -> np.ndarray:
+        """Return all obstacles at ``now_ns`` as x, y, radius, (M, 3)."""
+        return np.vstack([self.static[: self._used], self._moving(now_ns, np.zeros(1))[0]])
+
+    def ahead(self, position: np.ndarray, now_ns: int, times: np.ndarray) -> np.ndarray:
+        """Fill the slots of the robot with the static circles, then the nearest moving ones.
+
+        Args:
+            position: Position of the robot (2,).
+            now_ns: Time of the first stage.
+            times: Stage times (N + 1,), in s after ``now_ns``.
+
+        Returns:
+            Circles (N + 1, slots, 3), or (slots, 3) if none moves.
+        """
+        moving = self._moving(now_ns, times)
+        free = len(self.static) - self._used
+        if not moving.shape[1] or not free:
+            return self.static
+        gaps = np.linalg.norm(moving[:, :, :2] - position, axis=2) - moving[:, :, 2]
+        nearest = np.argsort(gaps.min(axis=0), kind="stable")[:free]
+        result = np.repeat(self.static[None], len(times), axis=0)
+        result[:, self._used : self._used + len(nearest)] = moving[:, nearest]
+        return result
+
+    def _moving(self, now_ns: int, times: np.ndarray) -> np.ndarray:
+        """Return the moving circles at ``times`` (K,) from now, (K, M, 3); none if too old."""
         age_s = 1e-9 * (now_ns - self._time_ns)
-        fresh = 0.0 <= age_s <= self.config["max_obstacle_age"]
+        fresh = 0.0 <= age_s <= self._config["max_obstacle_age"]
         rows = self._rows if fresh else self._rows[:0]
         result = np.repeat(rows[None, :, :3], len(times), axis=0)
         result[:, :, :2] += (age_s + times)[:, None, None] * rows[None, :, 3:]
-        return result
-
-    def along(
-        self, static: np.ndarray, position: np.ndarray, now_ns: int, times: np.ndarray
-    ) -> np.ndarray:
-        """The slots of the robot filled with static circles first, then the nearest moving ones.
-
-        Args:
-            static: (slots, 3), those that the configuration does not use far away.
-            position: Of the robot, (2,).
-            now_ns: Time of the first stage.
-            times: (N + 1,) of the stages, in seconds from then.
-
-        Returns:
-            (N + 1, slots, 3), or ``static`` where nothing moves.
-        """
-        moving = self.at(now_ns, times)
-        used = len(self.config["obstacles"]) // 3
-        free = len(static) - used
-        if not moving.shape[1] or not free:
-            return static
-        gaps = np.linalg.norm(moving[:, :, :2] - position, axis=2) - moving[:, :, 2]
-        nearest = np.argsort(gaps.min(axis=0), kind="stable")[:free]
-        result = np.repeat(static[None], len(times), axis=0)
-        result[:, used : used + len(nearest)] = moving[:, nearest]
         return result

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mpc_banded.control.loop import Tick
+from mpc_banded.control.tick import Tick
 from mpc_banded.ocp.solver import Status
 from mpc_banded.robots.messages import stamp_ns_of
 

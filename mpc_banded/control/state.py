@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judges every state that comes, and keeps the newest good one: age, frame, stamps, jumps.
+"""The state estimate: its age, its plausibility, and whether it is stuck.
 
-A state is worth as much as the time at which it was true. That is its header's stamp; the time of
-receipt where there is none, or where stamps are not to be looked at. A stamp that comes twice
-makes nothing younger, and one from the future has another clock, of which nobody can tell an age.
+The age of a state counts from the time at which it was measured: its header stamp, or the time of
+receipt if it has no stamp or ``use_header_stamps`` is false. A repeated stamp makes the estimate
+no younger, and a stamp in the future comes from another clock, so its age is unknown.
+
+A state is stuck if it stays the same although the commands should have changed it: its source is
+frozen, or the robot is blocked.
 """
 
 from __future__ import annotations
@@ -15,38 +18,42 @@ from typing import Any
 import numpy as np
 
 from mpc_banded.control.config import Config
-from mpc_banded.robots.messages import StateTopic, frame_of, stamp_ns_of
+from mpc_banded.control.errors import reason_for_rejection, user_code
+from mpc_banded.control.motion import Motion, SentCommands
+from mpc_banded.robots.messages import StateTopic, Values, frame_of, stamp_ns_of
 
-#: How far ahead of the clock a stamp may be.
+#: How far a stamp may be ahead of the clock.
 AHEAD_NS = 50_000_000
-#: What to do about clocks that differ.
+#: Advice if clocks differ.
 CLOCKS = "if the clocks differ, set use_header_stamps to false"
-#: A state that names a speed and has not changed over this distance (m or rad) is a frozen one.
+#: A state that names a speed and has not changed over this distance (m or rad) is frozen.
 FROZEN = 0.1
+#: A stuck state misses this much motion, in units of the states, in this time.
+MISSED, WINDOW_S = 0.1, 2.0
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one topic said last."""
+    """The newest values of one topic."""
 
     values: Mapping[str, float]
     time_ns: int
 
 
-class StateWatch:
-    """Keeps the newest state that deserves it.
+class StateEstimate:
+    """Keeps the newest plausible state.
 
     Args:
-        config: Of the robot and its limits.
+        config: Configuration of the robot, its limits and the checks.
 
     Attributes:
         state: (nx,), None before the first one.
-        time_ns: When it was true; for a state in parts, when the oldest part was.
-        frame: Of its pose; empty where nobody says.
+        time_ns: When it was measured; the oldest part counts if several topics carry the state.
+        frame: Frame of its pose; empty if unknown.
         changed_ns: When it last differed from the one before.
-        rejected: Why the last message was rejected, None if it was not.
+        rejected: Why the last message was rejected, None if it was accepted.
         remark: What is wrong with the stamp of the last message; empty if nothing is.
-        relocations: How many jumps were taken for real.
+        relocations: How many jumps were accepted.
     """
 
     def __init__(self, config: Config) -> None:
@@ -56,8 +63,12 @@ class StateWatch:
         self.relocations = 0
         self.forget()
 
+    def adopt(self, config: Config) -> None:
+        """Take over another configuration of the same robot."""
+        self.config = config
+
     def forget(self) -> None:
-        """Know no state, as at first."""
+        """Forget all states."""
         self.state: np.ndarray | None = None
         self.time_ns = 0
         self.rejected: str | None = None
@@ -72,129 +83,128 @@ class StateWatch:
 
     @property
     def silent(self) -> tuple[str, ...]:
-        """Topics that have not spoken yet."""
+        """Topics that carry a part of the state and have had no message yet."""
         return tuple(t.topic for t in self._robot.state_topics if t.topic not in self._parts)
 
-    def heard_ns(self, topic: str) -> int:
-        """When what a topic said last was true."""
+    @property
+    def last_rejection(self) -> str:
+        """Clause on the last message: why it was rejected, or what is wrong with its stamp."""
+        if self.rejected:
+            return f"; the last message was rejected: {self.rejected}"
+        return f"; {self.remark}" if self.remark else ""
+
+    def measured_ns(self, topic: str) -> int:
+        """Return when the newest values of a topic were measured."""
         return self._parts[topic].time_ns
 
     def age_s(self, now_ns: int) -> float:
-        """Age of the state; infinite before the first one, negative if the clock went back."""
+        """Return the age: infinite before the first state, negative if the clock went back."""
         return np.inf if self.state is None else 1e-9 * (now_ns - self.time_ns)
 
     def take(self, topic: StateTopic, message: Any, received_ns: int) -> str | None:
-        """Judge a message; returns why it was rejected, if it was."""
+        """Take a message; returns why it was rejected, or None."""
         if self._received_ns is not None and received_ns < self._received_ns:
-            self.forget()  # the clock went back: all that is known lies in the future
+            self.forget()  # the clock went back: all known states lie in the future
         self._received_ns = received_ns
-        self.rejected = self._judge(topic, message, received_ns)
+        self.rejected = reason_for_rejection(self._take, topic, message, received_ns)
         return self.rejected
 
-    def _judge(self, topic: StateTopic, message: Any, received_ns: int) -> str | None:
-        try:
+    def _take(self, topic: StateTopic, message: Any, received_ns: int) -> None:
+        with user_code(f"{topic.topic} cannot be read"):
             values = topic.read(message)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            return f"{topic.topic} cannot be read: {error!r}"
         frame = frame_of(message) if {"x", "y"} <= set(values) else ""
         if frame and self.frame and frame != self.frame:
-            return f"{topic.topic} is in frame {frame!r}; the state is in {self.frame!r}"
+            raise ValueError(
+                f"{topic.topic} is in frame {frame!r}; the state is in {self.frame!r}"
+            )
         stamp = stamp_ns_of(message)
-        believed, self.remark = self._believed(topic.topic, stamp)
+        trusted, self.remark = self._trusted(topic.topic, stamp)
         if not hasattr(message, "header"):
-            self.remark = ""  # nobody expects a stamp
-        if believed and (wrong := self._wrong_stamp(topic.topic, stamp, received_ns)):
-            return wrong
-        time_ns = min(stamp, received_ns) if believed else received_ns
+            self.remark = ""  # this type of message has no stamp
+        if trusted:
+            self._check_stamp(topic.topic, stamp, received_ns)
+        time_ns = min(stamp, received_ns) if trusted else received_ns
         parts = {**self._parts, topic.topic: _Part(values, time_ns)}
         if len(parts) == len(self._robot.state_topics):
-            wrong = self._take_state(topic.topic, parts, received_ns)
-            if wrong:
-                return wrong
+            self._take_state(topic.topic, parts, received_ns)
         self._parts = parts
         self._stamps[topic.topic] = stamp
         self.frame = self.frame or frame
-        return None
 
-    def _believed(self, topic: str, stamp: int) -> tuple[bool, str]:
-        """Whether the stamp counts, and what is wrong with it."""
+    def _trusted(self, topic: str, stamp: int) -> tuple[bool, str]:
+        """Return whether the stamp counts, and what is wrong with it."""
         if not self.config["use_header_stamps"]:
             return False, ""
         if stamp == 0:
             return False, f"{topic} has no stamp, so its age counts from receipt"
         return True, ""
 
-    def _wrong_stamp(self, topic: str, stamp: int, received_ns: int) -> str | None:
+    def _check_stamp(self, topic: str, stamp: int, received_ns: int) -> None:
         ahead_ns = stamp - received_ns
         if ahead_ns > AHEAD_NS:
-            return f"{topic} is stamped {1e-9 * ahead_ns:.2f} s ahead of the clock; {CLOCKS}"
+            raise ValueError(
+                f"{topic} is stamped {1e-9 * ahead_ns:.2f} s ahead of the clock; {CLOCKS}"
+            )
         last = self._stamps.get(topic, 0)
         if stamp == last:
-            return f"{topic} repeats the stamp {1e-9 * stamp:.3f} s"
-        # A publisher that was started again may have a clock of its own: it is heard in the end.
+            raise ValueError(f"{topic} repeats the stamp {1e-9 * stamp:.3f} s")
+        # A restarted publisher may have another clock: it is accepted after a while.
         waited_s = 1e-9 * (received_ns - self._accepted_ns)
         is_recent = waited_s <= self.config["max_state_age"]
         if is_recent and stamp < last:
-            return f"{topic} goes back in time by {1e-9 * (last - stamp):.3f} s"
-        return None
+            raise ValueError(f"{topic} goes back in time by {1e-9 * (last - stamp):.3f} s")
 
-    def _take_state(self, topic: str, parts: dict[str, _Part], received_ns: int) -> str | None:
+    def _take_state(self, topic: str, parts: dict[str, _Part], received_ns: int) -> None:
         merged = {name: x for part in parts.values() for name, x in part.values.items()}
-        try:
-            state = self._robot.state(merged)
-        except KeyError as error:
-            return str(error.args[0])
+        state = self._robot.state(merged)
         finite = np.isfinite(state)
         if not finite.all():
             bad = [n for n, good in zip(self._robot.states, finite, strict=True) if not good]
-            return f"{', '.join(bad)} of the state message is not finite"
+            raise ValueError(f"{', '.join(bad)} of the state message is not finite")
         time_ns = min(part.time_ns for part in parts.values())
         if self.state is not None:
             turns = np.round((self.state - state) / (2.0 * np.pi))
             state[self._cyclic] += 2.0 * np.pi * turns[self._cyclic]
-            wrong = self._frozen(topic, state, time_ns) or self._jump(state, time_ns, received_ns)
-            if wrong:
-                return wrong
+            self._check_frozen(topic, state, time_ns)
+            self._check_jump(state, time_ns, received_ns)
         if self.state is None or not np.array_equal(state, self.state):
             self.changed_ns = time_ns
         self.state, self.time_ns, self._accepted_ns = state, time_ns, received_ns
         self._elsewhere = None
-        return None
 
-    def _frozen(self, topic: str, state: np.ndarray, time_ns: int) -> str | None:
-        """A state that says it moves, and stays what it was to the last bit."""
+    def _check_frozen(self, topic: str, state: np.ndarray, time_ns: int) -> None:
+        """Reject a state that names a speed and stays the same to the last bit."""
         if self.state is None or not np.array_equal(state, self.state):
-            return None
+            return
         elapsed_s = 1e-9 * (time_ns - self.changed_ns)
         at = self._robot.states.index
         for name in {n for names in self._robot.velocities.values() for n in names}:
             speed = abs(state[at(name)]) if name in self._robot.states else 0.0
             if speed * elapsed_s > FROZEN:
-                return (
+                raise ValueError(
                     f"{topic} is frozen: {name} is {speed:.2g} and nothing has changed in "
                     f"{elapsed_s:.2f} s"
                 )
-        return None
 
-    def _jump(self, state: np.ndarray, time_ns: int, received_ns: int) -> str | None:
-        """A position that moved further than the limits allow; the same one again is real."""
+    def _check_jump(self, state: np.ndarray, time_ns: int, received_ns: int) -> None:
+        """Reject a position that moved further than the limits allow, until enough agree."""
         assert self.state is not None
-        # Stamps that are not believed come in bursts: the longer of both times counts.
+        # Messages whose stamps do not count may come in bursts: the longer of both times counts.
         elapsed_ns = max(time_ns - self.time_ns, received_ns - self._accepted_ns)
         found = self._leap(self.state, state, 1e-9 * elapsed_ns)
         if found is None:
-            return None
+            return
         near = self._elsewhere
         again = near and not self._leap(near[0], state, 1e-9 * max(0, received_ns - near[1]))
         self._elsewhere_count = self._elsewhere_count + 1 if again else 1
         self._elsewhere = (state, received_ns)
         needed = self.config["jump_samples"]
         if self._elsewhere_count < needed:
-            return f"{found}; taken for real after {needed} states that agree"
+            raise ValueError(f"{found}; accepted after {needed} states that agree")
         self.relocations += 1
-        return None
 
     def _leap(self, before: np.ndarray, after: np.ndarray, elapsed_s: float) -> str | None:
+        """Return which position moved further than possible; None if none did."""
         for name, rates in self._robot.velocities.items():
             fastest = float(
                 np.linalg.norm([np.abs(self.config[f"limits.{rate}"]).max() for rate in rates])
@@ -205,3 +215,101 @@ class StateWatch:
             if moved > allowed:
                 return f"{name} jumped by {moved:.2f}, {allowed:.2f} is possible"
         return None
+
+
+class StuckCheck:
+    """Tells whether the state stays the same although the commands should have changed it.
+
+    The commands are integrated in the model from the unchanged state, a little further at each
+    check, and from the beginning again after a window. So a check costs one step however long the
+    robot has been standing, and creeping below the dead zone of its drives is not being stuck.
+
+    Args:
+        config: Configuration; ``max_frozen_time`` is how long a state may stay the same.
+        motion: Integrates commands.
+    """
+
+    def __init__(self, config: Config, motion: Motion) -> None:
+        self._motion = motion
+        self.adopt(config)
+        self.reset()
+
+    def adopt(self, config: Config) -> None:
+        """Take over another configuration of the same robot."""
+        self._config = config
+        # All that a check may still have to integrate.
+        self._kept_s = (
+            config["max_frozen_time"]
+            + config["actuation_delay"]
+            + max(WINDOW_S, 2.0 * config.period_s)
+        )
+        self._changed_ns: int | None = None  # what was integrated belongs to the model before
+
+    def reset(self) -> None:
+        """Forget the commands, and whether the robot is stuck."""
+        self._commands = SentCommands()
+        self._command: Values | None = None
+        self._changed_ns = None
+        self._held_until_ns: int | None = None
+
+    def sent(self, command: Values, effect_ns: int) -> None:
+        """Remember a command that was sent and takes effect at ``effect_ns``."""
+        self._commands.append(command, effect_ns, self._kept_s)
+
+    def check(self, state: np.ndarray, changed_ns: int, now_ns: int, effect_ns: int) -> str | None:
+        """Return why the robot is stuck, or None.
+
+        A stuck robot stays so until it has stood for a while; then it may try again.
+
+        Args:
+            state: The newest state (nx,).
+            changed_ns: When it last changed.
+            now_ns: Time of the check.
+            effect_ns: When a command sent now takes effect.
+        """
+        limit_s = self._config["max_frozen_time"]
+        if changed_ns != self._changed_ns:
+            self._changed_ns, self._held_until_ns = changed_ns, None
+            self._begin(state, changed_ns)
+        unchanged_s = 1e-9 * (now_ns - changed_ns)
+        if not 0.0 < limit_s < unchanged_s:
+            return None
+        seen_ns = effect_ns - round(1e9 * limit_s)  # the state should show motion up to then
+        if self._held_until_ns is None:
+            self._integrate(state, seen_ns)
+            missed = np.abs(self._integrated - state).max()
+            if not MISSED <= missed < np.inf:  # a model that diverges tells nothing
+                return None
+            standing_s = self._config["fallback.follow_time"] + self._config["fallback.slow_time"]
+            self._held_until_ns = now_ns + round(1e9 * (standing_s + WINDOW_S))
+        elif now_ns >= self._held_until_ns:
+            self._held_until_ns = None
+            self._begin(state, seen_ns)
+            return None
+        return (
+            f"the state has not changed for {unchanged_s:.2f} s although the robot was told to "
+            f"move, max_frozen_time is {limit_s:g} s"
+        )
+
+    def _begin(self, state: np.ndarray, time_ns: int) -> None:
+        self._integrated = state
+        self._begun_ns = self._reached_ns = time_ns
+
+    def _integrate(self, state: np.ndarray, until_ns: int) -> None:
+        """Integrate the commands up to a time; from ``state`` again after a window or a pause."""
+        longest_s = max(WINDOW_S, 2.0 * self._config.period_s)
+        if 1e-9 * (until_ns - self._reached_ns) > longest_s:
+            self._begin(state, until_ns)
+            self._commands.pop_until(until_ns)
+            self._command = None  # after a pause without checks it is no longer in effect
+        elif 1e-9 * (self._reached_ns - self._begun_ns) > WINDOW_S:
+            self._begin(state, self._reached_ns)
+        while self._reached_ns < until_ns:
+            self._command = self._commands.pop_until(self._reached_ns) or self._command
+            end_ns = min(until_ns, self._commands.next_ns(until_ns))
+            if self._command is not None:
+                duration_s = 1e-9 * (end_ns - self._reached_ns)
+                self._integrated = self._motion.advanced(
+                    self._integrated, self._command, duration_s
+                )
+            self._reached_ns = end_ns

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 
 from mpc_banded.control.config import Config
-from mpc_banded.control.reference import PathReference
+from mpc_banded.control.path import PathReference
 from mpc_banded.offline.style import BLUE, GREEN, GREY, ORANGE, RED, STYLE
 
 from matplotlib import pyplot as plt  # isort: skip  (style.py chooses the backend)

@@ -20,7 +20,7 @@ from rich.table import Table
 from ruamel.yaml import YAML
 
 from mpc_banded.control.config import Config, ConfigError
-from mpc_banded.control.state import StateWatch
+from mpc_banded.control.state import StateEstimate
 from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.offline.lag import (
@@ -131,7 +131,7 @@ def read(path: Path, config: Config, topics: Mapping[str, str]) -> Recorded:
     recorded = Recorded()
     states: dict[str, list[tuple[float, float]]] = {name: [] for name in config.robot.states}
     commands: dict[str, list[tuple[float, float]]] = {}
-    watch = StateWatch(config)
+    estimate = StateEstimate(config)
     with Bag(path) as bag:
         by_name = {
             bag.need(t.topic, t.type, topics.get(t.topic)): t for t in config.robot.state_topics
@@ -148,13 +148,13 @@ def read(path: Path, config: Config, topics: Mapping[str, str]) -> Recorded:
                     commands.setdefault(name, []).append((1e-9 * (time_ns - bag.start_ns), value))
                 continue
             part = by_name[topic]
-            if why := watch.take(part, message, time_ns):
+            if why := estimate.take(part, message, time_ns):
                 recorded.rejected[_kind_of(why)] += 1
-            elif watch.state is not None:
-                at_s = 1e-9 * (watch.heard_ns(part.topic) - bag.start_ns)
+            elif estimate.state is not None:
+                at_s = 1e-9 * (estimate.measured_ns(part.topic) - bag.start_ns)
                 for name in part.read(message):
                     if name in states:
-                        value = watch.state[config.robot.states.index(name)]
+                        value = estimate.state[config.robot.states.index(name)]
                         states[name].append((at_s, float(value)))
     recorded.commands = {name: _series(pairs) for name, pairs in commands.items()}
     recorded.states = {name: _series(pairs) for name, pairs in states.items()}

@@ -23,8 +23,9 @@ import numpy as np
 
 from mpc_banded.codegen.trace import UnsupportedOperation
 from mpc_banded.control.config import Config
-from mpc_banded.control.loop import ControlLoop, Tick
+from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.record import Cycle, Journal, solve_metrics
+from mpc_banded.control.tick import Tick
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.offline.transforms import Pose, TransformTree
 from mpc_banded.robots.messages import frame_of, stamp_ns_of

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from mpc_banded.control.config import Config
-from mpc_banded.control.reference import PathReference
+from mpc_banded.control.path import PathReference
 from mpc_banded.offline import drive
 from mpc_banded.offline.recording import Recording
 from mpc_banded.ros.observer import Observer

@@ -18,7 +18,8 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 from rclpy.timer import Timer
 
-from mpc_banded.control.loop import ControlLoop, Reason, Tick
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.tick import Reason, Tick
 from mpc_banded.ocp.solver import Status
 from mpc_banded.ros.renewal import Renewal
 from mpc_banded.ros.timing import Timing

@@ -8,8 +8,8 @@ from rclpy.node import Node
 from rclpy.time import Time
 from std_msgs.msg import Float64
 
-from mpc_banded.control.loop import Tick
 from mpc_banded.control.record import Cycle, solve_metrics
+from mpc_banded.control.tick import Tick
 from mpc_banded.ros.diagnostics import Counters
 from mpc_banded.ros.interfaces import RECORDS
 from mpc_banded.ros.timing import Timing

@@ -10,7 +10,8 @@ from rclpy.node import Node
 from std_msgs.msg import Header
 from visualization_msgs.msg import Marker, MarkerArray
 
-from mpc_banded.control.loop import ControlLoop, Tick
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.tick import Tick
 from mpc_banded.robots import messages
 
 POSE = ("x", "y", "yaw")
@@ -62,7 +63,7 @@ class Visualization:
 
     def _obstacle_markers(self, tick: Tick, header: Header) -> MarkerArray:
         cleared = Marker(header=header, action=Marker.DELETEALL)
-        circles = self._loop.circles(tick.now_ns).tolist()
+        circles = self._loop.obstacles.circles(tick.now_ns).tolist()
         return MarkerArray(
             markers=[cleared, *(_cylinder(i, c, header) for i, c in enumerate(circles))]
         )

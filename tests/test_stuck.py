@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from loop_messages import ns
 
-from mpc_banded.control import frozen
 from mpc_banded.control.config import Config
-from mpc_banded.control.frozen import FrozenWatch
-from mpc_banded.control.motion import Simulation
+from mpc_banded.control.motion import PREDICTION_SUBSTEP_S, Motion, Simulation
+from mpc_banded.control.state import MISSED, WINDOW_S, StuckCheck
 
 PERIOD, LIMIT = 0.05, 1.0
 HERE = np.array([3.0, -1.0, 0.5, 0.0, 0.0])
 
 
 def watch(**parameters):
-    return FrozenWatch(Config({"max_frozen_time": LIMIT} | parameters))
+    config = Config({"max_frozen_time": LIMIT} | parameters)
+    return StuckCheck(config, Motion(config, PREDICTION_SUBSTEP_S))
 
 
 def looks(watch, v, seconds, state=HERE, began=0.0, changed=0.0):
@@ -23,7 +23,7 @@ def looks(watch, v, seconds, state=HERE, began=0.0, changed=0.0):
     said = []
     for k in range(round(seconds / PERIOD)):
         now = ns(began + PERIOD * k)
-        said.append(watch.look(state, ns(changed), now, now))
+        said.append(watch.check(state, ns(changed), now, now))
         watch.sent({"v": 0.0 if said[-1] else v, "w": 0.0}, now)
     return said
 
@@ -37,7 +37,7 @@ def test_robot_that_misses_a_decimetre_is_held(speed):
     model = Simulation(Config({}))
     model.state = HERE
     needed = 0.0
-    while np.abs(model.state - HERE).max() < frozen.MISSED:
+    while np.abs(model.state - HERE).max() < MISSED:
         model.advance({"v": speed, "w": 0.0}, 0.01)
         needed += 0.01
     said = looks(watch(), speed, 4.0)
@@ -46,7 +46,7 @@ def test_robot_that_misses_a_decimetre_is_held(speed):
 
 
 def test_robot_that_creeps_below_its_dead_zone_is_not_held():
-    slowest = frozen.MISSED / frozen.WINDOW_S
+    slowest = MISSED / WINDOW_S
     assert first(looks(watch(), 0.8 * slowest, 60.0)) is None
     assert first(looks(watch(), 1.5 * slowest, 60.0)) is not None
 
@@ -57,7 +57,7 @@ def test_held_robot_is_tried_again_after_it_could_have_come_to_a_stop():
     held = [bool(why) for why in said]
     begin = held.index(True)
     end = held.index(False, begin)
-    assert PERIOD * (end - begin) == pytest.approx(2.5 + frozen.WINDOW_S, abs=2.0 * PERIOD)
+    assert PERIOD * (end - begin) == pytest.approx(2.5 + WINDOW_S, abs=2.0 * PERIOD)
     again = held.index(True, end)
     assert PERIOD * (again - end) > LIMIT
 
@@ -87,16 +87,16 @@ def test_model_that_explodes_says_nothing():
 @pytest.mark.parametrize("pause", [0.0, 1.9, 3600.0])
 def test_look_costs_no_more_the_longer_the_robot_has_been_standing(monkeypatch, pause):
     followed = []
-    advance = Simulation.advance
+    advanced = Motion.advanced
     monkeypatch.setattr(
-        Simulation, "advance", lambda *given: followed.append(given[2]) or advance(*given)
+        Motion, "advanced", lambda *given: followed.append(given[3]) or advanced(*given)
     )
     watched = watch()
     looks(watched, 0.01, 60.0)
     assert sum(followed) < 60.0
     followed.clear()
-    watched.look(HERE, 0, ns(60.0 + pause), ns(60.0 + pause))
-    assert sum(followed) <= max(2.0 * PERIOD, frozen.WINDOW_S if pause < frozen.WINDOW_S else 0.0)
+    watched.check(HERE, 0, ns(60.0 + pause), ns(60.0 + pause))
+    assert sum(followed) <= max(2.0 * PERIOD, WINDOW_S if pause < WINDOW_S else 0.0)
 
 
 def test_what_was_sent_before_is_forgotten_on_reset():

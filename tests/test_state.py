@@ -7,8 +7,9 @@ import pytest
 from loop_messages import AHEAD, ns, odometry, pose
 
 from mpc_banded.control.config import Config
-from mpc_banded.control.loop import ControlLoop, Reason
-from mpc_banded.control.state import StateWatch
+from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.state import StateEstimate
+from mpc_banded.control.tick import Reason
 from mpc_banded.robots import load_robot
 
 (ODOM,) = load_robot("unicycle").state_topics
@@ -16,7 +17,7 @@ NOW = 1000.0
 
 
 def watch(**parameters):
-    return StateWatch(Config(parameters))
+    return StateEstimate(Config(parameters))
 
 
 def take(watch, now, **values):

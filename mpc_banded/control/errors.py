@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors from functions of the user: they stop no control loop.
+
+Reading a message, actuating, the dynamics, costs and transforms may come from the user, and may
+raise anything. Each call is wrapped where the loop makes it; the error becomes a sentence that
+names the function: the reason why a message was rejected, or why the robot falls back.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+#: Folders whose code is not the user's.
+_LIBRARIES = (
+    str(Path(__file__).parents[1]),
+    *(str(Path(str(module.__file__)).parent) for module in (torch, np)),
+)
+
+
+class UserCodeError(RuntimeError):
+    """A function of the user raised; the message names the function and the error."""
+
+
+class user_code:
+    """Context in which any exception becomes a UserCodeError.
+
+    Args:
+        what: What failed, as the beginning of the message.
+
+    Raises:
+        UserCodeError: The body raised an exception.
+    """
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        """Begin the context."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wrap an exception; SystemExit and KeyboardInterrupt pass."""
+        if isinstance(error, Exception) and not isinstance(error, UserCodeError):
+            raise UserCodeError(f"{self._what}: {error!r}{_place(trace)}") from error
+
+
+def reason_for_rejection(take: Callable[..., None], *arguments: Any) -> str | None:
+    """Call ``take`` with a message; returns why it raised, or None if it accepted the message."""
+    try:
+        take(*arguments)
+    except (LookupError, UserCodeError, ValueError) as error:
+        return str(error.args[0]) if error.args else repr(error)
+    except Exception as error:
+        return repr(error)
+    return None
+
+
+def _place(trace: TracebackType | None) -> str:
+    """Return the innermost function outside of libraries, as ``(in name, file:line)``."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(trace)
+        if not frame.filename.startswith((*_LIBRARIES, "<"))
+    ]
+    if not frames:
+        return ""
+    name, file, line = frames[-1].name, Path(frames[-1].filename).name, frames[-1].lineno
+    return f" (in {name}, {file}:{line})"

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where other frames lie in the frame of the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mpc_banded.control.state import StateEstimate
+
+#: x and y in m, yaw in rad.
+Pose = tuple[float, float, float]
+
+
+class Frames:
+    """Looks up frames in the frame of the state.
+
+    Args:
+        estimate: The state estimate; its messages name its frame.
+
+    Attributes:
+        transform: (target frame, source frame) -> pose of the source in the target; raises
+            LookupError with the reason if it is unknown. None if no transforms are available.
+    """
+
+    def __init__(self, estimate: StateEstimate) -> None:
+        self._estimate = estimate
+        self.transform: Callable[[str, str], Pose] | None = None
+
+    def pose(self, topic: str, frame: str) -> Pose:
+        """Return the pose of a frame in the frame of the state.
+
+        Args:
+            topic: Topic of the message that is in the frame, for errors.
+            frame: Name of the frame; an empty one is the frame of the state.
+
+        Raises:
+            LookupError: The pose is unknown.
+        """
+        target = self._estimate.frame
+        if frame in ("", target):
+            return 0.0, 0.0, 0.0
+        if not target:
+            raise LookupError(
+                f"{topic} is in frame {frame!r}; the state names none, set state_frame"
+            )
+        if self.transform is None:
+            raise LookupError(
+                f"{topic} is in frame {frame!r} and the state in {target!r}; nothing transforms "
+                "them"
+            )
+        return self.transform(target, frame)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gates of a cycle: each one decides what the robot does now, or lets the cycle pass.
+
+Gates stand before the solve and know the instant. Judges stand behind it and know the solve as
+well. The first one that returns a decision ends the cycle. To add one, write a class like those
+below and add it to the list in ``ControlLoop``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mpc_banded.control.config import Config
+from mpc_banded.control.fallback import Fallback
+from mpc_banded.control.state import CLOCKS, StateEstimate, StuckCheck
+from mpc_banded.control.tick import Instant, Reason, Tick
+from mpc_banded.control.tracker import Tracker
+from mpc_banded.ocp.controller import CommandSource, ControlStep
+from mpc_banded.ocp.solver import Status
+from mpc_banded.robots import Robot
+
+#: Solves that end like this give no command.
+FAILED = (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE, Status.NON_FINITE)
+#: How long the robot waits at most for its first plan to converge, if there is a deadline.
+FIRST_PLAN_NS = 2_000_000_000
+#: Age in s beyond which the state probably comes from another clock.
+OTHER_CLOCK_S = 10.0
+
+
+@dataclass(frozen=True)
+class Solve:
+    """The solve of one cycle.
+
+    Attributes:
+        step: The controller's step.
+        parameters: Parameters of the problem; "reference" (N + 1, columns), ...
+        has_deadline: Whether it had a deadline.
+    """
+
+    step: ControlStep
+    parameters: dict[str, Any]
+    has_deadline: bool
+
+
+#: Decides, or returns None.
+Gate = Callable[[Instant], Tick | None]
+Judge = Callable[[Instant, Solve], Tick | None]
+
+
+class StateKnown:
+    """Waits for the first state."""
+
+    def __init__(self, robot: Robot, estimate: StateEstimate, fallback: Fallback) -> None:
+        self._robot, self._estimate, self._fallback = robot, estimate, fallback
+
+    def __call__(self, instant: Instant) -> Tick | None:
+        """Return a stop, or None."""
+        if self._estimate.state is not None:
+            return None
+        topics = " and ".join(self._estimate.silent or (self._robot.state_topics[0].topic,))
+        why = f"waiting for the first {topics}{self._estimate.last_rejection}"
+        return self._fallback.wait(instant, Reason.NO_STATE, why)
+
+
+class StateFresh:
+    """Falls back if the state is too old, or lies in the future."""
+
+    def __init__(self, config: Config, estimate: StateEstimate, fallback: Fallback) -> None:
+        self._estimate, self._fallback = estimate, fallback
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Take over another configuration."""
+        self._longest_s = config["max_state_age"]
+
+    def __call__(self, instant: Instant) -> Tick | None:
+        """Return a fallback, or None."""
+        age_s, longest_s = instant.state_age_s, self._longest_s
+        if 0.0 <= age_s <= longest_s:
+            return None
+        if age_s < 0.0:
+            why = f"the clock went back to {-age_s:.2f} s before the state"
+        else:
+            hint = f"; {CLOCKS}" if age_s > OTHER_CLOCK_S else ""
+            why = (
+                f"the state is {age_s:.2f} s old, max_state_age is {longest_s:g} s{hint}"
+                f"{self._estimate.last_rejection}"
+            )
+        return self._fallback.fall_back(instant, why)
+
+
+class ReferenceKnown:
+    """Waits for a reference."""
+
+    def __init__(self, robot: Robot, tracker: Tracker, fallback: Fallback) -> None:
+        self._robot, self._tracker, self._fallback = robot, tracker, fallback
+
+    def __call__(self, instant: Instant) -> Tick | None:
+        """Return a stop, or None."""
+        if self._tracker.reference is not None:
+            return None
+        topics = " or ".join(topic.topic for topic in self._robot.reference_topics)
+        why = f"waiting for a reference on {topics}"
+        if self._tracker.rejected:
+            why += f"; the last one was rejected: {self._tracker.rejected}"
+        return self._fallback.wait(instant, Reason.NO_REFERENCE, why)
+
+
+class NotStuck:
+    """Falls back if the state stays the same although the commands should have changed it."""
+
+    def __init__(self, estimate: StateEstimate, stuck: StuckCheck, fallback: Fallback) -> None:
+        self._estimate, self._stuck, self._fallback = estimate, stuck, fallback
+
+    def __call__(self, instant: Instant) -> Tick | None:
+        """Return a fallback, or None."""
+        estimate = self._estimate
+        if estimate.state is None:
+            return None
+        why = self._stuck.check(
+            estimate.state, estimate.changed_ns, instant.now_ns, instant.effect_ns
+        )
+        return self._fallback.fall_back(instant, why) if why else None
+
+
+class FirstPlan:
+    """Keeps the robot standing until its first plan has converged, if there is a deadline.
+
+    Attributes:
+        effect_ns: When the command of the newest solve takes effect; None before the first plan.
+    """
+
+    def __init__(self, fallback: Fallback) -> None:
+        self._fallback = fallback
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin again: there is no plan."""
+        self.effect_ns: int | None = None
+        self._begun_ns: int | None = None
+
+    def __call__(self, instant: Instant, solve: Solve) -> Tick | None:
+        """Return a stop, or None."""
+        if self.effect_ns is None and self._is_planning(instant, solve):
+            why = f"planning, KKT residual {solve.step.kkt_residual:.1e} so far"
+            return self._fallback.wait(instant, Reason.PLANNING, why)
+        self.effect_ns = instant.effect_ns
+        return None
+
+    def _is_planning(self, instant: Instant, solve: Solve) -> bool:
+        if self._begun_ns is None:
+            self._begun_ns = instant.now_ns
+        waited = instant.now_ns - self._begun_ns >= FIRST_PLAN_NS
+        return not (waited or not solve.has_deadline or solve.step.status is Status.CONVERGED)
+
+
+class SolveUsable:
+    """Falls back if the solve failed."""
+
+    def __init__(self, fallback: Fallback) -> None:
+        self._fallback = fallback
+
+    def __call__(self, instant: Instant, solve: Solve) -> Tick | None:
+        """Return a fallback, or None."""
+        step = solve.step
+        if step.source is CommandSource.SOLUTION and step.status not in FAILED:
+            return None
+        return self._fallback.fall_back(instant, f"the solve failed: {step.status.value}")

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters of the problem along the horizon: the reference, the obstacles and the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpc_banded.control.config import Config
+from mpc_banded.control.errors import user_code
+from mpc_banded.control.obstacles import Obstacles
+from mpc_banded.control.reference import GoalReference, Reference, stacked
+from mpc_banded.ocp.problem import OptimalControlProblem
+
+
+class Horizon:
+    """Evaluates the parameters of the problem at each stage.
+
+    Args:
+        config: Configuration of the robot and its model.
+        obstacles: Known obstacles.
+
+    Attributes:
+        columns: Columns (N + 1,) of the reference that was evaluated last, by name.
+    """
+
+    def __init__(self, config: Config, obstacles: Obstacles) -> None:
+        self._robot, self._obstacles = config.robot, obstacles
+        self.columns: dict[str, np.ndarray] = {}
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Take over another configuration of the same robot."""
+        self._model = config.section("model")
+
+    def parameters(
+        self,
+        reference: Reference,
+        state: np.ndarray,
+        effect_ns: int,
+        problem: OptimalControlProblem,
+    ) -> dict[str, Any]:
+        """Return the parameters of a problem.
+
+        Args:
+            reference: The reference that the robot follows.
+            state: State (nx,) of the first stage.
+            effect_ns: Time of the first stage.
+            problem: Names the grid.
+
+        Raises:
+            UserCodeError: The reference raises.
+        """
+        values = dict(zip(self._robot.states, state, strict=True))
+        times = np.arange(problem.horizon + 1) * problem.dt
+        parameters: dict[str, Any] = dict(self._model)
+        with user_code("the reference failed"):
+            self.columns = reference.columns(values, times, 1e-9 * effect_ns)
+            parameters["reference"] = stacked(self.columns, self._robot.reference, times)
+        if self._robot.obstacles:
+            parameters["obstacles"] = self._obstacles.ahead(state[:2], effect_ns, times)
+        return parameters
+
+    def origin(self, problem: OptimalControlProblem) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return a state and parameters that suit any robot: the origin as its own goal."""
+        state = np.zeros(len(self._robot.states))
+        return state, self.parameters(GoalReference(0, 0, 0), state, 0, problem)
