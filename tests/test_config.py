@@ -172,10 +172,7 @@ def test_sections_drop_their_prefix():
     [
         ("{[", "cannot be read"),
         ("horizon: 3", "'ros__parameters'"),
-        ("a: {ros__parameters: {}}\nb: {ros__parameters: {}}", "one top-level key"),
-        ("/**: {parameters: {}}", "'ros__parameters'"),
-        ("- horizon", "one top-level key"),
-        ("", "one top-level key"),
+        ("mpc_nod: {ros__parameters: {horizon: 3}}", "allowed are '/**'"),
     ],
 )
 def test_file_that_is_no_parameter_file_is_refused_by_name(tmp_path, text, message):
@@ -189,12 +186,6 @@ def test_file_that_is_no_parameter_file_is_refused_by_name(tmp_path, text, messa
 def test_missing_file_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read"):
         read_parameter_file(tmp_path / "nowhere.yaml")
-
-
-def test_file_without_parameters_gives_none(tmp_path):
-    file = tmp_path / "empty.yaml"
-    file.write_text("/**:\n  ros__parameters:\n")
-    assert read_parameter_file(file) == {}
 
 
 def test_descriptor_has_a_range_where_both_ends_are_finite():

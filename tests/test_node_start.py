@@ -200,11 +200,28 @@ def test_simulator_refuses_as_the_node_does(folder):
     assert "simulator.initial_state is [1.0, 2.0]" in process.output
 
 
-def test_file_for_another_node_is_noticed(folder):
-    text = config_file("unicycle").read_text().replace("/**:", "some_node:")
-    file = folder / "other.yaml"
-    file.write_text(text)
-    process = Process("simulator", folder / "other.log", "--params-file", file)
-    process.until_it_says("obeys cmd_vel")
-    assert "no parameter was given to /simulator_node" in process.output
-    assert process.stop() == 0
+MISPLACED = {
+    "another name": ("mpc_nod:", "its top-level keys are mpc_nod; allowed are '/**'"),
+    "another namespace": ("/left/mpc_node:", "its top-level keys are left/mpc_node"),
+}
+
+
+@pytest.mark.parametrize("case", MISPLACED)
+def test_node_does_not_come_up_as_another_robot_than_its_file_says(folder, case):
+    key, told = MISPLACED[case]
+    file = folder / f"{case}.yaml"
+    file.write_text(config_file("cartpole").read_text().replace("/**:", key))
+    log = folder / f"{case}.log"
+    process = Process("node", log, "--params-file", file, "-r", "__ns:=/right")
+    assert process.wait() == 2
+    (line,) = process.output.splitlines()
+    assert told in line
+    assert "no parameters for /right/mpc_node" in line
+
+
+def test_node_refuses_a_key_that_is_there_twice(folder):
+    file = folder / "twice.yaml"
+    file.write_text("/**:\n  ros__parameters:\n    dt: 0.1\n    horizon: 9\n    dt: 0.2\n")
+    process = Process("node", folder / "twice.log", "--params-file", file)
+    assert process.wait() == 2
+    assert "has dt twice, in line 3 and in line 5" in process.output

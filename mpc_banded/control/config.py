@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from mpc_banded.control import parameter_file
+from mpc_banded.control.parameter_file import ParameterFileError
 from mpc_banded.ocp.controller import RecedingHorizonController
 from mpc_banded.ocp.derivatives import RECOVERIES
 from mpc_banded.ocp.problem import OptimalControlProblem
@@ -362,38 +362,13 @@ class Config:
         return np.vstack([circles, unused])
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-6 as a number, as ROS and YAML 1.2 do; YAML 1.1 wants 1.0e-6."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def read_parameter_file(path: Path) -> dict[str, Any]:
     """Parameters of a ROS 2 parameter file, keys joined by dots.
 
     Raises:
-        ConfigError: The file is missing, no YAML, or not in ``/**: ros__parameters:`` form.
+        ConfigError: The node would refuse the file, ignore it, or take one of two values.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # a SafeLoader
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict) or len(content) != 1:
-        raise ConfigError(f"{path} must have one top-level key, '/**' or the name of the node")
-    (node,) = content.values()
-    if not isinstance(node, dict) or set(node) != {"ros__parameters"}:
-        raise ConfigError(f"{path} must hold 'ros__parameters' below its top-level key, alone")
-    return dict(_flat(node["ros__parameters"] or {}))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    items: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            items += _flat(value, f"{prefix}{key}.")
-        else:
-            items.append((f"{prefix}{key}", value))
-    return items
+        return dict(parameter_file.read(path))
+    except ParameterFileError as error:
+        raise ConfigError(str(error)) from error

@@ -7,6 +7,8 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 from typing import Protocol
 
 import rclpy
@@ -16,6 +18,8 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from mpc_banded import __version__
+from mpc_banded.control import parameter_file
+from mpc_banded.control.parameter_file import ParameterFileError
 
 try:
     # The executor that is written in C++ and waits for events takes a third of the processor time
@@ -110,7 +114,8 @@ def run(name: str, purpose: str, make: Callable[[], TaskNode], arguments: list[s
         return REFUSED
     try:
         task_node = make()
-    except ParameterException as error:
+        check_parameter_files(arguments, task_node.node)
+    except (ParameterException, ParameterFileError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         rclpy.shutdown()
         return REFUSED
@@ -127,6 +132,23 @@ def run(name: str, purpose: str, make: Callable[[], TaskNode], arguments: list[s
         executor.shutdown()
         task_node.node.destroy_node()
         rclpy.shutdown()
+
+
+def check_parameter_files(arguments: list[str], node: Node) -> None:
+    """Refuse what ``mpc_banded check`` refuses, and what rcl would ignore without a word.
+
+    A node whose file has nothing for it would come up as the built-in robot of the defaults.
+
+    Args:
+        arguments: Command line of the process.
+        node: The node, which knows its full name.
+
+    Raises:
+        ParameterFileError: A file has nothing for the node, or is ambiguous.
+    """
+    for word, following in pairwise(arguments):
+        if word == "--params-file":
+            parameter_file.read(Path(following), node.get_fully_qualified_name())
 
 
 def _parse(name: str, purpose: str, arguments: list[str]) -> None:

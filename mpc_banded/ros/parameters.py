@@ -17,10 +17,8 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from mpc_banded.control.config import Config, ConfigError, Entry
-from mpc_banded.ros.lifecycle import AUTOSTART
+from mpc_banded.control.parameter_file import FOREIGN
 
-#: Parameters that rclpy and the lifecycle node declare themselves.
-FOREIGN = ("use_sim_time", "start_type_description_service", "qos_overrides.", AUTOSTART)
 #: Called after each change with the whole configuration, and what was set.
 Adopt = Callable[[Config, dict[str, Any]], None]
 
@@ -51,8 +49,7 @@ def declare(node: Node, live: bool) -> Config:
     config = Config(values)
     if not values:
         node.get_logger().warning(
-            f"no parameter was given to {node.get_fully_qualified_name()}, so each has its "
-            "default; if you passed a file, its top-level key must be '/**' or that name"
+            f"no parameter was given to {node.get_fully_qualified_name()}, so each has its default"
         )
     for name, entry in config.table.items():
         _declare(node, name, config[name], entry, read_only=entry.read_only or not live)
