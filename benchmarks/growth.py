@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import study
 from benchmarks.study import Chapter, Verdict, number
-from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.eager import EagerEvaluator
 from mpc_banded.ocp.solver import NewtonSolver, SolverOptions
 
 #: The growth exponent is fitted from this horizon on, and may be this much.
@@ -44,7 +44,7 @@ SERVES = {
 
 
 @contextmanager
-def stopwatch(derivatives: Derivatives) -> Iterator[dict[str, list[float]]]:
+def stopwatch(derivatives: EagerEvaluator) -> Iterator[dict[str, list[float]]]:
     """Seconds of every call of the named steps that a solver makes with these derivatives."""
     calls: dict[str, list[float]] = defaultdict(list)
 

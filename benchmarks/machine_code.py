@@ -30,9 +30,10 @@ from mpc_banded.codegen import graph as expressions
 from mpc_banded.codegen import native
 from mpc_banded.codegen.cache import LibraryCache
 from mpc_banded.ocp import banded, kernels
-from mpc_banded.ocp.compiled import CompiledDerivatives
-from mpc_banded.ocp.derivatives import Derivatives
-from mpc_banded.ocp.kernels import MERIT_SIZE, StageFunctions
+from mpc_banded.ocp.compiled import CompiledEvaluator
+from mpc_banded.ocp.eager import EagerEvaluator
+from mpc_banded.ocp.kernels import kernel_source
+from mpc_banded.ocp.layout import MERIT_SIZE, KernelLayout
 from mpc_banded.ocp.newton import Point
 from mpc_banded.ocp.transcription import StageData, Transcription
 
@@ -56,16 +57,16 @@ class Build:
     """
 
     task: Task
-    eager: Derivatives
+    eager: EagerEvaluator
     source: str
     library: native.Library
     trace_s: float
     compile_s: float
 
     @cached_property
-    def derivatives(self) -> CompiledDerivatives:
+    def derivatives(self) -> CompiledEvaluator:
         """By this library."""
-        return CompiledDerivatives(self.eager, self.library)
+        return CompiledEvaluator(self.eager.transcription, self.library)
 
 
 def build(
@@ -82,13 +83,13 @@ def build(
         written_out: See kernels.WRITTEN_OUT.
         flags: Of the compiler.
     """
-    eager = Derivatives(Transcription(problem(task), "rk4", task.substeps))
+    eager = EagerEvaluator(Transcription(problem(task), "rk4", task.substeps))
     with (
         mock.patch.object(kernels, "WRITTEN_OUT", written_out),
         mock.patch.object(native, "FLAGS", flags),
     ):
         began = time.process_time()
-        source = StageFunctions(eager).source()
+        source = kernel_source(eager.transcription)
         trace_s = time.process_time() - began
         began = _children_s()
         library = cache.library(source)
@@ -102,7 +103,7 @@ def _children_s() -> float:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where the derivatives of a task are taken: the arguments of Derivatives.system."""
+    """Where the derivatives of a task are taken: the arguments of Evaluator.system."""
 
     point: Point
     data: StageData
@@ -131,7 +132,9 @@ class Call:
 
 def calls(of: Build, moment: Moment) -> dict[str, Call]:
     """Every kernel of an iteration with arguments as the loop has them at a moment."""
-    f, horizon = StageFunctions(of.eager), of.eager.transcription.problem.horizon
+    transcription = of.eager.transcription
+    horizon = transcription.problem.horizon
+    f = KernelLayout(transcription, of.eager.barrier, transcription.half_bandwidth)
     point, data = moment.point, moment.data
     w = np.concatenate([data.state, point.z])
     live = [data.factors, *(data.values[name] for name in f.parameter_names)]

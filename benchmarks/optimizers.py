@@ -21,7 +21,7 @@ from benchmarks import study
 from benchmarks.stagewise import Stagewise, without_inequalities
 from benchmarks.study import Chapter, Task, Verdict, number
 from mpc_banded.ocp import banded
-from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.eager import EagerEvaluator
 from mpc_banded.ocp.solver import NewtonSolver, SolverOptions, Status
 
 #: Largest gradient, relative to that at the start, at which a method has arrived.
@@ -225,7 +225,7 @@ def measure(quick: bool) -> Figures:
     traces, solved = {}, {}
     for robot in study.ROBOTS:
         task = study.task(robot, QUICK_HORIZON if quick else 0)
-        solver = NewtonSolver(Derivatives(task.transcription), SolverOptions())
+        solver = NewtonSolver(EagerEvaluator(task.transcription), SolverOptions())
         solver.solve(task.start, task.data, deadline=0.0)  # warms up
         began = time.process_time()
         solution = solver.solve(task.start, task.data)

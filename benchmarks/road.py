@@ -27,7 +27,7 @@ from mpc_banded.codegen import native
 from mpc_banded.codegen.cache import LibraryCache
 from mpc_banded.ocp import banded
 from mpc_banded.ocp.comb import Comb, hessian_vector_products
-from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.eager import EagerEvaluator
 from mpc_banded.ocp.newton import Point
 from mpc_banded.ocp.transcription import merit
 
@@ -79,7 +79,7 @@ class Figures:
     compiling: dict[tuple[str, str], tuple[float, float]]
 
 
-def moment(derivatives: Derivatives, task: Task) -> Moment:
+def moment(derivatives: EagerEvaluator, task: Task) -> Moment:
     """A trajectory inside its bounds, with multipliers that let every curvature show."""
     t, random = derivatives.transcription, np.random.default_rng(0)
     parameters = task.stage_parameters(0, task.horizon)
@@ -101,7 +101,7 @@ class Ways:
     def __init__(self, of: Build) -> None:
         self.transcription = of.eager.transcription
         self.stagewise = of.eager
-        self.combs = Derivatives(self.transcription, recovery="direct")
+        self.combs = EagerEvaluator(self.transcription, recovery="direct")
         self.moment = at = moment(of.eager, of.task)
         system = of.eager.system(at.point, at.data, PENALTY)
         barrier = of.eager.barrier
@@ -137,7 +137,7 @@ class Ways:
         gradient, point = self._gradient()
         return comb.decompress(hessian_vector_products(gradient, point, comb.probes))
 
-    def system(self, derivatives: Derivatives) -> np.ndarray:
+    def system(self, derivatives: EagerEvaluator) -> np.ndarray:
         at = self.moment
         return derivatives.system(at.point, at.data, PENALTY).bands
 

@@ -62,7 +62,7 @@ class Loop:
         from_c_s: Kernel -> seconds of one call from C.
         lapack_s: LAPACK's routine, on the same band -> seconds of one call of its bare wrapper.
         empty_s: Seconds of a call by ctypes, addresses at hand, of a kernel that does nothing.
-        system_s: Seconds of Derivatives.system, which calls the kernel and cuts up its output.
+        system_s: Seconds of Evaluator.system, which calls the kernel and cuts up its output.
     """
 
     task: Task
@@ -182,7 +182,7 @@ def _counted_run(
         return call
 
     made.reset()
-    with replaced(made._solver.derivatives, methods, counted):
+    with replaced(made.evaluator, methods, counted):
         for _ in run(task, made.step, steps):
             pass
     steps_taken = counts.pop("newton_step")
@@ -287,7 +287,7 @@ machine code. Reading the clock is part of the time, at
 {study.figure("performance_shares", "Shares of the named steps in the time of an iteration")}
 
 Inside one evaluation, in µs: the C kernel itself, a call by ctypes with all addresses at hand, the
-arrays that Derivatives.system makes and cuts up around the call, and the rest: norms, and caches
+arrays that Evaluator.system makes and cuts up around the call, and the rest: norms, and caches
 that the loop has filled with other things, where the parts before were measured in a row.
 
 {

@@ -34,8 +34,9 @@ from mpc_banded.control.config import Config
 from mpc_banded.control.joints import JointReference
 from mpc_banded.control.path import PathReference
 from mpc_banded.control.reference import stacked
-from mpc_banded.ocp.compiled import compiled
-from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.compiled import compile_evaluator
+from mpc_banded.ocp.eager import EagerEvaluator
+from mpc_banded.ocp.evaluator import Evaluator
 from mpc_banded.ocp.problem import Trajectory
 from mpc_banded.ocp.transcription import StageData, Transcription
 
@@ -59,13 +60,13 @@ STYLE: dict[str, Any] = {
 }
 
 
-def _compiled(transcription: Transcription) -> Derivatives:
-    return compiled(Derivatives(transcription), LibraryCache())
+def _compiled(transcription: Transcription) -> Evaluator:
+    return compile_evaluator(EagerEvaluator(transcription), LibraryCache())
 
 
 #: Ways to the package's derivatives; the last one that there is, is judged.
-BACKENDS: dict[str, Callable[[Transcription], Derivatives]] = {
-    "eager": Derivatives,
+BACKENDS: dict[str, Callable[[Transcription], Evaluator]] = {
+    "eager": EagerEvaluator,
     "compiled": _compiled,
 }
 

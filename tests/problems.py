@@ -10,9 +10,13 @@ import numpy as np
 import scipy.optimize
 import torch
 
+from mpc_banded.codegen.native import Library
 from mpc_banded.ocp.barrier import Barrier
+from mpc_banded.ocp.compiled import CompiledEvaluator
 from mpc_banded.ocp.controller import ControlStep, RecedingHorizonController
-from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp.eager import EagerEvaluator
+from mpc_banded.ocp.evaluator import Evaluator
+from mpc_banded.ocp.kernels import kernel_source
 from mpc_banded.ocp.newton import Point
 from mpc_banded.ocp.problem import STATE_BOUND_PENALTY, OptimalControlProblem
 from mpc_banded.ocp.solver import NewtonSolver, Solution, SolverOptions
@@ -265,12 +269,12 @@ def row_penalties(problem: OptimalControlProblem) -> np.ndarray:
     return np.array(weights + [STATE_BOUND_PENALTY] * bounds, dtype=float).reshape(-1, 2).T
 
 
-def random_iterate(derivatives: Derivatives, case: Case, seed: int = 0, mu: float = 0.1) -> Point:
+def random_iterate(evaluator: Evaluator, case: Case, seed: int = 0, mu: float = 0.1) -> Point:
     """Random z inside the input bounds, random multipliers, duals around the central path."""
-    transcription, problem = derivatives.transcription, case.problem
+    transcription, problem = evaluator.transcription, case.problem
     random = np.random.default_rng(seed + 1)
     z = interior(case, random_point(transcription, case, seed), 0.05)
-    central = derivatives.central_duals(z, mu, case.data(transcription))
+    central = evaluator.central_duals(z, mu, case.data(transcription))
     return Point(
         z,
         random.standard_normal((problem.horizon, problem.nx)),
@@ -293,17 +297,27 @@ def standing(case: Case) -> np.ndarray:
     return np.hstack([np.zeros((problem.horizon, problem.nu)), states]).ravel()
 
 
+def source_of(evaluator: Evaluator) -> str:
+    """C source of the kernels of what is evaluated."""
+    return kernel_source(evaluator.transcription, evaluator.half_bandwidth)
+
+
+def compiled_evaluator(evaluator: Evaluator, library: Library) -> CompiledEvaluator:
+    """Evaluates the same by a library."""
+    return CompiledEvaluator(evaluator.transcription, library, evaluator.half_bandwidth)
+
+
 def solver_of(case: Case, scheme: str = "midpoint", **options) -> NewtonSolver:
     options = SolverOptions(**options)
     transcription = Transcription(case.problem, scheme)
-    derivatives = Derivatives(transcription, options.half_bandwidth, options.recovery)
-    return NewtonSolver(derivatives, options)
+    evaluator = EagerEvaluator(transcription, options.half_bandwidth, options.recovery)
+    return NewtonSolver(evaluator, options)
 
 
 def solve(case: Case, scheme: str = "midpoint", start=None, weights=None, **options) -> Solution:
     """By a new solver, from standing still if no start is given."""
     solver = solver_of(case, scheme, **options)
-    data = case.data(solver.derivatives.transcription, weights)
+    data = case.data(solver.evaluator.transcription, weights)
     return solver.solve(standing(case) if start is None else start, data)
 
 

@@ -15,12 +15,14 @@ from problems import (
     CASES,
     Case,
     bicycle,
+    compiled_evaluator,
     controller_of,
     double_integrator,
     random_iterate,
     rollout,
     scalar,
     solver_of,
+    source_of,
     squared,
     standing,
     tangled,
@@ -35,9 +37,9 @@ from mpc_banded.codegen.trace import UnsupportedOperation
 from mpc_banded.control.config import Config
 from mpc_banded.ocp import compiled as compiled_module
 from mpc_banded.ocp import kernels
-from mpc_banded.ocp.compiled import CompiledDerivatives, compiled
-from mpc_banded.ocp.derivatives import RECOVERIES, Derivatives, Merit
-from mpc_banded.ocp.kernels import StageFunctions
+from mpc_banded.ocp.compiled import CompiledEvaluator, compile_evaluator
+from mpc_banded.ocp.eager import RECOVERIES, EagerEvaluator
+from mpc_banded.ocp.evaluator import Merit
 from mpc_banded.ocp.newton import Point
 from mpc_banded.ocp.problem import OptimalControlProblem
 from mpc_banded.ocp.solver import NewtonSolver, SolverOptions, Status
@@ -96,7 +98,7 @@ def problem_of(name):
     """Case, and its eager derivatives."""
     build, scheme, substeps = PROBLEMS[name]
     case = build()
-    return case, Derivatives(Transcription(case.problem, scheme, substeps))
+    return case, EagerEvaluator(Transcription(case.problem, scheme, substeps))
 
 
 @pytest.fixture(scope="session")
@@ -109,10 +111,10 @@ def machine(libraries):
     """Compiled derivatives for eager ones, each built once."""
     made = {}
 
-    def compile_once(eager: Derivatives) -> CompiledDerivatives:
+    def compile_once(eager: EagerEvaluator) -> CompiledEvaluator:
         if eager not in made:
-            source = StageFunctions(eager).source()
-            made[eager] = CompiledDerivatives(eager, libraries.library(source))
+            source = source_of(eager)
+            made[eager] = compiled_evaluator(eager, libraries.library(source))
         return made[eager]
 
     return compile_once
@@ -174,7 +176,7 @@ def test_second_derivatives_in_a_loop_agree_with_torch(monkeypatch, machine, nam
     """The other form of the code, that of large problems."""
     monkeypatch.setattr(kernels, "WRITTEN_OUT", 0)
     case, eager = problem_of(name)
-    eager, data = Derivatives(eager.transcription), case.data(eager.transcription)
+    eager, data = EagerEvaluator(eager.transcription), case.data(eager.transcription)
     for seed in range(3):
         assert_agree(machine(eager), eager, random_iterate(eager, case, seed), data)
 
@@ -194,7 +196,7 @@ def test_every_robot_is_compiled_with_every_scheme(monkeypatch, machine, robot, 
         for name, shape in problem.parameters.items()
     }
     case = Case(problem, random.uniform(0.1, 0.9, problem.nx), parameters)
-    eager = Derivatives(Transcription(problem, scheme, substeps))
+    eager = EagerEvaluator(Transcription(problem, scheme, substeps))
     data = case.data(eager.transcription)
     for seed in range(2):
         assert_agree(machine(eager), eager, random_iterate(eager, case, seed), data)
@@ -205,14 +207,14 @@ def test_every_robot_is_compiled_with_every_scheme(monkeypatch, machine, robot, 
 def test_machine_code_finds_what_every_recovery_finds(machine, name, recovery):
     case, eager = problem_of(name)
     point, data = random_iterate(eager, case), case.data(eager.transcription)
-    expected = Derivatives(eager.transcription, recovery=recovery).system(point, data, 3.0)
+    expected = EagerEvaluator(eager.transcription, recovery=recovery).system(point, data, 3.0)
     found = machine(eager).system(point, data, 3.0)
     assert_same(found, expected, digits=9 if recovery == "random" else 11)
 
 
 def test_a_larger_half_bandwidth_holds_zeros(machine):
     case, eager = problem_of("tangled")
-    wide = Derivatives(eager.transcription, half_bandwidth=9)
+    wide = EagerEvaluator(eager.transcription, half_bandwidth=9)
     point, data = random_iterate(eager, case), case.data(eager.transcription)
     found = machine(wide).system(point, data, 3.0)
     assert_same(found, wide.system(point, data, 3.0))
@@ -281,7 +283,7 @@ def test_threads_find_the_bits_that_one_finds_alone(machine):
     iterates = [random_iterate(eager, case, seed) for seed in range(8)]
 
     def bands(point):
-        one = CompiledDerivatives(eager, library)
+        one = compiled_evaluator(eager, library)
         return [one.system(point, data, 3.0).bands for _ in range(50)]
 
     with ThreadPoolExecutor(4) as pool:
@@ -378,8 +380,8 @@ def test_what_is_not_finite_is_said_so(machine, dynamics, cost, state):
     case = scalar(dynamics, cost, horizon=2)
     case = Case(case.problem, np.array([state]))
     solver = solver_of(case)
-    solver = NewtonSolver(machine(solver.derivatives), SolverOptions())
-    solution = solver.solve(standing(case), case.data(solver.derivatives.transcription))
+    solver = NewtonSolver(machine(solver.evaluator), SolverOptions())
+    solution = solver.solve(standing(case), case.data(solver.evaluator.transcription))
     assert solution.status is Status.NON_FINITE
     assert not solution.iterations
 
@@ -462,7 +464,7 @@ def test_each_operation_is_torchs_also_where_it_is_not_finite(tmp_path):
 
 def operation_counts(eager):
     """Name of each kernel -> number of its scalar operations."""
-    source = StageFunctions(eager).source()
+    source = source_of(eager)
     bodies = re.split(r"^void (\w+)\(", source, flags=re.MULTILINE)[1:]
     return {
         name: body.count("const double t")
@@ -473,7 +475,7 @@ def operation_counts(eager):
 
 def robot_derivatives(robot, **given):
     controller = Config({"robot": robot, "horizon": 4, **given}).controller()
-    return Derivatives(controller.transcription)
+    return EagerEvaluator(controller.transcription)
 
 
 #: Scalar operations of a bicycle's kernels, with a tenth to spare.
@@ -500,41 +502,41 @@ def test_the_code_does_not_grow_with_the_horizon():
 
 def test_the_same_problem_has_the_same_source():
     """Or its library would be built again and again."""
-    one, other = (StageFunctions(robot_derivatives("cartpole")).source() for _ in range(2))
+    one, other = (source_of(robot_derivatives("cartpole")) for _ in range(2))
     assert one == other
 
 
 def test_a_function_that_is_too_long_is_refused_or_left_to_another_process(libraries, monkeypatch):
-    eager = Derivatives(Transcription(bicycle().problem, "rk4"))
+    eager = EagerEvaluator(Transcription(bicycle().problem, "rk4"))
     monkeypatch.setattr(compiled_module, "LOOKED_UP", 100)
     with pytest.raises(NotBuilt, match="more than 100 operations in one stage") as missing:
-        compiled(eager, libraries, build=False)
+        compile_evaluator(eager, libraries, build=False)
     assert missing.value.build is None
     monkeypatch.setattr(compiled_module, "LONGEST", 100)
     with pytest.raises(UnsupportedOperation, match=r"more than 100 .* fewer substeps"):
-        compiled(eager, libraries)
+        compile_evaluator(eager, libraries)
 
 
 def test_a_library_of_equal_sizes_but_other_parameters_is_refused(libraries):
     first, other = (
-        Derivatives(Transcription(double_integrator(parameters=shapes).problem, "euler"))
+        EagerEvaluator(Transcription(double_integrator(parameters=shapes).problem, "euler"))
         for shapes in ({"a": (3,), "b": (1,)}, {"a": (1,), "b": (3,)})
     )
-    library = compiled(first, libraries).library
+    library = compile_evaluator(first, libraries).library
     with pytest.raises(ValueError, match="is of another problem"):
-        CompiledDerivatives(other, library)
+        compiled_evaluator(other, library)
 
 
 def test_a_library_of_another_problem_is_refused(machine):
     (_, one), (_, other) = problem_of("unicycle"), problem_of("bicycle")
     with pytest.raises(ValueError, match="is of another problem"):
-        CompiledDerivatives(other, machine(one).library)
+        compiled_evaluator(other, machine(one).library)
 
 
 def test_only_the_stagewise_recovery_can_be_compiled(libraries):
     _, eager = problem_of("tangled")
     with pytest.raises(ValueError, match="only 'stagewise'"):
-        compiled(Derivatives(eager.transcription, recovery="direct"), libraries)
+        compile_evaluator(EagerEvaluator(eager.transcription, recovery="direct"), libraries)
 
 
 def test_what_the_compiler_gets_wrong_is_found(monkeypatch, libraries):
@@ -545,7 +547,7 @@ def test_what_the_compiler_gets_wrong_is_found(monkeypatch, libraries):
         native, "c_function", lambda *a, **k: right(*a, **k).replace("(0.1)", "(0.100001)")
     )
     with pytest.raises(ValueError, match=r"compiled and eager .* differ by"):
-        compiled(eager, libraries)
+        compile_evaluator(eager, libraries)
 
 
 def test_merits_are_numbers(machine):

@@ -8,14 +8,20 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from problems import CASES, random_iterate, squared, tangled
+from problems import (
+    CASES,
+    compiled_evaluator,
+    random_iterate,
+    source_of,
+    squared,
+    tangled,
+)
 
 from mpc_banded.codegen.cache import LibraryCache
 from mpc_banded.ocp import banded
 from mpc_banded.ocp.banded import NotPositiveDefinite
-from mpc_banded.ocp.compiled import CompiledDerivatives
-from mpc_banded.ocp.derivatives import Derivatives
-from mpc_banded.ocp.kernels import StageFunctions
+from mpc_banded.ocp.checks import check_problem
+from mpc_banded.ocp.eager import EagerEvaluator
 from mpc_banded.ocp.newton import Point, product, transposed_product
 from mpc_banded.ocp.problem import OptimalControlProblem
 from mpc_banded.ocp.transcription import SCHEMES, Transcription
@@ -35,7 +41,7 @@ def libraries(tmp_path_factory):
 def problem(name):
     """Eager derivatives of a problem with everything coupled, a random point, its data."""
     case = CASES[name]() if isinstance(name, str) else tangled(*name, input_bounds=(-2.0, 3.0))
-    eager = Derivatives(Transcription(case.problem, "rk4"))
+    eager = EagerEvaluator(Transcription(case.problem, "rk4"))
     return eager, random_iterate(eager, case), case.data(eager.transcription)
 
 
@@ -46,7 +52,7 @@ def made(request, libraries):
     def make(eager):
         if request.param == "eager":
             return eager
-        return CompiledDerivatives(eager, libraries.library(StageFunctions(eager).source()))
+        return compiled_evaluator(eager, libraries.library(source_of(eager)))
 
     return make
 
@@ -67,7 +73,7 @@ def dense_jacobian(system):
 def test_products_with_the_jacobian_are_dense_products(name, scheme):
     case = CASES[name]() if isinstance(name, str) else tangled(*name)
     transcription = Transcription(case.problem, scheme)
-    derivatives, data = Derivatives(transcription), case.data(transcription)
+    derivatives, data = EagerEvaluator(transcription), case.data(transcription)
     point, random = random_iterate(derivatives, case), np.random.default_rng(0)
     jacobian = torch.func.jacrev(lambda z: transcription.terms(z, data).defects)(
         torch.from_numpy(point.z)
@@ -201,9 +207,9 @@ def test_a_smaller_half_bandwidth_that_suffices_gives_the_same_step(libraries):
     data = transcription.stage_data(np.array([0.5, -0.2]), {}, problem.weights)
     z, multipliers, steps = np.zeros(transcription.n), np.zeros((6, 2)), []
     for half_bandwidth in (transcription.half_bandwidth, transcription.half_bandwidth - 1):
-        eager = Derivatives(transcription, half_bandwidth)
-        eager.check(z + 0.1, data)
-        machine = CompiledDerivatives(eager, libraries.library(StageFunctions(eager).source()))
+        eager = EagerEvaluator(transcription, half_bandwidth)
+        check_problem(eager, z + 0.1, data)
+        machine = compiled_evaluator(eager, libraries.library(source_of(eager)))
         point = Point(z, multipliers, eager.central_duals(z, 0.1, data), 0.1)
         for derivatives in (eager, machine):
             system = derivatives.system(point, data, 10.0)

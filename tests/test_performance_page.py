@@ -60,7 +60,7 @@ def test_a_matrix_without_the_barrier_is_another(figures):
 
 def test_loops_run_on_what_the_package_would_compile(figures):
     for name, of in figures.road.builds.items():
-        assert of.source == machine_code.StageFunctions(of.eager).source()
+        assert of.source == machine_code.kernel_source(of.eager.transcription)
         probed = "unit[" in of.source.partition("void merit(")[0]
         assert figures.road.chosen[name] == (road.LOOPED if probed else road.OUT)
         for way in (road.OUT, road.LOOPED):

@@ -32,7 +32,7 @@ from problems import (
 from sqp import sequential_quadratic_programming
 
 from mpc_banded.ocp.barrier import optimal_slacks
-from mpc_banded.ocp.derivatives import RECOVERIES, Derivatives
+from mpc_banded.ocp.eager import RECOVERIES, EagerEvaluator
 from mpc_banded.ocp.problem import Trajectory
 from mpc_banded.ocp.solver import NewtonSolver, SolverOptions, Status
 from mpc_banded.ocp.transcription import SCHEMES, Transcription
@@ -241,12 +241,12 @@ def test_the_duals_of_a_solution_are_its_multipliers(name):
     """Positive, complementary, and bounded by the penalties: l + q v of a row is split in two."""
     case = CASES[name]()
     solver = solver_of(case, kkt_tolerance=1e-9)
-    data = case.data(solver.derivatives.transcription)
+    data = case.data(solver.evaluator.transcription)
     solution = solver.solve(standing(case), data)
     mu, duals = 1e-5 * mean_curvature(case, "midpoint"), solution.point.duals
     u, z = inputs_of(case.problem, solution.point.z), torch.as_tensor(solution.point.z)
     lower, upper = case.problem.input_bounds
-    c = row_values(solver.derivatives.transcription, z, data)
+    c = row_values(solver.evaluator.transcription, z, data)
     penalty = torch.as_tensor(row_penalties(case.problem))
     v, t = (slack.numpy() for slack in optimal_slacks(c, *penalty, torch.tensor(mu)))
     distances = np.hstack([u - lower, upper - u, t, v])
@@ -260,7 +260,7 @@ def test_the_duals_of_a_solution_are_its_multipliers(name):
     )
 
 
-class Spy(Derivatives):
+class Spy(EagerEvaluator):
     """Remembers every point that derivatives are taken at, and every candidate."""
 
     def __init__(self, transcription):
@@ -281,7 +281,7 @@ class Spy(Derivatives):
 def test_no_iterate_ever_touches_an_input_bound(name, scheme):
     case = CASES[name]()
     solver = NewtonSolver(Spy(Transcription(case.problem, scheme)), SolverOptions())
-    data = case.data(solver.derivatives.transcription)
+    data = case.data(solver.evaluator.transcription)
     far = standing(case)
     inputs_of(case.problem, far)[:] = 1e9
     for start in (standing(case), far):
@@ -290,8 +290,8 @@ def test_no_iterate_ever_touches_an_input_bound(name, scheme):
         again = solver.solve(solution.point, data)
         assert again.status is Status.CONVERGED
     lower, upper = case.problem.input_bounds
-    assert len(solver.derivatives.seen) > 20
-    for z in solver.derivatives.seen:
+    assert len(solver.evaluator.seen) > 20
+    for z in solver.evaluator.seen:
         u = inputs_of(case.problem, z)
         assert (lower < u).all()
         assert (u < upper).all()
@@ -365,7 +365,7 @@ def test_the_residuals_of_a_warm_solve_fall_faster_and_faster():
 def test_a_solution_is_its_own_warm_start():
     case = bicycle()
     solver = solver_of(case)
-    data = case.data(solver.derivatives.transcription)
+    data = case.data(solver.evaluator.transcription)
     solution = solver.solve(standing(case), data)
     again = solver.solve(solution.point, data)
     assert again.status is Status.CONVERGED
@@ -377,7 +377,7 @@ def test_an_interrupted_solve_goes_on_where_it_was():
     case = unicycle()
     whole = solve(case)
     solver = solver_of(case, max_iterations=5)
-    data, point, barriers = case.data(solver.derivatives.transcription), standing(case), []
+    data, point, barriers = case.data(solver.evaluator.transcription), standing(case), []
     for _ in range(20):
         solution = solver.solve(point, data)
         barriers += [i.barrier for i in solution.iterations]
@@ -393,7 +393,7 @@ def test_an_interrupted_solve_goes_on_where_it_was():
 def test_a_warm_start_at_or_beyond_the_input_bounds_is_brought_inside(name):
     case = CASES[name]()
     solver = solver_of(case)
-    data = case.data(solver.derivatives.transcription)
+    data = case.data(solver.evaluator.transcription)
     first = solver.solve(standing(case), data)
     z = first.point.z.copy()
     lower, upper = case.problem.input_bounds
@@ -407,7 +407,7 @@ def test_a_warm_start_at_or_beyond_the_input_bounds_is_brought_inside(name):
 def test_solving_again_from_the_same_start_gives_the_same_bits():
     case = unicycle()
     solver = solver_of(case)
-    data = case.data(solver.derivatives.transcription)
+    data = case.data(solver.evaluator.transcription)
     first = solver.solve(standing(case), data)
     solver.reset()
     again = solver.solve(standing(case), data)

@@ -41,7 +41,7 @@ def test_wherever_a_solve_is_cut_off_it_returns_its_best(name):
     """By the exact penalty: costs, and defects weighted with twice the largest multiplier."""
     case = CASES[name]()
     solver = solver_of(case)
-    data = case.data(solver.derivatives.transcription)
+    data = case.data(solver.evaluator.transcription)
 
     def cut_off(**limits):
         solver.reset()
@@ -51,7 +51,7 @@ def test_wherever_a_solve_is_cut_off_it_returns_its_best(name):
     heaviest = 2.0 * np.abs(whole.point.multipliers).max()
 
     def penalty(solution):
-        terms = solver.derivatives.transcription.terms(torch.as_tensor(solution.point.z), data)
+        terms = solver.evaluator.transcription.terms(torch.as_tensor(solution.point.z), data)
         return solution.costs.sum() + heaviest * float(terms.defects.abs().sum())
 
     ends = [cut_off(max_iterations=k) for k in range(1, len(whole.iterations))]
@@ -64,7 +64,7 @@ def test_wherever_a_solve_is_cut_off_it_returns_its_best(name):
 def test_a_deadline_in_the_past_leaves_the_start_as_it_was():
     case = unicycle()
     solver = solver_of(case)
-    data = case.data(solver.derivatives.transcription)
+    data = case.data(solver.evaluator.transcription)
     solution = solver.solve(standing(case), data, deadline=time.perf_counter() - 1.0)
     assert solution.status is Status.DEADLINE
     assert not solution.iterations
@@ -87,7 +87,7 @@ class Clock:
 def test_no_iteration_is_begun_that_would_end_after_the_deadline(monkeypatch, budget):
     case = unicycle()
     solver = solver_of(case)
-    data = case.data(solver.derivatives.transcription)
+    data = case.data(solver.evaluator.transcription)
     clock = Clock(monkeypatch)
     deadline = clock.now + budget
     solution = solver.solve(standing(case), data, deadline)
@@ -108,7 +108,7 @@ def test_one_slow_iteration_does_not_bar_all_later_ones(monkeypatch):
 
     case = scalar(dynamics, lambda x, u, p: squared(x) + squared(u))
     solver = solver_of(case)
-    transcription = solver.derivatives.transcription
+    transcription = solver.evaluator.transcription
     point = solver.solve(standing(case), case.data(transcription)).point
     moved = Case(case.problem, np.array([1.5])).data(transcription)
     late.append(10.0)
@@ -226,7 +226,7 @@ def test_bad_parameters_once_do_not_spoil_later_cold_solves():
     good = Case(good.problem, good.state, {"w": np.array([1e3])})
     bad = Case(good.problem, good.state, {"w": np.array([np.nan])})
     solver = solver_of(good)
-    transcription = solver.derivatives.transcription
+    transcription = solver.evaluator.transcription
     assert solver.solve(standing(bad), bad.data(transcription)).status is Status.NON_FINITE
     after = solver.solve(standing(good), good.data(transcription))
     np.testing.assert_array_equal(after.point.z, solve(good).point.z)
@@ -235,7 +235,7 @@ def test_bad_parameters_once_do_not_spoil_later_cold_solves():
 def test_regularization_is_remembered_and_fades():
     case = scalar(lambda x, u, p: u, concave, input_bounds=(-1.0, 1.0))
     solver = solver_of(case, max_iterations=1)
-    data = case.data(solver.derivatives.transcription)
+    data = case.data(solver.evaluator.transcription)
     start, shifts, counts = standing(case), [], []
     for _ in range(8):
         solution = solver.solve(start, data)

@@ -19,7 +19,7 @@ import numpy as np
 from mpc_banded.control import parameter_file
 from mpc_banded.control.parameter_file import ParameterFileError
 from mpc_banded.ocp.controller import RecedingHorizonController
-from mpc_banded.ocp.derivatives import RECOVERIES
+from mpc_banded.ocp.eager import RECOVERIES
 from mpc_banded.ocp.problem import OptimalControlProblem
 from mpc_banded.ocp.solver import SolverOptions
 from mpc_banded.ocp.transcription import SCHEMES

@@ -14,8 +14,8 @@ Biegler, Math. Program. 106, 2006, section 2; the slacks' reset: Curtis and Noce
 "magic step"): ``zeta / distance`` for a bound, and for a row the Schur complement
 ``1 / (t / nu + 1 / (q + kappa / v))``.
 
-All functions are torch functions of one stage with any leading batch dimensions: derivatives.py
-calls them on all stages at once, kernels.py has them turned into machine code.
+All functions are torch functions of one stage with any leading batch dimensions: ``eager.py``
+calls them on all stages at once, ``stage.py`` on the one stage that is turned into machine code.
 """
 
 from __future__ import annotations

@@ -8,20 +8,28 @@ returns a command that is finite and inside its bounds whatever happens.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpc_banded.codegen.cache import LibraryCache
-from mpc_banded.ocp.compiled import CompiledDerivatives, compiled, loaded
-from mpc_banded.ocp.derivatives import Derivatives
+from mpc_banded.ocp import checks, compiled, warm_start
+from mpc_banded.ocp.eager import EagerEvaluator
+from mpc_banded.ocp.evaluator import Evaluator
 from mpc_banded.ocp.newton import Point
 from mpc_banded.ocp.problem import OptimalControlProblem, Trajectory
 from mpc_banded.ocp.solver import NewtonSolver, Solution, SolverOptions, Status
 from mpc_banded.ocp.transcription import StageData, Transcription
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mpc_banded.codegen.cache import LibraryCache
+
+#: Makes an evaluator from a transcription, a half bandwidth (0: the derived one) and a recovery.
+EvaluatorFactory = Callable[[Transcription, int, str], Evaluator]
 
 
 class CommandSource(Enum):
@@ -88,12 +96,13 @@ class RecedingHorizonController:
         substeps: int = 1,
         options: SolverOptions | None = None,
         fallback_command: np.ndarray | None = None,
+        evaluator: EvaluatorFactory = EagerEvaluator,
     ) -> None:
         self.problem = problem
         self.options = options or SolverOptions()
         self.transcription = Transcription(problem, transcription, substeps)
         self._solver = NewtonSolver(
-            Derivatives(self.transcription, self.options.half_bandwidth, self.options.recovery),
+            evaluator(self.transcription, self.options.half_bandwidth, self.options.recovery),
             self.options,
         )
         wanted = np.zeros(problem.nu) if fallback_command is None else fallback_command
@@ -105,6 +114,18 @@ class RecedingHorizonController:
         self._fallback = self._inside_bounds(wanted)
         self._weights = problem.weights
         self.reset()
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Evaluates the problem; another one of the same transcription can take its place.
+
+        The plan and all that solves have taught are kept.
+        """
+        return self._solver.evaluator
+
+    @evaluator.setter
+    def evaluator(self, evaluator: Evaluator) -> None:
+        self._solver.evaluator = evaluator
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -148,8 +169,8 @@ class RecedingHorizonController:
         self._last_state = other._last_state.copy()
         self._point = other._point
         if other._point is not None and (mine.horizon, mine.dt) != (its.horizon, its.dt):
-            self._point = _resampled(other._point, other._last_state, its, mine)
-        if self._point is not None and not _same_rows(mine, its):
+            self._point = warm_start.resampled(other._point, other._last_state, its, mine)
+        if self._point is not None and not warm_start.have_same_rows(mine, its):
             # Found anew in the next step: the inequalities are others.
             self._point = replace(self._point, duals=np.empty((mine.horizon, 0)))
 
@@ -166,49 +187,26 @@ class RecedingHorizonController:
         data = self.transcription.stage_data(state, parameters, weights)
         generator = np.random.default_rng(0)
         z = self._cold(data)
-        self._solver.derivatives.check(z + 1e-2 * generator.standard_normal(len(z)), data)
+        z += 1e-2 * generator.standard_normal(len(z))
+        checks.check_problem(self.evaluator, z, data)
 
     def compile(self, cache: LibraryCache | None = None, *, build: bool = True) -> None:
         """Use machine code from the next step on; the plan and the warm start are kept.
 
-        That takes about a second, less if the cache has it. A loop that must not wait lets
-        another process do it (background.py) and calls ``load``. What a function closes over is
-        read once, now; what changes later belongs into the parameters.
-
-        Args:
-            cache: Where compiled libraries are kept; the user's if not given.
-            build: Whether to build what the cache does not have.
-
-        Raises:
-            UnsupportedOperation: A function of the problem cannot be compiled.
-            NotBuilt: The cache does not have the library, and ``build`` is false; or it would
-                take long to find out.
-            NoCompiler: There is no C compiler, and the cache does not have the library.
-            UnsafeCache: Others may write to the folder of the cache.
-            ValueError: The recovery is not stagewise, or compiled and eager results differ.
+        This takes about a second, less if the cache has the library. What a function closes over
+        is read once, now; values that change later belong into the parameters. See
+        ``compiled.compile_evaluator`` for arguments and errors.
         """
-        eager = self._solver.derivatives
-        self._solver.derivatives = compiled(eager, cache or LibraryCache(), build)
+        self.evaluator = compiled.compile_evaluator(self.evaluator, cache, build)
 
     def load(self, library: Path, cache: LibraryCache | None = None) -> None:
-        """Use machine code that another process has compiled for the same problem.
-
-        Args:
-            library: Its path in the cache.
-            cache: As for ``compile``.
-
-        Raises:
-            UnsafeCache: Others may write to the folder of the cache.
-            ValueError: The library is damaged, not in the cache, or of another problem.
-        """
-        stored = (cache or LibraryCache()).stored(library)
-        self._solver.derivatives = loaded(self._solver.derivatives, stored)
+        """Use machine code that another process has compiled; see ``compiled.load_evaluator``."""
+        self.evaluator = compiled.load_evaluator(self.evaluator, library, cache)
 
     @property
     def library(self) -> Path | None:
-        """The compiled library in use, None where the derivatives are eager."""
-        derivatives = self._solver.derivatives
-        return derivatives.library.path if isinstance(derivatives, CompiledDerivatives) else None
+        """Path of the compiled library in use; None while the evaluator is eager."""
+        return compiled.library_path(self.evaluator)
 
     def step(
         self,
@@ -247,7 +245,7 @@ class RecedingHorizonController:
         self._age_s += elapsed_s
         start = self._shifted(elapsed_s)
         if start is not None and not start.duals.size:
-            duals = self._solver.derivatives.central_duals(start.z, start.mu, data)
+            duals = self.evaluator.central_duals(start.z, start.mu, data)
             start = replace(start, duals=duals)
         solution = None
         if np.isfinite(state).all():
@@ -319,24 +317,15 @@ class RecedingHorizonController:
         lower, upper = problem.input_bounds
         noise = np.random.default_rng(0).standard_normal((problem.horizon, problem.nu))
         inputs = self._fallback + 1e-3 * np.minimum(upper - lower, 1.0) * noise
-        states = self._solver.derivatives.rollout(inputs, data)
+        states = self.evaluator.rollout(inputs, data)
         return self.transcription.pack(Trajectory(states, inputs, problem.dt))
 
-    @np.errstate(over="ignore", invalid="ignore")
     def _shifted(self, elapsed_s: float) -> Point | None:
         """The plan moved forward in time; None if its solution does not reach that far."""
         problem, point = self.problem, self._point
-        steps = elapsed_s / problem.dt
         if point is None or self._age_s / problem.dt >= problem.horizon - 1e-9:
             return None
-        horizon, nu, nx = problem.horizon, problem.nu, problem.nx
-        stages = point.z.reshape(horizon, nu + nx)
-        held = np.hstack([stages[:, :nu], point.multipliers, point.duals])
-        inputs, multipliers, duals = np.split(_advanced(held, steps), [nu, nu + nx], axis=1)
-        states = stages[:, nu:]
-        beyond = 2.0 * states[-1] - (states[-2] if horizon > 1 else self._last_state)
-        states = _advanced(np.vstack([states, beyond]), steps)[:horizon]
-        return Point(np.hstack([inputs, states]).ravel(), multipliers, duals, point.mu)
+        return warm_start.shifted(point, self._last_state, problem, elapsed_s)
 
     def _cost_terms(self, solution: Solution) -> dict[str, float]:
         return dict(zip(self.problem.cost_names, solution.costs.tolist(), strict=True))
@@ -353,62 +342,3 @@ class RecedingHorizonController:
 
 #: After these the next solve starts cold; the plan is kept only to be driven on.
 _RESTART = (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE, Status.NON_FINITE)
-
-
-def _same_rows(one: OptimalControlProblem, other: OptimalControlProblem) -> bool:
-    """Whether the inequalities are the same, their limits apart."""
-    bounds = zip(
-        (*one.input_bounds, *one.state_bounds),
-        (*other.input_bounds, *other.state_bounds),
-        strict=True,
-    )
-    same = all(np.array_equal(np.isfinite(a), np.isfinite(b)) for a, b in bounds)
-    return same and dict(one.inequality_widths) == dict(other.inequality_widths)
-
-
-def _resampled(
-    point: Point, first: np.ndarray, before: OptimalControlProblem, after: OptimalControlProblem
-) -> Point:
-    """A plan from ``first`` (nx,) on the grid of another problem of the same kind.
-
-    Inputs become their means over the new intervals, states are interpolated. Beyond the end the
-    last interval goes on. Costs are summed as given, not multiplied by dt, so twice as many
-    intervals in the same time make the multipliers twice as large.
-    """
-    nu = before.nu
-    stages = point.z.reshape(before.horizon, -1)
-    old, new = np.arange(before.horizon + 1) * before.dt, np.arange(after.horizon + 1) * after.dt
-    states = np.vstack([first, stages[:, nu:]])
-    integral = np.vstack([np.zeros(nu), np.cumsum(stages[:, :nu], axis=0) * before.dt])
-    inputs = np.diff(_along(new, old, integral), axis=0) / after.dt
-    z = np.hstack([inputs, _along(new[1:], old, states)]).ravel()
-    middles, new_middles = old[:-1] + 0.5 * before.dt, new[:-1] + 0.5 * after.dt
-    held = np.clip(new_middles, middles[0], middles[-1])
-    duals = _along(held, middles, point.duals)
-    multipliers = _along(held, middles, point.multipliers) * (before.dt / after.dt)
-    return Point(z, multipliers, duals, point.mu)
-
-
-def _along(times: np.ndarray, grid: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows (n, m) on a grid (n,), at other times (k,): linear, and on in the last direction."""
-    if len(grid) == 1:
-        return np.repeat(rows, len(times), axis=0)
-    left = np.clip(np.searchsorted(grid, times, side="right") - 1, 0, len(grid) - 2)
-    share = (times - grid[left]) / (grid[left + 1] - grid[left])
-    return rows[left] + share[:, None] * (rows[left + 1] - rows[left])
-
-
-def _advanced(array: np.ndarray, steps: float) -> np.ndarray:
-    """Rows of a stage-wise array moved forward by a number of stages; the last one is held.
-
-    Between stages rows mix linearly: for an input held over its interval that is the mean over
-    the new interval, for a state the interpolation.
-    """
-    last = len(array) - 1
-    whole = int(steps)
-    fraction = steps - whole
-    index = np.minimum(np.arange(len(array)) + whole, last)
-    if fraction == 0.0:
-        return array[index]
-    following = np.minimum(index + 1, last)
-    return (1.0 - fraction) * array[index] + fraction * array[following]

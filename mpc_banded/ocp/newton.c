@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What a Newton step does beside the functions of the problem: the machine code of newton.py.
- * kernels.py puts the sizes in front:
+ * layout.py puts the sizes in front:
  *
  *   N, NX, NU       stages, states, inputs
  *   BAND            rows of the band storage

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mpc_banded.ocp.banded import NotPositiveDefinite
-from mpc_banded.ocp.derivatives import Derivatives, Merit
+from mpc_banded.ocp.evaluator import Evaluator, Merit
 from mpc_banded.ocp.newton import NewtonStep, NewtonSystem, Point
 from mpc_banded.ocp.transcription import StageData
 
@@ -136,12 +136,12 @@ class NewtonSolver:
     """Solves one transcription again and again; remembers the regularisation in between.
 
     Args:
-        derivatives: Of the transcription to solve.
+        evaluator: Evaluator of the transcription to solve.
         options: See SolverOptions.
     """
 
-    def __init__(self, derivatives: Derivatives, options: SolverOptions) -> None:
-        self.derivatives = derivatives
+    def __init__(self, evaluator: Evaluator, options: SolverOptions) -> None:
+        self.evaluator = evaluator
         self.options = options
         self.reset()
 
@@ -206,14 +206,14 @@ class NewtonSolver:
 
     def _mean_curvature(self, z: np.ndarray, data: StageData) -> float:
         """Mean curvature of the costs: the unit of penalties, shifts and barriers."""
-        mean = self.derivatives.mean_curvature(z, data)
+        mean = self.evaluator.mean_curvature(z, data)
         return mean if np.isfinite(mean) and mean > 0.0 else 1.0
 
     def _cold(self, start: np.ndarray, data: StageData) -> Point:
-        problem = self.derivatives.transcription.problem
+        problem = self.evaluator.transcription.problem
         mu = self.options.barrier_initial * self._scale
         z = self._interior(start, 1e-2)
-        duals = self.derivatives.central_duals(z, mu, data)
+        duals = self.evaluator.central_duals(z, mu, data)
         return Point(z, np.zeros((problem.horizon, problem.nx)), duals, mu)
 
     def _warm(self, start: Point) -> Point:
@@ -221,14 +221,14 @@ class NewtonSolver:
         return replace(start, z=self._interior(start.z, 1e-8), mu=mu)
 
     def _interior(self, z: np.ndarray, share: float) -> np.ndarray:
-        problem = self.derivatives.transcription.problem
+        problem = self.evaluator.transcription.problem
         stages = z.reshape(problem.horizon, -1).copy()
         inputs = stages[:, : problem.nu]
-        inputs[:] = self.derivatives.barrier.interior(inputs, share)
+        inputs[:] = self.evaluator.barrier.interior(inputs, share)
         return stages.reshape(-1)
 
     def _evaluate(self, point: Point, data: StageData) -> NewtonSystem:
-        return self.derivatives.system(point, data, self.options.penalty * self._scale)
+        return self.evaluator.system(point, data, self.options.penalty * self._scale)
 
     def _barrier_solved(self, system: NewtonSystem) -> bool:
         mu = system.point.mu / self._scale
@@ -289,7 +289,7 @@ class NewtonSolver:
     def _step(self, system: NewtonSystem, shift: float) -> NewtonStep:
         accuracy = max(0.1 * self.options.defect_tolerance, 0.01 * system.defect_norm)
         penalty = self.options.penalty * self._scale
-        return self.derivatives.newton_step(system, penalty, shift, accuracy)
+        return self.evaluator.newton_step(system, penalty, shift, accuracy)
 
     def _line_search(
         self, system: NewtonSystem, step: NewtonStep, data: StageData
@@ -312,7 +312,7 @@ class NewtonSolver:
         length = step.longest
         for _ in range(MAX_HALVINGS + 1):
             z = point.z + length * step.z
-            reached = self.derivatives.merit(z, lam, point.mu, data).value(rho)
+            reached = self.evaluator.merit(z, lam, point.mu, data).value(rho)
             if reached <= here.value(rho) + self.options.armijo_slope * length * slope + noise:
                 multipliers = point.multipliers + length * (lam - point.multipliers)
                 return length, Point(z, multipliers, step.duals, point.mu)

@@ -23,7 +23,7 @@ from problems import (
 from mpc_banded import RecedingHorizonController
 from mpc_banded.ocp import banded
 from mpc_banded.ocp.barrier import optimal_slacks
-from mpc_banded.ocp.derivatives import RECOVERIES, Derivatives
+from mpc_banded.ocp.eager import RECOVERIES, EagerEvaluator
 from mpc_banded.ocp.newton import NewtonSystem, Point, transposed_product
 from mpc_banded.ocp.problem import OptimalControlProblem
 from mpc_banded.ocp.transcription import SCHEMES, StageData, Terms, Transcription
@@ -70,7 +70,7 @@ def dense(name, scheme):
     case = PROBLEMS[name]()
     problem, transcription = case.problem, Transcription(case.problem, scheme)
     data = case.data(transcription)
-    point = random_iterate(Derivatives(transcription), case)
+    point = random_iterate(EagerEvaluator(transcription), case)
     z, lam = torch.as_tensor(point.z), torch.as_tensor(point.multipliers)
     linear, quadratic = (torch.as_tensor(w) for w in row_penalties(problem))
     lower, upper = (torch.as_tensor(bound) for bound in problem.input_bounds)
@@ -121,7 +121,7 @@ def dense(name, scheme):
 
 def system(name, scheme, recovery="stagewise", half_bandwidth=0, penalty=RHO):
     d = dense(name, scheme)
-    derivatives = Derivatives(
+    derivatives = EagerEvaluator(
         Transcription(PROBLEMS[name]().problem, scheme), half_bandwidth, recovery
     )
     return derivatives.system(d.point, d.data, penalty)
@@ -166,7 +166,7 @@ def test_values_and_gradients_are_those_of_the_terms(name, scheme, recovery):
 @every_problem
 def test_duals_are_made_safe_before_anything_depends_on_them(name):
     d = dense(name, "midpoint")
-    derivatives = Derivatives(Transcription(PROBLEMS[name]().problem, "midpoint"))
+    derivatives = EagerEvaluator(Transcription(PROBLEMS[name]().problem, "midpoint"))
     bounded = np.isfinite(d.distances)
     wild = np.where(bounded, 1e30, 0.0)
     s = derivatives.system(replace(d.point, duals=wild), d.data, RHO)
@@ -179,7 +179,7 @@ def test_duals_are_made_safe_before_anything_depends_on_them(name):
 @every_problem
 def test_the_merit_function_is_that_of_the_system(name, scheme):
     s, d = system(name, scheme), dense(name, scheme)
-    derivatives = Derivatives(Transcription(PROBLEMS[name]().problem, scheme))
+    derivatives = EagerEvaluator(Transcription(PROBLEMS[name]().problem, scheme))
     merit = derivatives.merit(d.point.z, d.point.multipliers, d.point.mu, d.data)
     assert merit.cost == pytest.approx(s.costs.sum(), rel=1e-13)
     assert merit.barrier == pytest.approx(s.barrier, rel=1e-13)
@@ -195,7 +195,7 @@ def test_the_merit_function_is_that_of_the_system(name, scheme):
 def test_gradients_are_the_slopes_of_the_merit_function(name, scheme):
     """Also that of its penalty, ``J' d``, which the line search takes for granted."""
     s, d = system(name, scheme), dense(name, scheme)
-    derivatives = Derivatives(Transcription(PROBLEMS[name]().problem, scheme))
+    derivatives = EagerEvaluator(Transcription(PROBLEMS[name]().problem, scheme))
     slopes = []
     for step in 1e-5 * np.eye(len(d.point.z)):
         ahead, behind = (
@@ -214,7 +214,7 @@ def test_gradients_are_the_slopes_of_the_merit_function(name, scheme):
 
 def test_the_merit_function_is_infinite_outside_the_input_bounds():
     d = dense("tangled, bounded", "midpoint")
-    derivatives = Derivatives(Transcription(PROBLEMS["tangled, bounded"]().problem, "midpoint"))
+    derivatives = EagerEvaluator(Transcription(PROBLEMS["tangled, bounded"]().problem, "midpoint"))
     for entry, value in ((0, 3.0), (0, 1e9), (1, -2.0), (-4, -2.1)):
         z = d.point.z.copy()
         z[entry] = value
@@ -272,7 +272,7 @@ def test_jacobians_are_dense_ones_without_their_zeros(name, scheme, recovery):
 @every_problem
 def test_a_cold_start_is_on_the_central_path(name):
     d = dense(name, "euler")
-    derivatives = Derivatives(Transcription(PROBLEMS[name]().problem, "euler"))
+    derivatives = EagerEvaluator(Transcription(PROBLEMS[name]().problem, "euler"))
     duals = derivatives.central_duals(d.point.z, 0.5, d.data)
     point = replace(d.point, duals=duals, mu=0.5)
     s = derivatives.system(point, d.data, RHO)
@@ -289,14 +289,14 @@ def test_the_mean_curvature_is_that_of_the_costs(name, recovery):
     hessian = dense_hessian(
         lambda z: transcription.terms(z, d.data).costs.sum(), torch.as_tensor(d.point.z)
     )
-    found = Derivatives(transcription, recovery=recovery).mean_curvature(d.point.z, d.data)
+    found = EagerEvaluator(transcription, recovery=recovery).mean_curvature(d.point.z, d.data)
     assert found == pytest.approx(float(hessian.diagonal().abs().mean()), rel=1e-9)
 
 
 def test_live_inputs_are_never_remembered():
     case = tangled(2, 1, 3)
     transcription = Transcription(case.problem, "midpoint")
-    derivatives = Derivatives(transcription)
+    derivatives = EagerEvaluator(transcription)
     point = random_iterate(derivatives, case)
     first = derivatives.system(point, case.data(transcription), RHO)
     other = Case(case.problem, -case.state, {"a": -case.parameters["a"]})
@@ -306,14 +306,14 @@ def test_live_inputs_are_never_remembered():
     )
     derivatives.system(different, other.data(transcription, weights), 7.0)
     assert_same_system(first, derivatives.system(point, case.data(transcription), RHO))
-    fresh = Derivatives(transcription).system(point, other.data(transcription), RHO)
+    fresh = EagerEvaluator(transcription).system(point, other.data(transcription), RHO)
     assert np.abs(fresh.bands - first.bands).max() > 1e-3
 
 
 def test_the_arguments_are_not_changed():
     case = tangled(3, 2, 3, **BOUNDS)
     transcription = Transcription(case.problem, "midpoint")
-    derivatives, data = Derivatives(transcription), case.data(transcription)
+    derivatives, data = EagerEvaluator(transcription), case.data(transcription)
     point = random_iterate(derivatives, case)
     arguments = [point.z, point.multipliers, point.duals, data.initial_state.numpy()]
     copies = [a.copy() for a in arguments]
@@ -345,7 +345,7 @@ def test_functions_that_are_constant_or_linear_have_derivatives_too(recovery):
     )
     transcription = Transcription(problem, "euler")
     data = transcription.stage_data(np.zeros(1), {}, problem.weights)
-    derivatives = Derivatives(transcription, recovery=recovery)
+    derivatives = EagerEvaluator(transcription, recovery=recovery)
     duals = derivatives.central_duals(np.zeros(6), 0.1, data)
     s = derivatives.system(Point(np.zeros(6), np.zeros((3, 1)), duals, 0.1), data, 2.0)
     assert_close(s.cost_gradient, [0, 1, 0, 1, 0, 0])
@@ -369,7 +369,7 @@ def test_what_is_not_finite_is_passed_on_without_an_exception(recovery):
     )
     transcription = Transcription(problem, "midpoint")
     data = transcription.stage_data(np.zeros(1), {}, problem.weights)
-    derivatives = Derivatives(transcription, recovery=recovery)
+    derivatives = EagerEvaluator(transcription, recovery=recovery)
     z, multipliers = np.zeros(6), np.zeros((3, 1))
     s = derivatives.system(Point(z, multipliers, np.zeros((3, 2)), 0.1), data, 1.0)
     assert np.isnan(s.defects).any()
@@ -390,67 +390,3 @@ def test_controllers_in_threads_find_the_bits_that_they_find_alone():
         together = list(pool.map(drive, cases))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-class WrongSlope(torch.autograd.Function):
-    """A square whose author has forgotten the factor two."""
-
-    @staticmethod
-    def forward(x):
-        return x * x
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):  # noqa: ARG004
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return x * grad
-
-
-def pulled(**functions):
-    """Checks a controller of a mass on a spring, with some of its functions exchanged."""
-    given = {
-        "dynamics": lambda x, u, p: torch.stack([x[..., 1], u[..., 0] - x[..., 0].sin()], dim=-1),
-        "cost": lambda x, u, p: squared(x) + squared(u),
-        "rest": lambda x, p: squared(x),
-        "room": lambda x, u, p: (2.0 - x[..., 0].abs()).unsqueeze(-1),
-    } | functions
-    problem = OptimalControlProblem(
-        nx=2,
-        nu=1,
-        horizon=4,
-        dt=0.1,
-        dynamics=given["dynamics"],
-        stage_costs={"cost": given["cost"]},
-        terminal_costs={"rest": given["rest"]},
-        inequalities={"room": given["room"]},
-        penalties={"room": (1.0, 1.0)},
-    )
-    RecedingHorizonController(problem).check(np.array([0.7, -0.4]), {})
-
-
-def test_check_is_content_with_gradients_that_are_right():
-    pulled()
-    pulled(cost=lambda x, u, p: torch.ones_like(x[..., 0]))
-    pulled(cost=lambda x, u, p: 1e6 * squared(x) + (0.01 + squared(u)).sqrt())
-
-
-@pytest.mark.parametrize(
-    ("name", "function", "told"),
-    [
-        ("cost", lambda x, u, p: squared(x.detach()) + squared(u), "cost 'cost'"),
-        ("cost", lambda x, u, p: WrongSlope.apply(x).sum(dim=-1), "cost 'cost'"),
-        ("rest", lambda x, p: torch.from_numpy(squared(x).detach().numpy()), "cost 'rest'"),
-        (
-            "dynamics",
-            lambda x, u, p: torch.stack([x[..., 1], u[..., 0] - x[..., 0].detach()], dim=-1),
-            "the dynamics of state 1",
-        ),
-        ("room", lambda x, u, p: 2.0 - x[..., :1].detach() + u, "inequality 0"),
-    ],
-)
-def test_check_names_the_function_whose_gradient_is_not_that_of_its_values(name, function, told):
-    with pytest.raises(ValueError, match=f"the gradient of {told} is not that of its values"):
-        pulled(**{name: function})

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All derivatives that a Newton step needs, taken from the merit function in one pass.
+"""The eager evaluator: torch functions, differentiated by autograd in one pass.
 
-Reverse mode only: forward-mode differentiation keeps its nesting level in a module global and is
-not thread-safe. There are two ways to the Hessian:
+Only reverse mode is used, because forward-mode differentiation keeps its nesting level in a module
+global and is not thread-safe. The Hessian can be found in two ways:
 
-- *Combs* over z (comb.py) see the merit function as a black box, ``2 b + 1`` probes with
-  ``b = nu + 2 nx - 1``. Jacobians come from combs of rows: defects of every second interval share
-  no variable, so two combs for each state hold them all (Curtis, Powell and Reid 1974).
-- *Stagewise*, each interval gets copies of its own of ``w_k = (x_k, u_k, x_{k+1})``. Over the
-  copies the Hessian is block diagonal, so the comb with period ``nu + 2 nx`` brings all of it
-  without aliasing, ``nx`` combs of rows bring the Jacobian, and adding the blocks where they
-  overlap gives the band (element Hessians: Griewank and Toint 1982).
+- *Combs* over z (comb.py) treat the merit function as a black box and take ``2 b + 1`` probes,
+  ``b = nu + 2 nx - 1``. Jacobians come from combs of rows: the defects of every second interval
+  share no variable, so two combs for each state cover them all (Curtis, Powell and Reid 1974).
+- *Stagewise*, each interval gets its own copies of ``w_k = (x_k, u_k, x_{k+1})``. Over the copies
+  the Hessian is block diagonal, so the comb with period ``nu + 2 nx`` finds all of it without
+  aliasing, ``nx`` combs of rows find the Jacobian, and adding the blocks where they overlap gives
+  the band (element Hessians: Griewank and Toint 1982).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mpc_banded.ocp import banded, comb
 from mpc_banded.ocp.barrier import Barrier
+from mpc_banded.ocp.evaluator import Merit
 from mpc_banded.ocp.newton import (
     NewtonStep,
     NewtonSystem,
@@ -35,40 +36,17 @@ from mpc_banded.ocp.newton import (
 )
 from mpc_banded.ocp.transcription import StageData, Terms, Transcription, merit
 
-
-@dataclass(frozen=True)
-class Merit:
-    """The parts of the merit function at some trajectory.
-
-    Attributes:
-        cost: Sum of the weighted costs.
-        barrier: Value of the barrier terms; infinite outside the input bounds.
-        dynamics: ``sum_k lambda_k' d_k``.
-        defects: ``sum_k |d_k|^2 / 2``.
-    """
-
-    cost: float
-    barrier: float
-    dynamics: float
-    defects: float
-
-    def value(self, penalty: float) -> float:
-        """The merit function with a penalty on the defects."""
-        return self.cost + self.barrier + self.dynamics + penalty * self.defects
-
-
-#: Names of the ways to the Hessian.
+#: Ways to find the Hessian.
 RECOVERIES = ("stagewise", *comb.RECOVERIES)
-#: Steps of the central differences that gradients are checked with.
-DIFFERENCES = (1e-3, 1e-5)
 
 
-class Derivatives:
-    """Evaluates a transcription and its derivatives, eagerly.
+class EagerEvaluator:
+    """Evaluates a transcription by calling its torch functions; see Evaluator.
 
     Args:
-        transcription: What to differentiate.
-        half_bandwidth: Of the band storage; 0 takes the derived one, a larger one works.
+        transcription: The transcription to evaluate.
+        half_bandwidth: Half bandwidth of the band storage; 0 takes the one derived from the
+            couplings, larger ones are allowed.
         recovery: One of RECOVERIES.
 
     Raises:
@@ -97,13 +75,13 @@ class Derivatives:
         return _stage_probes(self.transcription)
 
     def system(self, point: Point, data: StageData, penalty: float) -> NewtonSystem:
-        """The Newton system at a point, with the penalty rho of its matrix."""
+        """See Evaluator.system."""
         mu = _scalar(point.mu)
         duals = torch.from_numpy(point.duals)
         inside: list[Tensor] = []
 
         def of_inequalities(h: Tensor) -> Tensor:
-            """Their multipliers, from duals made safe at this point."""
+            """The multipliers of the inequalities, from duals that are safe at this point."""
             rows, distances = self._distances(point.z, h, mu)
             safe = self.barrier.safeguarded(duals, distances, mu)
             inside[:] = rows, distances, safe
@@ -143,11 +121,11 @@ class Derivatives:
     def newton_step(
         self, system: NewtonSystem, penalty: float, shift: float, accuracy: float
     ) -> NewtonStep:
-        """The step from a system; see newton.newton_step."""
+        """See Evaluator.newton_step."""
         return newton_step(system, self.barrier, penalty, shift, accuracy)
 
     def merit(self, z: np.ndarray, multipliers: np.ndarray, mu: float, data: StageData) -> Merit:
-        """The merit function at one trajectory (n,)."""
+        """See Evaluator.merit."""
         with torch.no_grad():
             terms = self.transcription.terms(torch.from_numpy(z), data)
             _, distances = self._distances(z, terms.inequalities, _scalar(mu))
@@ -157,7 +135,7 @@ class Derivatives:
         return Merit(*map(float, (terms.costs.sum(), barrier, dynamics, 0.5 * (d * d).sum())))
 
     def central_duals(self, z: np.ndarray, mu: float, data: StageData) -> np.ndarray:
-        """Duals ``mu / distance`` at a trajectory (n,): those of a cold start."""
+        """See Evaluator.central_duals."""
         with torch.no_grad():
             h = self.transcription.terms(torch.from_numpy(z), data).inequalities
             _, distances = self._distances(z, h, _scalar(mu))
@@ -171,80 +149,26 @@ class Derivatives:
         return rows, self.barrier.distances(stages[:, : problem.nu], rows, mu)
 
     def rollout(self, inputs: np.ndarray, data: StageData) -> np.ndarray:
-        """The states (N + 1, nx) that inputs (N, nu) lead to; see Transcription.predicted."""
+        """See Evaluator.rollout."""
         return self.transcription.rollout(inputs, data).states
 
     def mean_curvature(self, z: np.ndarray, data: StageData) -> float:
-        """Mean absolute diagonal of the costs' Hessian at ``z`` (n,)."""
+        """Mean absolute diagonal of the Hessian of the costs at z (n,)."""
         problem = self.transcription.problem
         nothing = np.zeros((problem.horizon, problem.nx))
         parts = self._derive(z, data, nothing, 0.0, torch.zeros_like)
         return float(np.abs(parts.bands[0]).mean())
 
-    def check(self, z: np.ndarray, data: StageData, seed: int = 0) -> None:
-        """Compares gradients and bands with the functions as black boxes, along random probes.
-
-        Random multipliers, so that the curvature of every defect and inequality is seen.
-
-        Raises:
-            BandwidthError: The Hessian does not fit the half bandwidth.
-            ValueError: It does, but a term couples stages that it does not belong to, which the
-                stagewise recovery cannot see; or a gradient is not that of the values.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        self._check_slopes(torch.tensor(z, dtype=torch.float64), data, generator)
-        point = torch.tensor(z, dtype=torch.float64, requires_grad=True)
-        terms = self.transcription.terms(point, data)
-        lam = torch.randn(terms.defects.shape, dtype=torch.float64, generator=generator)
-        nu = torch.rand(terms.inequalities.shape, dtype=torch.float64, generator=generator)
-        scalar = merit(terms, lam - terms.defects.detach(), torch.ones_like(lam[0, 0]), nu)
-        (slope,) = torch.autograd.grad(scalar, point, create_graph=True)
-        bands = self._derive(z, data, lam.numpy(), 1.0, lambda _: nu).bands
-        try:
-            comb.check_band(bands, slope, point, generator=generator)
-        except FloatingPointError:
-            if self._comb is not None or not np.isfinite(bands).all():
-                raise
-            raise ValueError(
-                "a cost or inequality couples stages that it does not belong to: recovery "
-                "'stagewise' cannot see that, 'direct' can"
-            ) from None
-
-    def _check_slopes(self, z: Tensor, data: StageData, generator: torch.Generator) -> None:
-        """Raises ValueError if a term's values change otherwise than its gradient says."""
-        problem = self.transcription.problem
-        direction, mixed = (
-            torch.randn(shape, dtype=torch.float64, generator=generator)
-            for shape in (z.shape, (problem.horizon, 1))
-        )
-
-        def values(step: Tensor | float) -> Tensor:
-            terms = self.transcription.terms(z + step * direction, data)
-            rows = [(mixed * each).sum(dim=0) for each in (terms.defects, terms.inequalities)]
-            return torch.cat([terms.costs, *rows])
-
-        step = torch.zeros((), dtype=torch.float64, requires_grad=True)
-        here = values(step)
-        names = [f"cost {name!r}" for name in problem.cost_names]
-        names += [f"the dynamics of state {i}" for i in range(problem.nx)]
-        names += [f"inequality {i}" for i in range(len(here) - len(names))]
-        with torch.no_grad():
-            changes = [((values(h) - values(-h)) / (2.0 * h)).tolist() for h in DIFFERENCES]
-        for name, value, *found in zip(names, here, *changes, strict=True):
-            told = 0.0
-            if value.requires_grad:
-                (slope,) = torch.autograd.grad(
-                    value, step, retain_graph=True, allow_unused=True, materialize_grads=True
-                )
-                told = float(slope)
-            # The smallest error counts: a step may cross a kink, or be lost in rounding.
-            errors = [abs(told - x) - 1e-3 * (abs(told) + abs(x)) for x in found]
-            if min(errors) > 1e-6 * (1.0 + abs(float(value.detach()))):
-                raise ValueError(
-                    f"the gradient of {name} is not that of its values: {told:.4g} along a random "
-                    f"direction, {found[-1]:.4g} by differences; look for detach, item, numpy or "
-                    "no_grad inside the function"
-                )
+    def lagrangian_hessian(
+        self,
+        z: np.ndarray,
+        data: StageData,
+        multipliers: np.ndarray,
+        penalty: float,
+        inequality_multipliers: Tensor,
+    ) -> np.ndarray:
+        """The bands (b + 1, n) of ``H_L + rho J'J`` at z (n,), without the barrier's curvature."""
+        return self._derive(z, data, multipliers, penalty, lambda _: inequality_multipliers).bands
 
     def _derive(
         self,
@@ -256,15 +180,15 @@ class Derivatives:
     ) -> _Parts:
         """Gradient of the costs, ``H_L + rho J'J`` and Jacobians at ``z`` (n,).
 
-        H_L is the Hessian of the Lagrangian at multipliers (N, nx), and at those of the
-        inequalities, which are asked for once their values (N, m) are known.
+        H_L is the Hessian of the Lagrangian at multipliers (N, nx), and at the multipliers of the
+        inequalities that ``of_inequalities`` returns for their values (N, m).
         """
         way = self._by_stages if self._comb is None else self._by_combs
         parts, of_h = way(z, data, torch.from_numpy(multipliers), penalty, of_inequalities)
         gradient = (
             parts.gradient
             - transposed_product(parts.defect_jacobian, multipliers)
-            + inequalities_transposed(parts.inequality_jacobian, of_h.numpy())
+            + _inequalities_transposed(parts.inequality_jacobian, of_h.numpy())
         )
         return replace(parts, gradient=gradient)
 
@@ -280,8 +204,8 @@ class Derivatives:
         nx, width = problem.nx, block + problem.nx
         padded = np.concatenate([data.state, z])
         windows = np.lib.stride_tricks.sliding_window_view(padded, width)[::block]
-        # One replica for each probe: a plain backward pass then serves them all, without the
-        # overhead of vectorising every operation.
+        # One replica for each probe: one plain backward pass serves them all, without the overhead
+        # of vectorising every operation.
         count = len(self._stage_probes[0])
         copies = torch.tensor(np.broadcast_to(windows, (count, *windows.shape)))
         copies.requires_grad_()
@@ -322,8 +246,7 @@ class Derivatives:
         terms = self.transcription.terms(point, data)
         rho = _scalar(penalty)
         of_h = of_inequalities(terms.inequalities.detach())
-        # Shifting the multipliers takes the curvature that the penalty of a nonzero defect adds
-        # out again.
+        # Shifting the multipliers removes the curvature that the penalty adds at nonzero defects.
         scalar = merit(terms, multipliers - rho * terms.defects.detach(), rho, of_h)
         (slope,) = torch.autograd.grad(scalar, point, create_graph=True)
         products = comb.hessian_vector_products(slope, point, self._comb.probes)
@@ -350,7 +273,15 @@ class Derivatives:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Terms and derivatives of the costs and dynamics: of the Lagrangian's gradient at first."""
+    """Terms and derivatives of costs and dynamics.
+
+    Attributes:
+        terms: Values.
+        gradient: Of the costs (n,); of the Lagrangian before ``_derive`` has corrected it.
+        bands: ``H_L + rho J'J``, (b + 1, n).
+        defect_jacobian: (N, nx, 2 nx + nu).
+        inequality_jacobian: (N, m, nu + nx).
+    """
 
     terms: Terms
     gradient: np.ndarray
@@ -364,10 +295,10 @@ def _scalar(value: float) -> Tensor:
 
 
 def _stage_probes(transcription: Transcription) -> tuple[Tensor, ...]:
-    """What each replica asks for: one column of the slope, the defects or the inequalities.
+    """Probes of the replicas: each picks one column of the slope, defects or inequalities.
 
     Returns:
-        Probes (replicas, N, columns) of the three, one where asked and zero elsewhere.
+        Probes (replicas, N, columns) of the three: one at the column picked and zero elsewhere.
     """
     problem = transcription.problem
     counts = (
@@ -381,9 +312,9 @@ def _stage_probes(transcription: Transcription) -> tuple[Tensor, ...]:
 
 
 def _overlapped(blocks: np.ndarray, overlap: int, half_bandwidth: int) -> np.ndarray:
-    """Band of blocks (N, m, m) along the diagonal that overlap; the first part is cut off.
+    """The sum of blocks (N, m, m) along the diagonal, each overlapping the next.
 
-    Returns lower band storage (b + 1, N (m - overlap)).
+    Returns lower band storage (b + 1, N (m - overlap)), without the first ``overlap`` columns.
     """
     count, m, _ = blocks.shape
     column, offset = np.ogrid[:m, :m]
@@ -397,13 +328,13 @@ def _overlapped(blocks: np.ndarray, overlap: int, half_bandwidth: int) -> np.nda
     return bands.reshape(-1, half_bandwidth + 1).T
 
 
-def inequalities_transposed(jacobian: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
+def _inequalities_transposed(jacobian: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
     """J' nu of the inequality Jacobian and multipliers (N, m); (n,)."""
     return np.matmul(multipliers[:, None, :], jacobian).reshape(-1)
 
 
 def _defect_rows(transcription: Transcription) -> Tensor:
-    """Row combs of the defects, (2 nx, N, nx): one state of every second interval each."""
+    """Combs of rows of the defects, (2 nx, N, nx): one state of every second interval each."""
     nx, horizon = transcription.problem.nx, transcription.problem.horizon
     rows = torch.zeros(2, nx, horizon, nx, dtype=torch.float64)
     for parity in range(2):

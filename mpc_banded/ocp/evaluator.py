@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the solver asks of a problem: values and derivatives at a point, and Newton steps.
+
+There are two evaluators: ``eager.py`` calls the torch functions of the problem and lets autograd
+differentiate them; ``compiled.py`` calls machine code that was generated from the same functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from mpc_banded.ocp.barrier import Barrier
+from mpc_banded.ocp.newton import NewtonStep, NewtonSystem, Point
+from mpc_banded.ocp.transcription import StageData, Transcription
+
+
+@dataclass(frozen=True)
+class Merit:
+    """The parts of the merit function at a trajectory.
+
+    Attributes:
+        cost: Sum of the weighted costs.
+        barrier: Value of the barrier terms; infinite outside the input bounds.
+        dynamics: ``sum_k lambda_k' d_k``.
+        defects: ``sum_k |d_k|^2 / 2``.
+    """
+
+    cost: float
+    barrier: float
+    dynamics: float
+    defects: float
+
+    def value(self, penalty: float) -> float:
+        """The merit function with a penalty on the defects."""
+        return self.cost + self.barrier + self.dynamics + penalty * self.defects
+
+
+class Evaluator(Protocol):
+    """Evaluates a transcription and its derivatives."""
+
+    @property
+    def transcription(self) -> Transcription:
+        """The transcription that is evaluated."""
+
+    @property
+    def barrier(self) -> Barrier:
+        """The inequalities of one stage of its problem."""
+
+    @property
+    def half_bandwidth(self) -> int:
+        """Half bandwidth of the band storage."""
+
+    @property
+    def recovery(self) -> str:
+        """How the Hessian is found; one of ``eager.RECOVERIES``."""
+
+    def system(self, point: Point, data: StageData, penalty: float) -> NewtonSystem:
+        """The Newton system at a point, with the penalty rho of its matrix."""
+
+    def newton_step(
+        self, system: NewtonSystem, penalty: float, shift: float, accuracy: float
+    ) -> NewtonStep:
+        """The Newton step from a system that this evaluator has made.
+
+        Args:
+            system: The Newton system.
+            penalty: rho of its matrix.
+            shift: Added to the diagonal of the matrix.
+            accuracy: Largest linearised defect at which the multiplier sweeps end.
+
+        Raises:
+            NotPositiveDefinite: The shifted matrix has no Cholesky factor.
+        """
+
+    def merit(self, z: np.ndarray, multipliers: np.ndarray, mu: float, data: StageData) -> Merit:
+        """The merit function at a trajectory z (n,), with multipliers (N, nx)."""
+
+    def central_duals(self, z: np.ndarray, mu: float, data: StageData) -> np.ndarray:
+        """The duals ``mu / distance`` of a cold start at z (n,), as ``Point.duals``."""
+
+    def rollout(self, inputs: np.ndarray, data: StageData) -> np.ndarray:
+        """The states (N + 1, nx) that inputs (N, nu) lead to; see Transcription.predicted."""
+
+    def mean_curvature(self, z: np.ndarray, data: StageData) -> float:
+        """Mean absolute diagonal of the Hessian of the costs at z (n,)."""
