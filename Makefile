@@ -30,7 +30,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## install everything into .venv (PYTHON=python3.12 names another Python)
 
-demo: $(READY)  ## drive a simulated robot over DDS (ROBOT=unicycle|bicycle|cartpole, ARGS="...")
+demo: $(READY)  ## drive a simulated robot over DDS (ROBOT=unicycle|bicycle|cartpole|joint_space, ARGS="...")
 	@$(VENV_PYTHON) -m mpc_banded demo --robot $(ROBOT) $(ARGS)
 
 test: $(READY)  ## run all tests (ARGS="-k comb -x")

@@ -46,7 +46,7 @@ from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.record import Cycle, Journal
 from mpc_banded.robots import messages
 from mpc_banded.ros import executable, interfaces, node, telemetry
-from mpc_banded.ros.demo import figure_of_eight, parameter_file
+from mpc_banded.ros.demo.scenarios import config_file, figure_of_eight
 from mpc_banded.ros.diagnostics import Diagnostics
 from mpc_banded.ros.task import MpcTask
 from mpc_banded.ros.visualization import Visualization
@@ -130,7 +130,7 @@ def run_bare(executor_class: Callable[[], Any]) -> int:
     ended: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: ended.append(number))
-    config = Config.load(parameter_file("unicycle"))
+    config = Config.load(config_file("unicycle"))
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node = Node("mpc_node")
     loop = ControlLoop(config)
@@ -249,7 +249,7 @@ class Watch:
 @contextmanager
 def _driving(kind: str, folder: Path) -> Iterator[tuple[Watch, subprocess.Popen[bytes], Path]]:
     """A node of a kind, and the simulator; with where the node's reports go."""
-    parameters = ["--ros-args", "--params-file", str(parameter_file("unicycle"))]
+    parameters = ["--ros-args", "--params-file", str(config_file("unicycle"))]
     parameters += ["-p", f"controller_frequency:={FREQUENCY}", "-p", f"horizon:={HORIZON}"]
     report = folder / f"{kind}.txt"
     with report.open("wb") as output:

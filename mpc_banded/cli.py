@@ -102,7 +102,7 @@ def _how_to_install(error: ModuleNotFoundError) -> str | None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from mpc_banded.ros.demo import run_demo
+    from mpc_banded.ros.demo.run import run_demo
 
     return run_demo(options.robot, options.duration, options.output)
 

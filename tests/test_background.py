@@ -24,7 +24,7 @@ from mpc_banded.control.motion import Simulation
 from mpc_banded.control.path import PathReference
 from mpc_banded.ocp import compiled
 from mpc_banded.robots.robot import BUILT_IN
-from mpc_banded.ros.demo import figure_of_eight
+from mpc_banded.ros.demo.scenarios import figure_of_eight
 
 PATIENCE_S = 60.0
 SHORT = {"robot": "cartpole", "horizon": 4}

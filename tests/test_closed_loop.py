@@ -17,7 +17,7 @@ from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.path import PathReference
 from mpc_banded.offline.drive import Run, bound_violations, clearance, tracking_error
 from mpc_banded.robots.messages import fill_joint_state, fill_odometry
-from mpc_banded.ros.demo import figure_of_eight, lane_change
+from mpc_banded.ros.demo.scenarios import figure_of_eight, lane_change
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 

@@ -9,7 +9,7 @@ from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
 from mpc_banded.control.path import PathReference
-from mpc_banded.ros.demo import figure_of_eight
+from mpc_banded.ros.demo.scenarios import figure_of_eight
 
 DELAY, PERIOD = 0.15, 0.05
 BEGIN = 1000.0

@@ -16,7 +16,7 @@ from mpc_banded.control.motion import Simulation
 from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.robots import load_robot
 from mpc_banded.robots.robot import BUILT_IN
-from mpc_banded.ros.demo import figure_of_eight
+from mpc_banded.ros.demo.scenarios import figure_of_eight
 
 PERIOD = 0.05
 

@@ -16,7 +16,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_harness import Robot, Watcher, config_file, position
 from visualization_msgs.msg import Marker, MarkerArray
 
-from mpc_banded.ros.demo import figure_of_eight
+from mpc_banded.ros.demo.scenarios import figure_of_eight
 from mpc_banded.ros.lifecycle import NO_EVENTS
 
 pytestmark = pytest.mark.ros

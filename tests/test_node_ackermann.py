@@ -8,7 +8,7 @@ import ackermann
 import pytest
 from ros_harness import Robot, on_path, position
 
-from mpc_banded.ros.demo import lane_change
+from mpc_banded.ros.demo.scenarios import lane_change
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 

@@ -22,7 +22,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_harness import Process, Robot, Watcher
 
-from mpc_banded.ros.demo import figure_of_eight
+from mpc_banded.ros.demo.scenarios import figure_of_eight
 from mpc_banded.ros.lifecycle import SUCCESS, ManagedNode
 from mpc_banded.ros.node import TaskBuilder
 

@@ -12,7 +12,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from ros_harness import Process, Robot, Watcher, config_file, on_path, position
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from mpc_banded.ros.demo import figure_of_eight, lane_change
+from mpc_banded.ros.demo.scenarios import figure_of_eight, lane_change
 
 pytestmark = pytest.mark.ros
 

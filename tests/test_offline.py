@@ -11,9 +11,9 @@ from rosbags.typesys import Stores, get_typestore
 from mpc_banded.cli import main
 from mpc_banded.control.config import Config
 from mpc_banded.control.path import PathReference
-from mpc_banded.offline.drive import Run, plot, summarise
+from mpc_banded.offline.drive import Run, Target, plot, summarise
 from mpc_banded.offline.recording import Recording
-from mpc_banded.ros.demo import SCENARIOS, figure_of_eight, lane_change, parameter_file
+from mpc_banded.ros.demo.scenarios import SCENARIOS, config_file, figure_of_eight, lane_change
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 
@@ -61,6 +61,40 @@ def test_the_plot_is_a_picture(config, path, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.fixture
+def arm():
+    """An arm whose second joint is 0.1 rad off, the last of them only in the end."""
+    config = Config({"robot": "joint_space", "joints": ["a", "b"]})
+    run = straight_run(0.0)
+    run.states = [
+        (t, {"a": 0.5, "b": 0.1 if t < 9.0 else 0.02, "a_velocity": 0.0, "b_velocity": 0.0})
+        for t, _ in run.states
+    ]
+    command = {"a@0.05": 0.5, "a_velocity@0.05": 0.1, "a@0.1": 0.5, "a_velocity@0.1": 0.1}
+    run.commands = [(t, dict(command)) for t, _ in run.states]
+    return run, config
+
+
+def test_a_target_is_judged_by_the_joint_that_is_furthest_from_it(arm):
+    run, config = arm
+    target = Target({"a": 0.5, "b": 0.0}, "rad", settled_s=9.0)
+    summary = summarise(run, config, target, 0.0)
+    assert summary["rms_tracking_error_rad"] == pytest.approx(0.02)
+    assert summary["final_tracking_error_rad"] == pytest.approx(0.02)
+    assert summary["min_obstacle_clearance_m"] is None
+    assert summary["bound_violations"] == 0
+
+
+def test_every_point_of_a_trajectory_is_held_against_the_limits(arm, tmp_path):
+    run, config = arm
+    run.commands[5][1]["a_velocity@0.1"] = 2.5
+    run.commands[6][1]["a@0.05"] = -4.0
+    target = Target({"a": 0.5, "b": 0.0}, "rad")
+    assert summarise(run, config, target, 0.0)["bound_violations"] == 2
+    plot(run, config, target, 0.0, "arm", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_what_is_recorded_is_read_back(tmp_path):
     types = get_typestore(Stores.ROS2_KILTED)
     float64 = types.types["std_msgs/msg/Float64"]
@@ -78,7 +112,7 @@ def test_what_is_recorded_is_read_back(tmp_path):
 
 @pytest.mark.parametrize("robot", SCENARIOS)
 def test_every_demo_has_its_parameter_file(robot):
-    assert Config.load(parameter_file(robot)).robot.name == robot
+    assert Config.load(config_file(robot)).robot.name == robot
 
 
 @pytest.mark.parametrize("points", [figure_of_eight(), lane_change()])

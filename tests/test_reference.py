@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mpc_banded.control.joints import JointReference
 from mpc_banded.control.path import PathReference
 from mpc_banded.control.reference import GoalReference, stacked
-from mpc_banded.ros.demo import figure_of_eight
+from mpc_banded.ros.demo.scenarios import figure_of_eight
 
 TIMES = np.arange(21) * 0.1
 COORDINATES = st.floats(-10.0, 10.0)

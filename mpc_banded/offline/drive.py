@@ -24,6 +24,21 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter  # i
 SETTLING_S, NEAR_M = 3.0, 0.5
 
 
+@dataclass(frozen=True)
+class Target:
+    """Values that some states must reach and hold.
+
+    Attributes:
+        values: Name -> value.
+        unit: Their unit, for names and labels: ``m`` or ``rad``.
+        settled_s: Time from the start after which they must hold.
+    """
+
+    values: Mapping[str, float]
+    unit: str
+    settled_s: float = SETTLING_S
+
+
 @dataclass
 class Run:
     """What was heard of one run; times in seconds on one clock.
@@ -64,21 +79,24 @@ def clearance(run: Run, config: Config, radius: float) -> np.ndarray:
 
 
 def summarise(
-    run: Run, config: Config, path: PathReference | None, radius: float
+    run: Run, config: Config, target: PathReference | Target, radius: float
 ) -> dict[str, float | None]:
     """The figures of a run; None where one has no meaning for the robot."""
     solve_ms = run.figure("solve_time_ms")
     times = run.state_times
-    settled = times > SETTLING_S
-    error = tracking_error(run, path)
+    unit, settled_s = "m", SETTLING_S
+    if isinstance(target, Target):
+        unit, settled_s = target.unit, target.settled_s
+    settled = times > settled_s
+    error = tracking_error(run, target)
     nearest: float | None = None
-    if path is not None:
+    if isinstance(target, PathReference):
         gaps = clearance(run, config, radius)
         settled &= gaps > NEAR_M
         nearest = float(gaps[times >= 0].min())
     return {
-        "rms_tracking_error_m": float(np.sqrt((error[settled] ** 2).mean())),
-        "final_tracking_error_m": float(error[-1]),
+        f"rms_tracking_error_{unit}": _rms(error[settled]),
+        f"final_tracking_error_{unit}": float(error[-1]),
         "min_obstacle_clearance_m": nearest,
         "solve_ms_median": float(np.median(solve_ms)),
         "solve_ms_p99": float(np.percentile(solve_ms, 99)),
@@ -91,11 +109,18 @@ def summarise(
     }
 
 
-def tracking_error(run: Run, path: PathReference | None) -> np.ndarray:
-    """Distance from the path, or of the cart from zero where there is no path, in m; (M,)."""
-    if path is None:
-        return np.abs(run.state("cart"))
-    return np.array([path.distance(p) for p in np.column_stack([run.state("x"), run.state("y")])])
+def _rms(values: np.ndarray) -> float | None:
+    return float(np.sqrt((values**2).mean())) if values.size else None
+
+
+def tracking_error(run: Run, target: PathReference | Target) -> np.ndarray:
+    """Distance from a path in m, or largest distance of a state from its target; (M,)."""
+    if isinstance(target, Target):
+        gaps = [np.abs(run.state(name) - value) for name, value in target.values.items()]
+        return np.array(np.max(gaps, axis=0))
+    return np.array(
+        [target.distance(p) for p in np.column_stack([run.state("x"), run.state("y")])]
+    )
 
 
 def bound_violations(run: Run, config: Config) -> int:
@@ -103,13 +128,19 @@ def bound_violations(run: Run, config: Config) -> int:
     count = 0
     for _, values in run.commands:
         for name, value in values.items():
-            lower, upper = config.values.get(f"limits.{name}", (-np.inf, np.inf))
+            limit = f"limits.{name.partition('@')[0]}"  # of a point in time
+            lower, upper = config.values.get(limit, (-np.inf, np.inf))
             count += not lower - 1e-9 <= value <= upper + 1e-9
     return count
 
 
 def plot(
-    run: Run, config: Config, path: PathReference | None, radius: float, title: str, file: Path
+    run: Run,
+    config: Config,
+    target: PathReference | Target,
+    radius: float,
+    title: str,
+    file: Path,
 ) -> None:
     """Draw path or angles, commands against limits, error and solve time into a PNG."""
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
@@ -117,12 +148,14 @@ def plot(
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
         grid = figure.add_gridspec(3, 2, width_ratios=[1.25, 1])
         left = figure.add_subplot(grid[:, 0])
-        if path is None:
-            _draw_states(left, run)
+        if isinstance(target, PathReference):
+            _draw_path(left, run, config, target, radius)
+        elif "pole" in run.states[-1][1]:
+            _draw_pole(left, run)
         else:
-            _draw_path(left, run, config, path, radius)
+            _draw_states(left, run, target)
         _draw_commands(figure.add_subplot(grid[0, 1]), run, config)
-        _draw_error(figure.add_subplot(grid[1, 1]), run, config, path, radius)
+        _draw_error(figure.add_subplot(grid[1, 1]), run, config, target, radius)
         _draw_solve_time(figure.add_subplot(grid[2, 1]), run, config)
         figure.savefig(file, dpi=130)
         plt.close(figure)
@@ -145,7 +178,16 @@ def _draw_path(axes: Axes, run: Run, config: Config, path: PathReference, radius
     axes.legend(loc="upper right")
 
 
-def _draw_states(axes: Axes, run: Run) -> None:
+def _draw_states(axes: Axes, run: Run, target: Target) -> None:
+    for i, (name, value) in enumerate(target.values.items()):
+        axes.plot(run.state_times, run.state(name), color=f"C{i}", label=name)
+        axes.axhline(value, color=f"C{i}", lw=1, ls="--")
+    axes.set(xlabel="time [s]", ylabel=f"position [{target.unit}]", xlim=(0.0, None))
+    axes.set_title("States, and where they must come to rest")
+    axes.legend(loc="upper right", ncols=2)
+
+
+def _draw_pole(axes: Axes, run: Run) -> None:
     times = run.state_times
     pole = np.degrees(np.unwrap(run.state("pole")))
     upright = 360.0 * np.round(pole[-1] / 360.0)
@@ -161,9 +203,11 @@ def _draw_states(axes: Axes, run: Run) -> None:
 
 def _draw_commands(axes: Axes, run: Run, config: Config) -> None:
     times = np.array([time for time, _ in run.commands]) - run.started_s
-    names = [name for name in run.commands[0][1] if f"limits.{name}" in config.values]
+    commands = [_first_point(values) for _, values in run.commands]
+    names = [name for name in commands[-1] if f"limits.{name}" in config.values]
     for name, color in zip(names, (BLUE, ORANGE), strict=False):
-        axes.step(times, [v[name] for _, v in run.commands], where="post", color=color, label=name)
+        values = [command.get(name, np.nan) for command in commands]
+        axes.step(times, values, where="post", color=color, label=name)
         for bound in config[f"limits.{name}"]:
             axes.axhline(bound, color=color, lw=1, ls=":")
     axes.set_xlim(0.0, None)
@@ -171,18 +215,33 @@ def _draw_commands(axes: Axes, run: Run, config: Config) -> None:
     axes.legend(loc="upper right", ncols=2)
 
 
+def _first_point(values: Mapping[str, float]) -> dict[str, float]:
+    """Velocities of the first point of a trajectory; any other command as it is."""
+    first = min((name.partition("@")[2] for name in values), key=_seconds, default="")
+    suffix = f"_velocity@{first}"
+    if not first:
+        return dict(values)
+    return {name.partition("@")[0]: x for name, x in values.items() if name.endswith(suffix)}
+
+
+def _seconds(text: str) -> float:
+    return float(text) if text else -1.0
+
+
 def _draw_error(
-    axes: Axes, run: Run, config: Config, path: PathReference | None, radius: float
+    axes: Axes, run: Run, config: Config, target: PathReference | Target, radius: float
 ) -> None:
     times = run.state_times
-    label = "distance from the path" if path else "cart from zero"
-    axes.plot(times, tracking_error(run, path), color=BLUE, label=label)
-    if path is not None and config["obstacles"]:
+    is_path = isinstance(target, PathReference)
+    unit = target.unit if isinstance(target, Target) else "m"
+    label = "distance from the path" if is_path else "distance from the target"
+    axes.plot(times, tracking_error(run, target), color=BLUE, label=label)
+    if is_path and config["obstacles"]:
         gaps = clearance(run, config, radius)
         axes.plot(times, np.where(gaps < 2.0, gaps, np.nan), color=RED, label="clearance")
     axes.axhline(0.0, color=GREY, lw=1)
     axes.set_xlim(0.0, None)
-    axes.set_title("Error and clearance [m]")
+    axes.set_title(f"Error{' and clearance' if is_path else ''} [{unit}]")
     axes.legend(loc="upper right", ncols=2)
 
 

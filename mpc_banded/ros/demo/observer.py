@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watch a node from outside: publish one reference, and record every message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
+
+from mpc_banded.control.config import Config
+from mpc_banded.offline.drive import Run
+from mpc_banded.offline.recording import Recording
+from mpc_banded.ros.demo.scenarios import Reference
+from mpc_banded.ros.interfaces import message_class
+
+TELEMETRY = (
+    *("solve_time_ms", "iterations", "kkt_residual", "defect_norm", "converged"),
+    "missed_deadline",
+)
+BEST_EFFORT = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
+#: Called with topic, type, time of receipt in ns, the bytes and the message.
+Listener = Callable[[str, str, int, bytes, Any], None]
+
+
+class Observer:
+    """A node in a context of its own that hears given topics and publishes one reference.
+
+    Args:
+        topics: Topic -> message type.
+        listener: Called for each message.
+        reference: Published once somebody else subscribes to it; None for no reference.
+    """
+
+    def __init__(
+        self, topics: dict[str, str], listener: Listener, reference: Reference | None
+    ) -> None:
+        self._context = Context()
+        rclpy.init(context=self._context)
+        self.node = Node("mpc_demo", context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._listener = listener
+        self._pending = reference
+        if reference is not None:
+            self._publisher = self.node.create_publisher(reference.kind, reference.topic, 1)
+            self._own_subscriptions = int(reference.topic in topics)
+        for topic, kind in topics.items():
+            self._subscribe(topic, kind)
+
+    def spin_once(self, timeout_s: float) -> None:
+        """Handle what arrives within the time."""
+        pending = self._pending
+        if pending and self._publisher.get_subscription_count() > self._own_subscriptions:
+            self._publisher.publish(pending.message(self.node.get_clock().now().to_msg()))
+            self._pending = None
+        self._executor.spin_once(timeout_sec=timeout_s)
+
+    def close(self) -> None:
+        """Leave the ROS graph."""
+        self._executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+    def _subscribe(self, topic: str, kind: str) -> None:
+        name = self.node.resolve_topic_name(topic)
+        message_type = message_class(kind)
+
+        def hear(data: bytes) -> None:
+            now_ns = self.node.get_clock().now().nanoseconds
+            self._listener(name, kind, now_ns, data, deserialize_message(data, message_type))
+
+        self.node.create_subscription(message_type, topic, hear, BEST_EFFORT, raw=True)
+
+
+class Monitor:
+    """Collects what is heard into a run, and records it.
+
+    Args:
+        config: Configuration of the robot that is watched.
+        recording: Takes every message.
+
+    Attributes:
+        run: States, commands and telemetry so far.
+        derivatives: The derivatives that the node used last, eager or compiled.
+        driving: Whether a command other than the stop has been heard.
+    """
+
+    def __init__(self, config: Config, recording: Recording) -> None:
+        robot = config.robot
+        self.run = Run()
+        self.derivatives = ""
+        self.driving = False
+        self._robot = robot
+        self._recording = recording
+        self._state, self._command = robot.state_topics[0], config.command_topic
+        self.topics = {
+            self._state.topic: self._state.type,
+            self._command.topic: self._command.type,
+            **{f"mpc_node/telemetry/{name}": "std_msgs/msg/Float64" for name in TELEMETRY},
+            "diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
+            **{topic.topic: topic.type for topic in robot.reference_topics},
+        }
+        if robot.state_message == "odometry":
+            self.topics["mpc_node/optimal_path"] = "nav_msgs/msg/Path"
+
+    def hear(self, topic: str, kind: str, now_ns: int, data: bytes, message: Any) -> None:
+        """Take one message."""
+        self._recording.write(topic, kind, now_ns, data)
+        now_s = 1e-9 * now_ns
+        name = topic.removeprefix("/")
+        if name == self._state.topic:
+            self.run.states.append((now_s, dict(self._state.read(message))))
+        elif name == self._command.topic:
+            self.run.commands.append((now_s, dict(self._command.read(message))))
+            if not self.driving and any(self.run.commands[-1][1].values()):
+                self.driving = True
+                self.run.started_s = now_s
+        elif kind == "std_msgs/msg/Float64":
+            self.run.telemetry.setdefault(Path(name).name, []).append((now_s, message.data))
+        elif name == "diagnostics":
+            values = [pair for status in message.status for pair in status.values]
+            found = [pair.value for pair in values if pair.key == "derivatives"]
+            self.derivatives = found[-1] if found else self.derivatives
+
+    def line(self) -> str:
+        """Return the newest values in one line."""
+        last = {name: pairs[-1][1] for name, pairs in self.run.telemetry.items()}
+        if not last or not self.run.states:
+            return ""
+        state = self._robot.state(self.run.states[-1][1])
+        pairs = zip(self._robot.states[:2], state, strict=False)
+        shown = "  ".join(f"{name} {x:6.2f}" for name, x in pairs)
+        return (
+            f"{last.get('solve_time_ms', math.nan):5.1f} ms  "
+            f"{last.get('iterations', math.nan):2.0f} Newton  {shown}"
+        )
