@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from mpc_banded.ocp.banded import matvec
+from mpc_banded.ocp.differences import check_derivatives
 
 # Numbers in one batch of vectors; bounds the memory that large problems take.
 _BATCH = 1 << 20
@@ -89,7 +90,8 @@ def banded_hessian(
         z: Where, (n,), float32 or float64.
         half_bandwidth: b >= 0, with ``H[i, j] == 0`` for ``|i - j| > b``; n and more are allowed.
         recovery: "direct", "substitution", "phase" or "random"; see the module's table.
-        check: Compare the result with the Hessian along one more, random, probe.
+        check: Compare the result with the Hessian along one more, random, probe, and the first two
+            derivatives of ``f`` along a random direction with differences.
         generator: Of the random probes, on the CPU; by default a new one with seed 0, so that
             the same call has the same result.
 
@@ -99,11 +101,15 @@ def banded_hessian(
 
     Raises:
         BandwidthError: If ``check`` finds that the Hessian reaches beyond ``half_bandwidth``.
+        WrongDerivative: If ``check`` finds that autograd's derivatives are not those of ``f``, as
+            where a tensor is detached.
         FloatingPointError: If the Hessian is not finite at ``z``, or if its entries are so far
             apart in scale that the bands found do not reproduce it.
     """
     gradient, point = _gradient(f, z)
     generator = generator or torch.Generator().manual_seed(0)
+    if check:
+        _check_derivatives(f, point)
     comb = Comb(point.numel(), half_bandwidth, recovery, point.dtype, generator)
     products = hessian_vector_products(gradient, point, comb.probes.to(point.device))
     _require_finite(products, point)
@@ -262,6 +268,15 @@ def _gradient(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]
             value, point, create_graph=True, allow_unused=True, materialize_grads=True
         )
     return gradient, point
+
+
+def _check_derivatives(f: Callable[[Tensor], Tensor], point: Tensor) -> None:
+    """Compare the derivatives of ``f`` along a random direction with differences."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.inference_mode(False):
+        z = point.detach()
+        direction = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
+        check_derivatives(["f"], lambda step: f(z + step * direction)[None], z.dtype)
 
 
 def _require_finite(products: Tensor, z: Tensor) -> None:
