@@ -30,6 +30,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from mpc_banded.codegen import native
 from mpc_banded.codegen.cache import LibraryCache
+from mpc_banded.control.build import build_problem
 from mpc_banded.control.config import Config
 from mpc_banded.control.joints import JointReference
 from mpc_banded.control.path import PathReference
@@ -203,21 +204,25 @@ def task(robot: str, horizon: int = 0, **changes: Any) -> Task:
     """
     overrides = {"horizon": horizon} if horizon else {}
     config = Config.load(ROOT / "config" / f"{robot}.yaml", {**overrides, **changes})
-    problem = config.problem()
+    problem = build_problem(config)
     transcription = Transcription(
-        problem, config["transcription"] or config.robot.transcription, config["substeps"]
+        problem,
+        config.parameters.transcription or config.robot.transcription,
+        config.parameters.substeps,
     )
     state = np.array(_STATES[robot])
     times = np.arange(problem.horizon + 1) * problem.dt
     if config.robot.reference_message == "path":
-        along = np.linspace(0.0, 10.0 + config["reference_speed"] * times[-1] + state[0], 500)
+        along = np.linspace(
+            0.0, 10.0 + config.parameters.reference_speed * times[-1] + state[0], 500
+        )
         reference: Any = PathReference(
-            np.column_stack([along, np.zeros(500)]), config["reference_speed"]
+            np.column_stack([along, np.zeros(500)]), config.parameters.reference_speed
         )
     else:
         reference = JointReference(dict.fromkeys(config.robot.reference, 0.0))
     columns = reference.columns(dict(zip(config.robot.states, state, strict=True)), times)
-    parameters: dict[str, Any] = dict(config.section("model"))
+    parameters: dict[str, Any] = dict(config.parameters.model)
     parameters["reference"] = stacked(columns, config.robot.reference, times)
     if config.robot.obstacles:
         parameters["obstacles"] = config.obstacles()

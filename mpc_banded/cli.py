@@ -165,10 +165,11 @@ def _in_words(report: dict[str, Any]) -> str:
 
 def _compile(options: argparse.Namespace) -> int:
     from mpc_banded.control.background import NOT_COMPILED
+    from mpc_banded.control.build import build_controller
     from mpc_banded.control.config import Config
 
     try:
-        controller = Config.load(options.params).controller()
+        controller = build_controller(Config.load(options.params))
         controller.compile()
     except (ValueError, ArithmeticError, RuntimeError, OSError) as error:
         print(f"{NOT_COMPILED}{' '.join(str(error).split())}", file=sys.stderr)

@@ -18,6 +18,7 @@ from mpc_banded.codegen import native
 from mpc_banded.codegen.cache import LibraryCache, NotBuilt
 from mpc_banded.control import background
 from mpc_banded.control.background import NICENESS, CompilationFailed, Compiler, OtherProcess
+from mpc_banded.control.build import build_controller
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
@@ -96,7 +97,7 @@ def begin():
 def missing(config):
     """How to build what the cache does not have."""
     with pytest.raises(NotBuilt) as error:
-        config.controller().compile(build=False)
+        build_controller(config).compile(build=False)
     return error.value
 
 
@@ -164,7 +165,6 @@ def test_command_says_in_a_sentence_why_it_cannot(
 ):
     assert "horizn is 3" in refused(capsys, parameters(horizn=3))
     assert "nowhere.yaml cannot be read" in refused(capsys, tmp_path / "nowhere.yaml")
-    assert "only 'stagewise' can be compiled" in refused(capsys, parameters(recovery="direct"))
     (tmp_path / "sorting_robots.py").write_text(SORTS)
     monkeypatch.syspath_prepend(tmp_path)
     assert "aten.sort" in refused(capsys, parameters(robot="sorting_robots:robot"))
@@ -208,7 +208,7 @@ def test_other_process_is_nice_and_fills_the_cache(folder, begin, compiler, monk
     )
     monkeypatch.syspath_prepend(tmp_path)
     config = Config(SHORT | {"robot": "chatty_robots:robot"})
-    controller = config.controller()
+    controller = build_controller(config)
     controller.compile()
     damaged = controller.library
     damaged.unlink()  # in place it would be damaged in this process, too
@@ -294,7 +294,7 @@ def test_compiler_is_nice_and_fills_the_cache(folder, begin, compiler, tmp_path)
     assert compilation.elapsed_s > 0.0
     assert (tmp_path / "niceness").read_text().strip() == str(os.nice(0) + NICENESS)
     assert sorted(folder.iterdir()) == [library.with_suffix(".json"), library]
-    controller = Config(SHORT).controller()
+    controller = build_controller(Config(SHORT))
     controller.load(library)
     assert controller.library == library
 
@@ -333,7 +333,7 @@ def state_message(robot, values):
 def test_switch_between_two_cycles_is_invisible_in_the_commands(robot):
     """The same states, through a loop that goes over to compiled derivatives and one that not."""
     config = Config({"robot": robot} | DRIVING[robot])
-    compiled = config.controller()
+    compiled = build_controller(config)
     compiled.compile()
     loops = [ControlLoop(config) for _ in range(2)]
     for loop in loops:

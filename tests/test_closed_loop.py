@@ -47,7 +47,7 @@ def state_message(robot, state):
 
 def drive(loop, state, duration_s):
     """Closed loop from a state; the run and all ticks."""
-    config, robot, model = loop.config, loop.robot, loop.config.section("model")
+    config, robot, model = loop.config, loop.robot, loop.config.parameters.model
     bounds = loop.controller.problem.input_bounds
     p = {name: torch.tensor(value) for name, value in model.items()}
     state = np.array(state, dtype=float)
@@ -95,7 +95,10 @@ def test_unicycle_follows_a_figure_of_eight_past_an_obstacle():
     assert counted.sum() > 200
     assert np.sqrt((error[counted] ** 2).mean()) < 0.05
     assert gaps.min() > 0.0
-    assert path.distance(np.array(loop.config["obstacles"][:2])) < loop.config["obstacles"][2]
+    assert (
+        path.distance(np.array(loop.config.parameters.obstacles[:2]))
+        < loop.config.parameters.obstacles[2]
+    )
     assert run.state("v")[run.state_times > 3.0].mean() == pytest.approx(0.8, abs=0.1)
     assert all(tick.step.status is Status.CONVERGED for tick in ticks)
     assert_iterations(ticks, first=24, mean=3.8, most=14)
@@ -106,7 +109,7 @@ def test_bicycle_changes_lane_past_an_obstacle():
     path = PathReference(lane_change(), 5.0)
     loop.reference = PathReference(lane_change(), 5.0)
     run, ticks = drive(loop, [0.0, 0.0, 0.0, 5.0], 18.0)
-    circle = np.array(loop.config["obstacles"])
+    circle = np.array(loop.config.parameters.obstacles)
     assert path.distance(circle[:2]) < circle[2]
     assert clearance(run, loop.config, loop.robot.radius).min() > 0.0
     assert tracking_error(run, path)[-1] < 0.1

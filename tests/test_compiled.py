@@ -34,6 +34,7 @@ from mpc_banded.codegen import native
 from mpc_banded.codegen.cache import LibraryCache, NotBuilt
 from mpc_banded.codegen.native import Argument, Result, Section
 from mpc_banded.codegen.trace import UnsupportedOperation
+from mpc_banded.control.build import build_controller, build_problem
 from mpc_banded.control.config import Config
 from mpc_banded.ocp import compiled as compiled_module
 from mpc_banded.ocp import kernels
@@ -189,7 +190,7 @@ GRIDS = [(scheme, 1) for scheme in SCHEMES] + [("euler", 2), ("rk4", 2)]
 def test_every_robot_is_compiled_with_every_scheme(monkeypatch, machine, robot, scheme, substeps):
     monkeypatch.setattr(native, "FLAGS", ("-O0", *native.FLAGS[1:]))  # sooner compiled
     given = {"robot": robot, "horizon": 3, "transcription": scheme, "substeps": substeps}
-    problem = Config(given).problem()
+    problem = build_problem(Config(given))
     random = np.random.default_rng(3)
     parameters = {
         name: random.uniform(0.5, 1.5, (problem.horizon + 1, *shape))
@@ -474,7 +475,7 @@ def operation_counts(eager):
 
 
 def robot_derivatives(robot, **given):
-    controller = Config({"robot": robot, "horizon": 4, **given}).controller()
+    controller = build_controller(Config({"robot": robot, "horizon": 4, **given}))
     return EagerEvaluator(controller.transcription)
 
 

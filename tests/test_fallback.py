@@ -53,7 +53,7 @@ def test_grades_follow_each_other_within_their_times(robot):
     assert grades[1][1] == pytest.approx(0.4 / PERIOD, abs=1)
     assert ticks[-1].command == loop.stop_command()
     speeds = np.array([tick.command["v"] for tick in ticks if tick.code is Reason.SLOWING])
-    rate = abs(loop.config["limits." + loop.robot.braking["v"]][0])
+    rate = abs(loop.config.parameters.limits[loop.robot.braking["v"]][0])
     assert (np.diff(speeds) <= 0.0).all()
     assert (-np.diff(speeds) <= rate * PERIOD + 1e-9).all()
     assert all("the state is" in t.reason for t in ticks if not t.driving)
@@ -63,7 +63,7 @@ def test_followed_plan_is_the_one_that_was_driven():
     loop, _, now = driving()
     plan = loop.tick(ns(now - PERIOD)).step.plan
     ticks = [t for t in left_alone(loop, now, 0.5) if t.code is Reason.FOLLOWING]
-    lead = loop.config["command_lead"]
+    lead = loop.config.parameters.command_lead
     ahead = ticks[-1].now_ns * 1e-9 - now + PERIOD
     assert plan.state_at(ahead + lead)[3] == pytest.approx(ticks[-1].command["v"], abs=0.05)
 
@@ -107,7 +107,7 @@ def test_failing_solves_take_the_same_grades():
         simulation.advance(tick.command, PERIOD)
         codes.append(tick.code)
         assert "the solve failed: state, dynamics or costs are not finite" in tick.reason
-        lower, upper = loop.config["limits.v"]
+        lower, upper = loop.config.parameters.limits["v"]
         assert lower <= tick.command["v"] <= upper
     order = [code for code, _ in itertools.groupby(codes)]
     assert order == [Reason.FOLLOWING, Reason.SLOWING, Reason.HOLDING]

@@ -64,7 +64,7 @@ def test_obstacle_appears_on_the_robot(robot):
     assert not robot.set_at_once(obstacles=[x + 0.2, y + 0.05, 0.3])
     robot.hear_more(20)
     assert_robot_does_as_it_says(robot)
-    assert not robot.set_at_once(obstacles=robot.config["obstacles"])
+    assert not robot.set_at_once(obstacles=robot.config.parameters.obstacles)
 
 
 def test_problem_becomes_infeasible(robot):
@@ -73,4 +73,4 @@ def test_problem_becomes_infeasible(robot):
     assert not robot.set_at_once(obstacles=[float(value) for each in around for value in each])
     robot.hear_more(20)
     assert_robot_does_as_it_says(robot)
-    assert not robot.set_at_once(obstacles=robot.config["obstacles"])
+    assert not robot.set_at_once(obstacles=robot.config.parameters.obstacles)

@@ -92,7 +92,7 @@ def test_robot_is_stopped_and_says_why(robot, fault):
         stamps = [r.stamp_ns for r in cycle.received if r.topic == "odom"]
         newest_ns = max([newest_ns, *(s for s in stamps if s <= cycle.now_ns)])
         if cycle.code == DRIVING and newest_ns:
-            assert cycle.now_ns - newest_ns <= 1e9 * robot.config["max_state_age"]
+            assert cycle.now_ns - newest_ns <= 1e9 * robot.config.parameters.max_state_age
 
 
 def test_robot_drives_on_states_without_a_stamp_and_says_so(robot):

@@ -242,7 +242,7 @@ def test_the_wheelbase_is_found_from_the_yaw_gain():
     )
     config = Config.load(CONFIG / "unicycle.yaml")
     object.__setattr__(config, "robot", robot)
-    config.values["model.wheelbase"] = 0.5
+    config.parameters.model["wheelbase"] = 0.5
     updates = combined(identify(config, recorded_car(2.0, 1.0)))
     assert 2.0 / GAIN in updates["model.wheelbase"]
     assert updates["model.wheelbase"].value == pytest.approx(2.0 / GAIN, rel=0.05)
@@ -274,8 +274,8 @@ def test_a_bag_becomes_a_parameter_file_with_its_comments(tmp_path, capsys):
         == 0
     ), capsys.readouterr()
     new = Config.load(out)
-    assert new["actuation_delay"] == pytest.approx(DELAY, abs=0.02)
-    assert new["command_lead"] == pytest.approx(LAG, abs=0.04)
+    assert new.parameters.actuation_delay == pytest.approx(DELAY, abs=0.02)
+    assert new.parameters.command_lead == pytest.approx(LAG, abs=0.04)
     old = Config.load(source).values
     assert {k for k in old if old[k] != new.values[k]} == {"actuation_delay", "command_lead"}
     comments = [line.split("#")[1] for line in source.read_text().splitlines() if "#" in line]

@@ -62,7 +62,7 @@ def test_seven_joints_reach_their_goal_within_every_limit(command):
     assert np.abs(np.diff(states[:, 7:], axis=0)).max() <= 5.0 * PERIOD + 1e-3
     for tick in ticks:
         for name, value in tick.command.items():
-            lower, upper = loop.config[f"limits.{name.partition('@')[0]}"]
+            lower, upper = loop.config.parameters.limits[name.partition("@")[0]]
             assert lower <= value <= upper
 
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_messages import ns, odometry, plan
 
-from mpc_banded.control.config import GENERAL, Config, ConfigError, entries_of
+from mpc_banded.control.config import Config, ConfigError
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
+from mpc_banded.control.parameters import GENERAL, entries_of
 from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.robots import load_robot
 from mpc_banded.robots.robot import BUILT_IN
@@ -94,8 +95,8 @@ def test_several_are_changed_at_once_or_not_at_all():
     with pytest.raises(ConfigError, match=r"dt is -1\.0; allowed are numbers from 0 to 10"):
         config.changed({"horizon": 20, "dt": -1.0})
     assert config.values == before
-    assert config.changed({"horizon": 20, "dt": 0.1})["horizon"] == 20
-    assert config["horizon"] == 0
+    assert config.changed({"horizon": 20, "dt": 0.1}).parameters.horizon == 20
+    assert config.parameters.horizon == 0
 
 
 @pytest.mark.parametrize("robot", BUILT_IN)
@@ -104,7 +105,7 @@ def test_what_is_read_only_can_be_set_to_what_it_is_and_to_nothing_else(robot):
     fixed = [key for key, entry in config.table.items() if entry.read_only]
     assert {"robot", "enable_stamped_cmd_vel"} <= set(fixed)
     for key in fixed:
-        assert config.changed({key: config[key]}).values == config.values
+        assert config.changed({key: config.values[key]}).values == config.values
     with pytest.raises(ConfigError, match="enable_stamped_cmd_vel is False; it holds from"):
         config.changed({"enable_stamped_cmd_vel": False})
 

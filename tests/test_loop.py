@@ -263,7 +263,7 @@ def test_full_turns_of_the_measured_angle_do_not_show():
 
 def test_command_is_the_plan_one_lead_ahead(loop):
     tick = loop.tick(0)
-    ahead = tick.step.plan.state_at(loop.config["command_lead"])
+    ahead = tick.step.plan.state_at(loop.config.parameters.command_lead)
     assert (tick.command["v"], tick.command["w"]) == pytest.approx(tuple(ahead[3:]), abs=1e-6)
     assert tick.command["v"] > 0.05
 

@@ -51,7 +51,7 @@ def test_robot_moves_and_the_node_says_what_it_does(unicycle):
     unicycle.until(lambda: unicycle.reason.startswith(("driving", "of ")), "reported as driving")
     assert unicycle.statuses[-1].level in (DiagnosticStatus.OK, DiagnosticStatus.WARN)
     assert all(unicycle.metrics.values())
-    assert 0.0 <= unicycle.metric("state_age_s") <= unicycle.config["max_state_age"]
+    assert 0.0 <= unicycle.metric("state_age_s") <= unicycle.config.parameters.max_state_age
 
 
 def test_optimal_path_is_the_plan_in_the_frame_of_the_state(unicycle):
@@ -60,13 +60,16 @@ def test_optimal_path_is_the_plan_in_the_frame_of_the_state(unicycle):
     path = unicycle.paths[-1]
     points = np.array([[p.pose.position.x, p.pose.position.y] for p in path.poses])
     assert path.header.frame_id == unicycle.states[-1].header.frame_id == "odom"
-    assert len(points) == unicycle.config["horizon"] + 1
+    assert len(points) == unicycle.config.parameters.horizon + 1
     # It begins where the robot was measured, or will be when the command takes effect, and moves
     # no faster than the robot can.
     measured = np.array([position(message) for message in unicycle.states])
     assert np.linalg.norm(measured - points[0], axis=1).min() < 0.3
     steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
-    assert steps.max() <= unicycle.config["limits.v"][1] * unicycle.config["dt"] + 1e-3
+    assert (
+        steps.max()
+        <= unicycle.config.parameters.limits["v"][1] * unicycle.config.parameters.dt + 1e-3
+    )
 
 
 def test_commands_stop_when_the_state_stops_and_return_with_it(unicycle):
@@ -78,8 +81,10 @@ def test_commands_stop_when_the_state_stops_and_return_with_it(unicycle):
     # The last plan is followed for a while, then the robot brakes; one second beyond that is for
     # a machine that is busy with other things.
     config = unicycle.config
-    limit_s = config["max_state_age"] + config["fallback.follow_time"] + 1.0
-    limit_s += config["limits.v"][1] / -config["limits.linear_acceleration"][0]
+    limit_s = config.parameters.max_state_age + config.parameters.fallback.follow_time + 1.0
+    limit_s += (
+        config.parameters.limits["v"][1] / -config.parameters.limits["linear_acceleration"][0]
+    )
     assert stamp_s(driving[-1]) <= stamp_s(unicycle.states[-1]) + limit_s
     unicycle.switch("simulator_node/publish", True)
     unicycle.until(unicycle.is_driving, "driving again")
@@ -168,8 +173,8 @@ def test_obstacles_and_reference_are_drawn(unicycle):
     cleared, *cylinders = markers[-1].markers
     assert cleared.action == Marker.DELETEALL
     drawn = [[c.pose.position.x, c.pose.position.y, 0.5 * c.scale.x] for c in cylinders]
-    assert np.ravel(drawn) == pytest.approx(unicycle.config["obstacles"])
-    assert len(references[-1].poses) == unicycle.config["horizon"] + 1
+    assert np.ravel(drawn) == pytest.approx(unicycle.config.parameters.obstacles)
+    assert len(references[-1].poses) == unicycle.config.parameters.horizon + 1
     assert {m.header.frame_id for m in (cleared, *cylinders, references[-1])} == {"odom"}
 
 

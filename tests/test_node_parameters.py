@@ -75,8 +75,8 @@ def test_some_values_wrong_means_nothing_is_set(robot):
     assert "dt" in reason
     names = GetParameters.Request(names=["weights.position", "horizon"])
     values = robot.request(GetParameters, "mpc_node/get_parameters", names).values
-    assert values[0].double_value == robot.config["weights.position"]
-    assert values[1].integer_value == before == robot.config["horizon"]
+    assert values[0].double_value == robot.config.parameters.weights["position"]
+    assert values[1].integer_value == before == robot.config.parameters.horizon
     assert plan_length(robot) == before
 
 
@@ -98,7 +98,7 @@ def test_a_list_is_set_one_by_one(robot):
     names = GetParameters.Request(names=["weights.position"])
     (value,) = robot.request(GetParameters, "mpc_node/get_parameters", names).values
     assert value.integer_value == 20
-    assert not robot.set_at_once(weights__position=robot.config["weights.position"])
+    assert not robot.set_at_once(weights__position=robot.config.parameters.weights["position"])
     assert_nothing_was_felt(robot)
 
 
@@ -147,7 +147,7 @@ def test_frequency_changes_while_the_robot_drives(robot):
     assert np.median(np.diff(times)) == pytest.approx(0.2e9, rel=0.3)
     assert not robot.set_at_once(controller_frequency=1.0)
     robot.hear_more(3)
-    assert not robot.set_at_once(controller_frequency=robot.config["controller_frequency"])
+    assert not robot.set_at_once(controller_frequency=robot.config.parameters.controller_frequency)
     before = robot.metric("skipped_cycles")
     robot.hear_more(5)
     # One period of a second is no nine skipped ones of a tenth.

@@ -101,7 +101,7 @@ def test_cartpole_swings(folder):
 def test_arm_follows_a_joint_trajectory(folder):
     robot = Robot("joint_space", folder, "arm")
     try:
-        joints = robot.config["joints"]
+        joints = robot.config.values["joints"]
         robot.until(lambda: robot.states, "a state")
         goal = dict(zip(joints, np.linspace(0.2, 0.8, len(joints)), strict=True))
         point = JointTrajectoryPoint(positions=list(goal.values()))

@@ -162,7 +162,7 @@ def drive(obstacle, seconds=5.0, known=True):
         gaps.append(np.linalg.norm(robot.state[:2] - row[:2]) - row[2] - config.robot.radius)
         robot.advance(ticks[-1].command, PERIOD)
         for name, value in ticks[-1].command.items():
-            lower, upper = config[f"limits.{name}"]
+            lower, upper = config.parameters.limits[name]
             assert lower <= value <= upper
     return min(gaps), ticks
 

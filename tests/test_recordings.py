@@ -135,12 +135,12 @@ def test_every_cycle_has_a_reason_and_a_bounded_command(name, replayed):
     replay, cycles = replayed(name)
     config = replay.loop.config
     seconds = 1e-9 * (cycles[-1].tick.now_ns - cycles[0].tick.now_ns)
-    assert len(cycles) == pytest.approx(seconds * config["controller_frequency"], abs=2)
+    assert len(cycles) == pytest.approx(seconds * config.parameters.controller_frequency, abs=2)
     for cycle in cycles:
         assert isinstance(cycle.tick.code, Reason)
         assert cycle.tick.reason
         for key, value in cycle.tick.command.items():
-            lower, upper = config[f"limits.{key}"]
+            lower, upper = config.parameters.limits[key]
             assert lower <= value <= upper
         if cycle.tick.driving:
             assert np.isfinite(cycle.tick.step.plan.states).all()

@@ -166,7 +166,7 @@ def test_what_a_node_recorded_is_repeated_bit_for_bit(disturb, tmp_path):
     assert replay.remarks.missing == 0
     assert [r.tick.command for r in found] == commands
     if disturb:
-        assert replay.loop.config["horizon"] == 14
+        assert replay.loop.config.parameters.horizon == 14
         assert "DISABLED" in {r.tick.code.name for r in found}
         assert any(r.original.iterations is not None for r in found)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+from mpc_banded.control.build import build_problem
 from mpc_banded.control.config import Config
 from mpc_banded.control.motion import Simulation
 from mpc_banded.robots.robot import BUILT_IN
@@ -25,9 +26,9 @@ COMMANDS = {
 @pytest.mark.parametrize("robot", BUILT_IN)
 def test_agrees_with_an_adaptive_integrator(robot):
     config = Config({"robot": robot})
-    robot, model, command = config.robot, config.section("model"), COMMANDS[robot]
+    robot, model, command = config.robot, config.parameters.model, COMMANDS[robot]
     p = {name: torch.tensor(value, dtype=torch.float64) for name, value in model.items()}
-    bounds = config.problem().input_bounds
+    bounds = build_problem(config).input_bounds
 
     def rate(_, x):
         u = np.clip(robot.input_of(x, command, model), *bounds)
@@ -45,7 +46,7 @@ def test_agrees_with_an_adaptive_integrator(robot):
 
 def test_pole_without_force_keeps_its_energy():
     config = Config({"robot": "cartpole", "simulator.initial_state": [0.0, 0.5, 0.3, 1.0]})
-    model = config.section("model")
+    model = config.parameters.model
     simulation = Simulation(config)
 
     def energy(state):
@@ -76,7 +77,7 @@ def test_stop_command_stops(robot, speeds):
     config = Config({"robot": robot})
     simulation = Simulation(config)
     simulation.advance(COMMANDS[robot], 1.0)
-    stop = config.robot.stop_values(config.section("model"))
+    stop = config.robot.stop_values(config.parameters.model)
     simulation.advance(stop, 5.0)
     assert all(abs(simulation.values[name]) < 1e-3 for name in speeds)
 

@@ -40,7 +40,7 @@ class Fallback:
         """Take over another configuration."""
         self._config = config
         self._robot = config.robot
-        self._model = config.section("model")
+        self._model = config.parameters.model
         self._stop: dict[str, float] = {}
         if self._robot.slow is None:
             self._stop = self._limiter.within_limits(self._robot.stop_values(self._model))
@@ -98,13 +98,13 @@ class Fallback:
         self._trouble = ""
         if self._since_ns is None or now_ns < self._since_ns:
             self._since_ns, self._slowing_ns = now_ns, None
-        if 1e-9 * (now_ns - self._since_ns) < self._config["fallback.follow_time"]:
+        if 1e-9 * (now_ns - self._since_ns) < self._config.parameters.fallback.follow_time:
             followed = self._followed(effect_ns)
             if followed is not None and self._slowing_ns is None:
                 return Reason.FOLLOWING, followed
         if self._slowing_ns is None:
             self._slowing_ns = now_ns
-        if 1e-9 * (now_ns - self._slowing_ns) < self._config["fallback.slow_time"]:
+        if 1e-9 * (now_ns - self._slowing_ns) < self._config.parameters.fallback.slow_time:
             slowed = self._slowed(min(1e-9 * max(0, now_ns - self._last_ns), LONGEST_CYCLE_S))
             if slowed != self.stop_command():
                 return Reason.SLOWING, slowed
@@ -118,7 +118,7 @@ class Fallback:
         into_s = 1e-9 * (effect_ns - begin_ns)
         if not 0.0 <= into_s < plan.horizon * plan.dt:
             return None
-        lead_s = self._config["command_lead"]
+        lead_s = self._config.parameters.command_lead
         try:
             with user_code("the command of the last plan failed"):
                 values = self._robot.command_values(plan, lead_s, self._model, into_s)
@@ -146,7 +146,7 @@ def slowed(
     last: Values,
     stop: Values,
     braking: Mapping[str, str],
-    limits: Mapping[str, list[float]],
+    limits: Mapping[str, tuple[float, float]],
     elapsed_s: float,
 ) -> dict[str, float]:
     """Return the next command on the way to a stop.

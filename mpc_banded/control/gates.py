@@ -73,7 +73,7 @@ class StateFresh:
 
     def adopt(self, config: Config) -> None:
         """Take over another configuration."""
-        self._longest_s = config["max_state_age"]
+        self._longest_s = config.parameters.max_state_age
 
     def __call__(self, instant: Instant) -> Tick | None:
         """Return a fallback, or None."""

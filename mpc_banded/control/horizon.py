@@ -32,7 +32,7 @@ class Horizon:
 
     def adopt(self, config: Config) -> None:
         """Take over another configuration of the same robot."""
-        self._model = config.section("model")
+        self._model = config.parameters.model
 
     def parameters(
         self,

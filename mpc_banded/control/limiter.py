@@ -23,7 +23,7 @@ class Limiter:
 
     def adopt(self, config: Config) -> None:
         """Take over another configuration."""
-        self.limits = config.section("limits")
+        self.limits = config.parameters.limits
 
     def within_limits(self, values: Values) -> dict[str, float]:
         """Return the values within their limits; ``name@time`` has the limits of ``name``."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpc_banded.control import explain
+from mpc_banded.control.build import build_controller
 from mpc_banded.control.config import Config, ConfigError
 from mpc_banded.control.errors import UserCodeError, user_code
 from mpc_banded.control.fallback import Fallback
@@ -61,7 +62,7 @@ class ControlLoop:
 
     def __init__(self, config: Config) -> None:
         self.config, self.robot = config, config.robot
-        self.controller = config.controller()
+        self.controller = build_controller(config)
         self.enabled = True
         self.reference_ahead: dict[str, np.ndarray] = {}
         self._estimate = StateEstimate(config)
@@ -177,7 +178,7 @@ class ControlLoop:
             self._fallback.forget_plan()
             self.reset()
         self._ticked_ns = now_ns
-        effect_ns = now_ns + int(1e9 * (latency_s + self.config["actuation_delay"]))
+        effect_ns = now_ns + int(1e9 * (latency_s + self.config.parameters.actuation_delay))
         return Instant(now_ns, effect_ns, self._estimate.age_s(now_ns), latency_s)
 
     def _stop_if_disabled(self, instant: Instant) -> Tick | None:
@@ -220,7 +221,9 @@ class ControlLoop:
         """Return the command of a usable solve, within its limits."""
         step = solve.step
         with user_code("the command of the plan failed"):
-            values = self.robot.command_values(step.plan, self.config["command_lead"], self._model)
+            values = self.robot.command_values(
+                step.plan, self.config.parameters.command_lead, self._model
+            )
             is_finite = np.isfinite(list(values.values())).all()
         if not is_finite:
             why = f"the command of the plan is not finite: {values}"
@@ -285,14 +288,14 @@ class ControlLoop:
         """
         if config.robot is not self.robot:
             raise ConfigError(
-                f"robot is {config['robot']!r}; it holds from the start on, so allowed is "
-                f"{self.config['robot']!r}"
+                f"robot is {config.parameters.robot!r}; it holds from the start on, so allowed is "
+                f"{self.config.parameters.robot!r}"
             )
         if controller is None and self.config.rebuilds(config):
-            controller = config.controller()
+            controller = build_controller(config)
             controller.check(*self._horizon.origin(controller.problem))
         if controller is None:
-            self.controller.set_weights(config.section("weights"))
+            self.controller.set_weights(config.parameters.weights)
         else:
             controller.inherit(self.controller)
             self.controller = controller
@@ -300,6 +303,6 @@ class ControlLoop:
 
     def _use(self, config: Config) -> None:
         self.config = config
-        self._model = config.section("model")
+        self._model = config.parameters.model
         for part in self._parts:
             part.adopt(config)

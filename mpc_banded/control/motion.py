@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from mpc_banded.control.build import build_problem
 from mpc_banded.control.config import Config
 from mpc_banded.control.tick import Instant
 from mpc_banded.robots.messages import Values
@@ -27,7 +28,7 @@ def eager_dynamics(config: Config) -> Dynamics:
     dynamics = config.robot.dynamics
     parameters = {
         name: torch.tensor(value, dtype=torch.float64)
-        for name, value in config.section("model").items()
+        for name, value in config.parameters.model.items()
     }
 
     def rate(x: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -56,8 +57,8 @@ class Motion:
     def adopt(self, config: Config) -> None:
         """Take over another configuration of the same robot; the dynamics stay the given ones."""
         self._robot = config.robot
-        self._model = config.section("model")
-        self._lower, self._upper = config.problem().input_bounds
+        self._model = config.parameters.model
+        self._lower, self._upper = build_problem(config).input_bounds
 
     def advanced(self, state: np.ndarray, command: Values, duration_s: float) -> np.ndarray:
         """Return the state (nx,) after a command has been in effect for a time."""
@@ -94,7 +95,7 @@ class Simulation:
 
     def __init__(self, config: Config, substep_s: float = SUBSTEP_S, delay_s: float = 0.0) -> None:
         self._delay_s = delay_s
-        self._robot, self._model = config.robot, config.section("model")
+        self._robot, self._model = config.robot, config.parameters.model
         self._motion = Motion(config, substep_s)
         self._initial_state = config.initial_state()
         self.reset()
@@ -191,7 +192,7 @@ class Prediction:
         """Remember a command that was sent."""
         # No state older than this is predicted from.
         delay_s = 1e-9 * (instant.effect_ns - instant.now_ns)
-        kept_s = delay_s + self._config["max_state_age"]
+        kept_s = delay_s + self._config.parameters.max_state_age
         self._commands.append(command, instant.effect_ns, kept_s)
 
     def predict(self, state: np.ndarray, measured_ns: int, effect_ns: int) -> np.ndarray:

@@ -99,7 +99,7 @@ class Obstacles:
     def adopt(self, config: Config) -> None:
         """Take over another configuration of the same robot."""
         self._config = config
-        self._used = len(config["obstacles"]) // 3
+        self._used = len(config.parameters.obstacles) // 3
         self.static = config.obstacles()
 
     def take(self, message: Any, received_ns: int) -> None:
@@ -116,7 +116,7 @@ class Obstacles:
             rows[:, :2] = rows[:, :2] @ turn + [x, y]
             rows[:, 3:] = rows[:, 3:] @ turn
         stamp = stamp_ns_of(message)
-        stamp_counts = stamp and self._config["use_header_stamps"]
+        stamp_counts = stamp and self._config.parameters.use_header_stamps
         self._time_ns = min(stamp, received_ns) if stamp_counts else received_ns
         self._rows = rows
 
@@ -148,7 +148,7 @@ class Obstacles:
     def _moving(self, now_ns: int, times: np.ndarray) -> np.ndarray:
         """Return the moving circles at ``times`` (K,) from now, (K, M, 3); none if too old."""
         age_s = 1e-9 * (now_ns - self._time_ns)
-        fresh = 0.0 <= age_s <= self._config["max_obstacle_age"]
+        fresh = 0.0 <= age_s <= self._config.parameters.max_obstacle_age
         rows = self._rows if fresh else self._rows[:0]
         result = np.repeat(rows[None, :, :3], len(times), axis=0)
         result[:, :, :2] += (age_s + times)[:, None, None] * rows[None, :, 3:]

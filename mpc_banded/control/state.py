@@ -73,7 +73,7 @@ class StateEstimate:
         self.time_ns = 0
         self.rejected: str | None = None
         self.remark = ""
-        self.frame = self.config["state_frame"]
+        self.frame = self.config.parameters.state_frame
         self._parts: dict[str, _Part] = {}
         self._stamps: dict[str, int] = {}
         self._received_ns: int | None = None
@@ -133,7 +133,7 @@ class StateEstimate:
 
     def _trusted(self, topic: str, stamp: int) -> tuple[bool, str]:
         """Return whether the stamp counts, and what is wrong with it."""
-        if not self.config["use_header_stamps"]:
+        if not self.config.parameters.use_header_stamps:
             return False, ""
         if stamp == 0:
             return False, f"{topic} has no stamp, so its age counts from receipt"
@@ -150,7 +150,7 @@ class StateEstimate:
             raise ValueError(f"{topic} repeats the stamp {1e-9 * stamp:.3f} s")
         # A restarted publisher may have another clock: it is accepted after a while.
         waited_s = 1e-9 * (received_ns - self._accepted_ns)
-        is_recent = waited_s <= self.config["max_state_age"]
+        is_recent = waited_s <= self.config.parameters.max_state_age
         if is_recent and stamp < last:
             raise ValueError(f"{topic} goes back in time by {1e-9 * (last - stamp):.3f} s")
 
@@ -198,7 +198,7 @@ class StateEstimate:
         again = near and not self._leap(near[0], state, 1e-9 * max(0, received_ns - near[1]))
         self._elsewhere_count = self._elsewhere_count + 1 if again else 1
         self._elsewhere = (state, received_ns)
-        needed = self.config["jump_samples"]
+        needed = self.config.parameters.jump_samples
         if self._elsewhere_count < needed:
             raise ValueError(f"{found}; accepted after {needed} states that agree")
         self.relocations += 1
@@ -207,11 +207,13 @@ class StateEstimate:
         """Return which position moved further than possible; None if none did."""
         for name, rates in self._robot.velocities.items():
             fastest = float(
-                np.linalg.norm([np.abs(self.config[f"limits.{rate}"]).max() for rate in rates])
+                np.linalg.norm(
+                    [np.abs(self.config.parameters.limits[rate]).max() for rate in rates]
+                )
             )
             i = self._robot.states.index(name)
             moved = abs(after[i] - before[i])
-            allowed = self.config["jump_margin"] + fastest * max(0.0, elapsed_s)
+            allowed = self.config.parameters.jump_margin + fastest * max(0.0, elapsed_s)
             if moved > allowed:
                 return f"{name} jumped by {moved:.2f}, {allowed:.2f} is possible"
         return None
@@ -239,8 +241,8 @@ class StuckCheck:
         self._config = config
         # All that a check may still have to integrate.
         self._kept_s = (
-            config["max_frozen_time"]
-            + config["actuation_delay"]
+            config.parameters.max_frozen_time
+            + config.parameters.actuation_delay
             + max(WINDOW_S, 2.0 * config.period_s)
         )
         self._changed_ns: int | None = None  # what was integrated belongs to the model before
@@ -267,7 +269,7 @@ class StuckCheck:
             now_ns: Time of the check.
             effect_ns: When a command sent now takes effect.
         """
-        limit_s = self._config["max_frozen_time"]
+        limit_s = self._config.parameters.max_frozen_time
         if changed_ns != self._changed_ns:
             self._changed_ns, self._held_until_ns = changed_ns, None
             self._begin(state, changed_ns)
@@ -280,7 +282,10 @@ class StuckCheck:
             missed = np.abs(self._integrated - state).max()
             if not MISSED <= missed < np.inf:  # a model that diverges tells nothing
                 return None
-            standing_s = self._config["fallback.follow_time"] + self._config["fallback.slow_time"]
+            standing_s = (
+                self._config.parameters.fallback.follow_time
+                + self._config.parameters.fallback.slow_time
+            )
             self._held_until_ns = now_ns + round(1e9 * (standing_s + WINDOW_S))
         elif now_ns >= self._held_until_ns:
             self._held_until_ns = None

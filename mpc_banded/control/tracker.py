@@ -44,7 +44,7 @@ class Tracker:
         """Take over another configuration of the same robot."""
         self._config = config
         if isinstance(path := self._inner, PathReference):
-            path.speed = config["reference_speed"]
+            path.speed = config.parameters.reference_speed
 
     def take_waiting(self) -> None:
         """Take the message that waited for the first state, now that its frame is known."""
@@ -98,9 +98,9 @@ class Tracker:
         if isinstance(content, Goal):
             return GoalReference(content.x, content.y, content.yaw)
         if isinstance(content, PosePath):
-            if content.times_s is not None and self._config["timed_paths"]:
+            if content.times_s is not None and self._config.parameters.timed_paths:
                 return TimedPathReference(content.points, content.times_s, content.yaws)
-            speed = self._config["reference_speed"]
+            speed = self._config.parameters.reference_speed
             return PathReference(content.points, speed, content.yaws, content.final_yaw)
         columns: Any = content.columns if isinstance(content, JointPlan) else content
         if not isinstance(columns, Mapping):

@@ -122,6 +122,18 @@ class Terms:
     inequalities: Tensor
 
 
+def check_scheme(scheme: str, substeps: int) -> None:
+    """Raise ValueError if a scheme does not exist, or does not allow that many substeps."""
+    if scheme not in SCHEMES:
+        raise ValueError(f"transcription is {scheme!r}; allowed are {sorted(SCHEMES)}")
+    if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
+        raise ValueError(f"substeps is {substeps!r}; allowed are integers >= 1")
+    if substeps > 1 and scheme not in _EXPLICIT:
+        raise ValueError(
+            f"substeps is {substeps}; {scheme!r} allows 1 only, {_EXPLICIT} allow more"
+        )
+
+
 class Transcription:
     """Maps trajectories to vectors ``z`` (n,), and ``z`` to the terms of the problem.
 
@@ -135,14 +147,7 @@ class Transcription:
     """
 
     def __init__(self, problem: OptimalControlProblem, scheme: str, substeps: int = 1) -> None:
-        if scheme not in SCHEMES:
-            raise ValueError(f"transcription is {scheme!r}; allowed are {sorted(SCHEMES)}")
-        if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
-            raise ValueError(f"substeps is {substeps!r}; allowed are integers >= 1")
-        if substeps > 1 and scheme not in _EXPLICIT:
-            raise ValueError(
-                f"substeps is {substeps}; {scheme!r} allows 1 only, {_EXPLICIT} allow more"
-            )
+        check_scheme(scheme, substeps)
         self.problem = problem
         self.scheme = scheme
         self.substeps = substeps

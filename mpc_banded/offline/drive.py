@@ -72,7 +72,7 @@ class Run:
 
 def clearance(run: Run, config: Config, radius: float) -> np.ndarray:
     """Distance of the robot's rim from the nearest obstacle at each state, in m."""
-    circles = np.array(config["obstacles"]).reshape(-1, 3)
+    circles = np.array(config.parameters.obstacles).reshape(-1, 3)
     position = np.column_stack([run.state("x"), run.state("y")])
     distances = np.linalg.norm(position[:, None] - circles[None, :, :2], axis=2)
     return (distances - circles[:, 2]).min(axis=1, initial=np.inf) - radius
@@ -165,7 +165,7 @@ def _draw_path(axes: Axes, run: Run, config: Config, path: PathReference, radius
     axes.plot(*path.points.T, color=GREY, lw=1.5, ls="--", label="reference")
     x, y = run.state("x"), run.state("y")
     axes.plot(x, y, color=BLUE, lw=2, label="driven")
-    for cx, cy, r in np.array(config["obstacles"]).reshape(-1, 3):
+    for cx, cy, r in np.array(config.parameters.obstacles).reshape(-1, 3):
         axes.add_patch(Circle((cx, cy), r, color=RED, alpha=0.75, lw=0))
         axes.add_patch(Circle((cx, cy), r + radius, fill=False, color=RED, lw=1, ls=":"))
     axes.plot([], [], color=RED, ls=":", lw=1, label="contact")
@@ -208,7 +208,7 @@ def _draw_commands(axes: Axes, run: Run, config: Config) -> None:
     for name, color in zip(names, (BLUE, ORANGE), strict=False):
         values = [command.get(name, np.nan) for command in commands]
         axes.step(times, values, where="post", color=color, label=name)
-        for bound in config[f"limits.{name}"]:
+        for bound in config.parameters.limits[name]:
             axes.axhline(bound, color=color, lw=1, ls=":")
     axes.set_xlim(0.0, None)
     axes.set_title("Commands and their limits")
@@ -236,7 +236,7 @@ def _draw_error(
     unit = target.unit if isinstance(target, Target) else "m"
     label = "distance from the path" if is_path else "distance from the target"
     axes.plot(times, tracking_error(run, target), color=BLUE, label=label)
-    if is_path and config["obstacles"]:
+    if is_path and config.parameters.obstacles:
         gaps = clearance(run, config, radius)
         axes.plot(times, np.where(gaps < 2.0, gaps, np.nan), color=RED, label="clearance")
     axes.axhline(0.0, color=GREY, lw=1)

@@ -189,7 +189,7 @@ def identify(config: Config, recorded: Recorded) -> list[Found]:
 
 
 def _axis(config: Config, recorded: Recorded, name: str, axis: Axis) -> Found:
-    model = config.section("model")
+    model = config.parameters.model
     times, values = recorded.states.get(axis.moves or name, (np.zeros(0), np.zeros(0)))
     try:
         drive = _drive(recorded, axis, model)
@@ -200,7 +200,9 @@ def _axis(config: Config, recorded: Recorded, name: str, axis: Axis) -> Found:
     except NothingToFind as error:
         return Found(name, axis, None, str(error))
     before = Model(
-        config["actuation_delay"], model[axis.lag] if axis.lag else config["command_lead"], 1.0
+        config.parameters.actuation_delay,
+        model[axis.lag] if axis.lag else config.parameters.command_lead,
+        1.0,
     )
     after = Model(fitted.delay.value, fitted.lag.value, fitted.gain.value, fitted.bias)
     errors = prediction_errors(drive, times, values, axis.is_rate, before, after)
@@ -366,7 +368,7 @@ def plot(found: list[Found], config: Config, recorded: Recorded, file: Path) -> 
         width_ratios=[2.2, 1],
     )
     for (left, right), (one, after) in zip(grid, shown, strict=True):
-        drive = _drive(recorded, one.axis, config.section("model"))
+        drive = _drive(recorded, one.axis, config.parameters.model)
         times, values = recorded.states[one.axis.moves or one.name]
         motion = Motion(times, values)
         if one.axis.is_rate:
@@ -464,7 +466,7 @@ def _run(
     write_parameters(params, output, updates)
     for key, estimate in updates.items():
         console.print(
-            f"{key}: {config[key]:.4g} -> {_rounded(estimate):.4g} "
+            f"{key}: {config.values[key]:.4g} -> {_rounded(estimate):.4g} "
             f"({estimate.lower:.3g} to {estimate.upper:.3g})",
             highlight=False,
         )

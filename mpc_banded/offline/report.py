@@ -187,7 +187,7 @@ def _states(results: Results) -> Figure:
 
 
 def _commands(results: Results) -> Figure:
-    limits = results.replay.loop.config.section("limits")
+    limits = results.replay.loop.config.parameters.limits
     figure, axes = _grid(len(results.commands), 1.9)
     for row, (name, trace) in zip(axes, results.commands.items(), strict=True):
         draw(row, results.recorded[name], ORANGE, "recorded", drawstyle="steps-post")
@@ -213,7 +213,7 @@ def _status(results: Results) -> Figure:
     axes[0].set_ylim(len(results.known_codes) - 0.5, -0.5)
     axes[0].grid(axis="y", color="#e1e6eb")
     draw(axes[1], results.ages, BLUE, "age of the state")
-    axes[1].axhline(results.replay.loop.config["max_state_age"], color=RED, lw=0.8, ls=":")
+    axes[1].axhline(results.replay.loop.config.parameters.max_state_age, color=RED, lw=0.8, ls=":")
     axes[1].set(title="Age of the state [s]", xlabel="time since the first cycle [s]")
     return figure
 

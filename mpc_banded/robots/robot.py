@@ -131,7 +131,9 @@ class Robot:
     actuate: Callable[[np.ndarray, Values, Values], np.ndarray] | None = None
     velocities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     braking: Mapping[str, str] = field(default_factory=dict)
-    slow: Callable[[Values, float, Mapping[str, list[float]]], dict[str, float]] | None = None
+    slow: Callable[[Values, float, Mapping[str, tuple[float, float]]], dict[str, float]] | None = (
+        None
+    )
     axes: Mapping[str, Axis] = field(default_factory=dict)
     points: int = 0
     rests: bool = True

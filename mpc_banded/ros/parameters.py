@@ -16,8 +16,10 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from mpc_banded.control.config import Config, ConfigError, Entry
+from mpc_banded.control.build import build_transcription
+from mpc_banded.control.config import Config, ConfigError
 from mpc_banded.control.parameter_file import FOREIGN
+from mpc_banded.control.parameters import Entry
 
 #: Called after each change with the whole configuration, and what was set.
 Adopt = Callable[[Config, dict[str, Any]], None]
@@ -52,7 +54,7 @@ def declare(node: Node, live: bool) -> Config:
             f"no parameter was given to {node.get_fully_qualified_name()}, so each has its default"
         )
     for name, entry in config.table.items():
-        _declare(node, name, config[name], entry, read_only=entry.read_only or not live)
+        _declare(node, name, config.values[name], entry, read_only=entry.read_only or not live)
     return config
 
 
@@ -153,9 +155,9 @@ def _check_bandwidth(before: Config, after: Config) -> None:
 
     Probes take long, so they are made only when the node is configured.
     """
-    bandwidth = after["bandwidth"]
+    bandwidth = after.parameters.bandwidth
     if bandwidth and before.rebuilds(after):
-        derived = after.controller().transcription.half_bandwidth
+        derived = build_transcription(after).half_bandwidth
         if bandwidth < derived:
             raise ConfigError(
                 f"bandwidth is {bandwidth}; allowed are, while the node is configured, 0 and "

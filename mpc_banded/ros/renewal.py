@@ -15,6 +15,7 @@ from mpc_banded.codegen.cache import NotBuilt
 from mpc_banded.codegen.trace import UnsupportedOperation
 from mpc_banded.control import background
 from mpc_banded.control.background import Compilation, CompilationFailed
+from mpc_banded.control.build import build_controller
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.ocp.controller import RecedingHorizonController
@@ -37,7 +38,7 @@ class Renewal:
         self._compilation: Compilation | None = None
         self._compiling = loop.config
         self._ending: list[Compilation] = []
-        self._may_compile = bool(loop.config["compile"])
+        self._may_compile = bool(loop.config.parameters.compile)
         self.derivatives = "eager"
         if self._may_compile:
             self._take_from_cache()
@@ -107,11 +108,11 @@ class Renewal:
             return
         library = loop.controller.library
         if library is None:
-            self._go_over(wanted, wanted.controller(), "with eager derivatives")
+            self._go_over(wanted, build_controller(wanted), "with eager derivatives")
             if self._may_compile and self._compiling.rebuilds(wanted):
                 self._compile(wanted)
             return
-        controller = wanted.controller()
+        controller = build_controller(wanted)
         try:
             controller.load(library)  # many a change leaves the derivatives what they are
         except (OSError, ValueError):
@@ -140,7 +141,7 @@ class Renewal:
                 self._loop.controller.load(library)
                 self._now_compiled(how)
             else:
-                controller = self._wanted.controller()
+                controller = build_controller(self._wanted)
                 controller.load(library)
                 self._go_over(self._wanted, controller, how)
                 self._now_compiled(how)
@@ -162,7 +163,7 @@ class Renewal:
         self._may_compile = False
         self.derivatives = "eager"
         if self._wanted is not self._loop.config:
-            self._loop.adopt(self._wanted, self._wanted.controller())
+            self._loop.adopt(self._wanted, build_controller(self._wanted))
         self._log.warning(
             f"derivatives stay eager, so solves take longer; they are not compiled: {error}"
         )

@@ -44,10 +44,10 @@ class SimulatorTask:
 
         self._node = node
         config = parameters.declare(node, live=False)
-        self._simulation = Simulation(config, delay_s=config["simulator.actuation_delay"])
-        self._period_s = 1.0 / config["simulator.frequency"]
-        self._command_timeout_ns = 1e9 * config["simulator.command_timeout"]
-        self._stop = config.robot.stop_values(config.section("model"))
+        self._simulation = Simulation(config, delay_s=config.parameters.simulator.actuation_delay)
+        self._period_s = 1.0 / config.parameters.simulator.frequency
+        self._command_timeout_ns = 1e9 * config.parameters.simulator.command_timeout
+        self._stop = config.robot.stop_values(config.parameters.model)
         self._command: messages.Values = self._stop
         self._command_ns = self._moved_ns = 0
         self._is_publishing = True

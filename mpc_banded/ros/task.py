@@ -163,7 +163,7 @@ class MpcTask:
         now_ns = self._now_ns()
         self._clock.begin(self._timer, now_ns)
         self._adopt_changes()
-        deadline_s = self._clock.budget_s(self._loop.config["deadline"])
+        deadline_s = self._clock.budget_s(self._loop.config.parameters.deadline)
         tick = self._loop.tick(now_ns, deadline_s=deadline_s, latency_s=self._clock.latency_s)
         self._send(tick.command)
         timing = self._clock.end()
@@ -182,7 +182,7 @@ class MpcTask:
             return
         self._recorded = after
         values = after.values.items()
-        self._journal.changed({name: x for name, x in values if x != before[name]})
+        self._journal.changed({name: x for name, x in values if x != before.values[name]})
         if self._timer is not None and after.period_s != self._clock.period_s:
             self._clock.change(after.period_s)
             self._timer.timer_period_ns = int(1e9 * after.period_s)
@@ -212,12 +212,12 @@ class MpcTask:
 def _summary(config: Config, loop: ControlLoop) -> str:
     """Summarise the configuration in one line."""
     problem, transcription = loop.controller.problem, loop.controller.transcription
-    bandwidth = config["bandwidth"] or f"{transcription.half_bandwidth} (derived)"
+    bandwidth = config.parameters.bandwidth or f"{transcription.half_bandwidth} (derived)"
     defaults = {name: entry.default for name, entry in config.table.items()}
     changed = {name: x for name, x in config.values.items() if x != defaults[name]}
     return (
         f"{config.robot.name}: horizon {problem.horizon} x {problem.dt:g} s, "
         f"{transcription.scheme}, half bandwidth {bandwidth}, "
-        f"{config['controller_frequency']:g} Hz; other than default: "
+        f"{config.parameters.controller_frequency:g} Hz; other than default: "
         f"{', '.join(f'{name} {value}' for name, value in changed.items()) or 'none'}"
     )

@@ -84,7 +84,7 @@ def along(points: np.ndarray) -> Callable[[Config], Reference]:
         return path
 
     def reference(config: Config) -> Reference:
-        path = PathReference(points, config["reference_speed"])
+        path = PathReference(points, config.parameters.reference_speed)
         return Reference("plan", PathMessage, message, path)
 
     return reference
@@ -97,7 +97,7 @@ HOLD_S = 4.0
 
 def wave(config: Config) -> Reference:
     """Move all joints through three postures, and hold the last one."""
-    joints = list(config["joints"])
+    joints = list(config.values["joints"])
     posture = np.linspace(0.2, 0.8, len(joints))
 
     def message(stamp: Time) -> JointTrajectory:

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of parameters: name, type, default, unit, range and description, each said once.
+
+The ROS descriptors, the checks of a parameter file and the typed access in the code all come from
+the fields below. Parameters named after the costs, states and constants of a robot are added to
+them by ``entries_of``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mpc_banded.ocp.solver import SolverOptions
+from mpc_banded.ocp.transcription import SCHEMES
+from mpc_banded.robots import Robot
+
+Value = bool | int | float | str | list[float] | list[str]
+
+#: Range of weights and of the solver's options: beyond it, squares overflow or vanish.
+SMALLEST, LARGEST = 1e-30, 1e30
+#: How keys begin whose values are built into a controller.
+REBUILDING = (
+    "horizon", "dt", "transcription", "substeps", "bandwidth", "limits.", "solver."
+)  # fmt: skip
+#: Options of the solver that are set by other keys, or not by parameters.
+_OTHER_OPTIONS = ("half_bandwidth", "recovery")
+
+
+class ConfigError(ValueError):
+    """A parameter is unknown or has a value that is not allowed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter.
+
+    Attributes:
+        default: Its value where nothing is given; the type is that of the parameter.
+        description: One sentence.
+        unit: SI unit, or empty.
+        lower, upper: Range of numbers, and of each item of a list.
+        choices: Allowed strings; empty allows any.
+        length: Items of a list; 0 allows any number.
+        read_only: Whether it holds from the start on, and can't be changed while the robot drives.
+    """
+
+    default: Value
+    description: str
+    unit: str = ""
+    lower: float = -math.inf
+    upper: float = math.inf
+    choices: tuple[str, ...] = ()
+    length: int = 0
+    read_only: bool = False
+
+    @property
+    def of_strings(self) -> bool:
+        """Whether it is a list of strings."""
+        default = self.default
+        return isinstance(default, list) and bool(default) and isinstance(default[0], str)
+
+    @property
+    def allowed(self) -> str:
+        """What values are allowed, in words."""
+        if self.of_strings:
+            return "lists of one or more different names"
+        kind = {bool: "true or false", int: "integers", float: "numbers", str: "strings"}.get(
+            type(self.default), f"lists of {self.length or 'any number of'} numbers"
+        )
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if math.isinf(self.lower) and math.isinf(self.upper):
+            return kind
+        if math.isinf(self.upper):
+            return f"{kind} >= {self.lower:g}"
+        return f"{kind} from {self.lower:g} to {self.upper:g}"
+
+    def checked(self, key: str, value: Any) -> Value:
+        """The value in the parameter's type; raises ConfigError naming key, value and allowed."""
+        result = self._converted(value)
+        numbers = result if isinstance(result, list) else [result]
+        fits = all(
+            isinstance(x, (bool, str)) or (x is not None and self.lower <= x <= self.upper)
+            for x in numbers
+        )
+        if isinstance(result, list) and self.length and len(result) != self.length:
+            fits = False
+        if self.of_strings and isinstance(result, list):
+            fits = bool(result) and "" not in result and len(set(result)) == len(result)
+        if self.choices and result not in self.choices:
+            fits = False
+        if not fits or result is None:
+            raise ConfigError(f"{key} is {value!r}; allowed are {self.allowed}")
+        return result
+
+    def _converted(self, value: Any) -> Value | None:
+        if isinstance(self.default, (bool, str)):
+            return value if isinstance(value, type(self.default)) else None
+        if isinstance(self.default, list):
+            if isinstance(value, (str, bool)) or not hasattr(value, "__len__"):
+                return None
+            if self.of_strings:
+                names = [item for item in value if isinstance(item, str)]
+                return names if len(names) == len(value) else None
+            items = [Entry(0.0, "")._converted(item) for item in value]
+            return None if None in items else items  # type: ignore[return-value]
+        if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)):
+            return None
+        if isinstance(self.default, int):
+            return int(value) if isinstance(value, (int, np.integer)) else None
+        return None if math.isnan(value) else float(value)
+
+
+def parameter(default: Any, *details: Any, **more: Any) -> Any:
+    """Return the field of a parameter; the arguments are those of Entry."""
+    entry = Entry(default, *details, **more)
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"entry": entry})
+    return field(default=default, metadata={"entry": entry})
+
+
+@dataclass(frozen=True)
+class FallbackParameters:
+    """What the robot does without a usable solve."""
+
+    follow_time: float = parameter(
+        0.3, "How long the last plan is followed without a new one.", "s", 0.0, 10.0
+    )
+    slow_time: float = parameter(
+        3.0, "How long slowing down to a stop may take after that.", "s", 0.0, 60.0
+    )
+
+
+@dataclass(frozen=True)
+class SimulatorParameters:
+    """The simulated robot."""
+
+    frequency: float = parameter(
+        100.0, "Rate of the simulated state.", "Hz", 1.0, 1000.0, read_only=True
+    )
+    initial_state: list[float] = parameter([], "First state; empty is zero.", read_only=True)
+    actuation_delay: float = parameter(
+        0.0, "Time from a command to its effect.", "s", 0.0, 10.0, read_only=True
+    )
+    command_timeout: float = parameter(
+        0.5, "Age of a command that is still obeyed.", "s", 0.0, read_only=True
+    )
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """All parameters of one robot, checked and typed.
+
+    Attributes:
+        fallback, simulator: Groups of parameters.
+        solver: Options of the solver, with the half bandwidth.
+        weights: Name of a cost -> weight.
+        limits: Name of a state or input -> lower and upper limit.
+        model: Name of a physical constant -> value.
+    """
+
+    robot: str = parameter(
+        "unicycle", "Built-in robot, or package.module:attribute of another.", read_only=True
+    )
+    horizon: int = parameter(0, "Control intervals; 0 takes the robot's.", lower=0, upper=10_000)
+    dt: float = parameter(0.0, "Length of an interval; 0 takes the robot's.", "s", 0.0, 10.0)
+    transcription: str = parameter(
+        "", "Finite-difference scheme; empty takes the robot's.", choices=("", *sorted(SCHEMES))
+    )
+    substeps: int = parameter(
+        1, "Integration steps in an interval, for euler and rk4.", "", 1, 100
+    )
+    bandwidth: int = parameter(0, "Half bandwidth of the Hessian; 0 derives it.", "", 0, 1000)
+    compile: bool = parameter(
+        True, "Compile the derivatives beside the control loop.", read_only=True
+    )
+    controller_frequency: float = parameter(20.0, "Rate of the control loop.", "Hz", 0.1, 1000.0)
+    deadline: float = parameter(0.8, "Share of the period that a solve may take.", "", 0.01, 1.0)
+    max_state_age: float = parameter(
+        0.3, "Age beyond which no command is made from a state.", "s", 0.01
+    )
+    use_header_stamps: bool = parameter(
+        True, "Count the age of states and obstacles from their header stamps."
+    )
+    max_frozen_time: float = parameter(
+        1.0, "Time a state may stay the same when the robot should move; 0: any.", "s", 0.0, 60.0
+    )
+    state_frame: str = parameter(
+        "", "Frame of the state; empty takes the one that its messages name."
+    )
+    jump_margin: float = parameter(
+        0.5, "How much further than its limits allow a position may move at once.", "m or rad", 0.0
+    )
+    jump_samples: int = parameter(
+        5, "States that must agree until a jump counts as a real relocation.", "", 1, 10_000
+    )
+    actuation_delay: float = parameter(0.0, "Time from a command to its effect.", "s", 0.0, 1.0)
+    command_lead: float = parameter(0.1, "Lag of the velocity controllers below.", "s", 0.0, 10.0)
+    enable_stamped_cmd_vel: bool = parameter(
+        True, "Publish TwistStamped; Twist if false.", read_only=True
+    )
+    reference_speed: float = parameter(0.5, "Speed along a path.", "m/s", 0.0, 100.0)
+    timed_paths: bool = parameter(
+        True, "Follow a path whose poses carry increasing stamps by time, not by reference_speed."
+    )
+    obstacles: list[float] = parameter([], "Circles as x, y, radius one after the other.", "m")
+    max_obstacle_age: float = parameter(
+        0.5, "Age beyond which obstacles from the topic are forgotten.", "s", 0.01, 60.0
+    )
+    fallback: FallbackParameters = field(default_factory=FallbackParameters)
+    simulator: SimulatorParameters = field(default_factory=SimulatorParameters)
+    solver: SolverOptions = field(default_factory=SolverOptions)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    model: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Parameters:
+        """Build them from checked values by their full names."""
+        return cls(
+            **_own(cls, values),
+            fallback=FallbackParameters(**_own(FallbackParameters, section(values, "fallback"))),
+            simulator=SimulatorParameters(
+                **_own(SimulatorParameters, section(values, "simulator"))
+            ),
+            solver=SolverOptions(half_bandwidth=values["bandwidth"], **section(values, "solver")),
+            weights=section(values, "weights"),
+            limits={k: (low, high) for k, (low, high) in section(values, "limits").items()},
+            model=section(values, "model"),
+        )
+
+
+def section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the values of the parameters ``name.*`` by the rest of their names."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+
+
+def _entries(cls: Any, prefix: str = "") -> dict[str, Entry]:
+    fields = dataclasses.fields(cls)
+    return {f"{prefix}{f.name}": f.metadata["entry"] for f in fields if "entry" in f.metadata}
+
+
+def _own(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values[name] for name in _entries(cls)}
+
+
+def _solver_entries() -> dict[str, Entry]:
+    defaults = SolverOptions()
+    entries = {}
+    for option in dataclasses.fields(defaults):
+        if option.name not in _OTHER_OPTIONS:
+            default = getattr(defaults, option.name)
+            lower = 1 if isinstance(default, int) else SMALLEST
+            entries[f"solver.{option.name}"] = Entry(
+                default, option.metadata["description"], "", lower, LARGEST
+            )
+    return entries
+
+
+#: Parameters that every robot has.
+GENERAL: dict[str, Entry] = {
+    **_entries(Parameters),
+    **_entries(FallbackParameters, "fallback."),
+    **_entries(SimulatorParameters, "simulator."),
+    **_solver_entries(),
+}
+
+
+def entries_of(robot: Robot) -> dict[str, Entry]:
+    """All parameters of a robot: the general ones and those named after its costs and states."""
+    table = dict(GENERAL)
+    for name, option in robot.options.items():
+        default = option.default if isinstance(option.default, str) else list(option.default)
+        table[name] = Entry(
+            default, option.description, "", choices=option.choices, read_only=True
+        )
+    for name in (*robot.stage_costs, *robot.terminal_costs):
+        weight = float(robot.weights.get(name, 1.0))
+        table[f"weights.{name}"] = Entry(weight, f"Weight of the cost {name!r}.", "", 0.0, LARGEST)
+    for name in (*robot.states, *robot.inputs):
+        limits = [float(bound) for bound in robot.limits.get(name, (-math.inf, math.inf))]
+        text = f"Lower and upper limit of {name!r}."
+        table[f"limits.{name}"] = Entry(limits, text, length=2)
+    for name, value in robot.model.items():
+        table[f"model.{name}"] = Entry(float(value), f"Physical constant {name!r} of the model.")
+    return table
