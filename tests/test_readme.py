@@ -33,7 +33,7 @@ def test_the_robot_of_the_readme_is_built_from_its_parameter_file(tmp_path, monk
     monkeypatch.syspath_prepend(tmp_path)
     config = Config.load(tmp_path / "slider.yaml")
     loop = ControlLoop(config)
-    assert config.parameters.limits["force"] == [-3.0, 3.0]
+    assert config.parameters.limits["force"] == (-3.0, 3.0)
     assert dict(loop.controller.weights) == {"position": 20.0, "effort": 0.1}
     body = [
         line
