@@ -26,8 +26,8 @@ from scipy.linalg import get_lapack_funcs
 
 from benchmarks.peers.mpc_banded import problem
 from benchmarks.tasks import Task
+from mpc_banded.codegen import build as codegen_build
 from mpc_banded.codegen import graph as expressions
-from mpc_banded.codegen import native
 from mpc_banded.codegen.cache import LibraryCache
 from mpc_banded.ocp import banded, kernels
 from mpc_banded.ocp.compiled import CompiledEvaluator
@@ -59,7 +59,7 @@ class Build:
     task: Task
     eager: EagerEvaluator
     source: str
-    library: native.Library
+    library: codegen_build.Library
     trace_s: float
     compile_s: float
 
@@ -73,7 +73,7 @@ def build(
     task: Task,
     cache: LibraryCache,
     written_out: int = kernels.WRITTEN_OUT,
-    flags: tuple[str, ...] = native.FLAGS,
+    flags: tuple[str, ...] = codegen_build.FLAGS,
 ) -> Build:
     """Trace and compile a task's derivatives.
 
@@ -86,7 +86,7 @@ def build(
     eager = EagerEvaluator(Transcription(problem(task), "rk4", task.substeps))
     with (
         mock.patch.object(kernels, "WRITTEN_OUT", written_out),
-        mock.patch.object(native, "FLAGS", flags),
+        mock.patch.object(codegen_build, "FLAGS", flags),
     ):
         began = time.process_time()
         source = kernel_source(eager.transcription)
@@ -320,7 +320,7 @@ class Core:
 
     def __init__(self, folder: Path) -> None:
         path = _fresh(folder)
-        native.build(_CORE + "\n".join(map(_repeating, range(1, 20))), path)
+        codegen_build.compile_library(_CORE + "\n".join(map(_repeating, range(1, 20))), path)
         self._library = ctypes.CDLL(str(path))
         self.doubles = ctypes.c_long.in_dll(self._library, "wide_doubles").value
 
@@ -353,7 +353,7 @@ class Core:
     def costs(self, kinds: Sequence[str], folder: Path, rounds: int) -> dict[str, float]:
         """Seconds of one operation among independent ones; "wide /" and "wide sqrt" in vectors."""
         path = _fresh(folder)
-        native.build(_CORE + "\n".join(map(_mapping, kinds)), path)
+        codegen_build.compile_library(_CORE + "\n".join(map(_mapping, kinds)), path)
         library = ctypes.CDLL(str(path))
         values = np.linspace(0.5, 1.5, _VALUES)
         results = np.empty_like(values)

@@ -23,7 +23,7 @@ from benchmarks.machine_code import (
 )
 from benchmarks.study import Chapter, number
 from benchmarks.tasks import Task
-from mpc_banded.codegen import native
+from mpc_banded.codegen.build import FLAGS
 from mpc_banded.codegen.cache import LibraryCache
 from mpc_banded.ocp import banded
 from mpc_banded.ocp.comb import Comb, hessian_vector_products
@@ -53,7 +53,7 @@ _FAST = (
     *("-fno-trapping-math", "-fno-math-errno"),
 )
 
-_O3 = ("-O3", *native.FLAGS[2:])
+_O3 = ("-O3", *FLAGS[2:])
 
 
 @dataclass(frozen=True)

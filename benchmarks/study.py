@@ -28,7 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from mpc_banded.codegen import native
+from mpc_banded.codegen.build import NoCompiler, c_compiler
 from mpc_banded.codegen.cache import LibraryCache
 from mpc_banded.control.build import build_problem
 from mpc_banded.control.config import Config
@@ -75,8 +75,8 @@ BACKENDS: dict[str, Callable[[Transcription], Evaluator]] = {
 def available_backends() -> list[str]:
     """Those that this machine has: compiled derivatives need a C compiler."""
     try:
-        native.c_compiler()
-    except native.NoCompiler:
+        c_compiler()
+    except NoCompiler:
         return ["eager"]
     return list(BACKENDS)
 

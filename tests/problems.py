@@ -10,7 +10,7 @@ import numpy as np
 import scipy.optimize
 import torch
 
-from mpc_banded.codegen.native import Library
+from mpc_banded.codegen.build import Library
 from mpc_banded.ocp.barrier import Barrier
 from mpc_banded.ocp.compiled import CompiledEvaluator
 from mpc_banded.ocp.controller import ControlStep, RecedingHorizonController

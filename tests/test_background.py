@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from mpc_banded.cli import main
-from mpc_banded.codegen import native
+from mpc_banded.codegen import build
 from mpc_banded.codegen.cache import LibraryCache, NotBuilt
 from mpc_banded.control import background
 from mpc_banded.control.background import NICENESS, CompilationFailed, Compiler, OtherProcess
@@ -56,7 +56,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
     """Puts a shell script in place of the compiler."""
-    real = native.c_compiler()[0]
+    real = build.c_compiler()[0]
 
     def replaced(lines):
         script = tmp_path / "cc"

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 
+from mpc_banded.codegen import build, emit
 from mpc_banded.codegen import cache as cache_module
-from mpc_banded.codegen import native
+from mpc_banded.codegen.build import NoCompiler
 from mpc_banded.codegen.cache import LibraryCache, UnsafeCache, default_folder
-from mpc_banded.codegen.native import Argument, NoCompiler, Result, Section, c_function
+from mpc_banded.codegen.emit import Argument, Result, Section, c_function
 
 MODE = stat.S_IMODE
 
@@ -27,7 +28,7 @@ MODE = stat.S_IMODE
 def source(factor=2.0):
     """C source of a kernel that multiplies three numbers."""
     section = Section(lambda w: [factor * w], (Argument("w", (3,)),), (Result(0),), 1)
-    return native.PRELUDE + c_function("times", ("w",), (section,), 3)
+    return emit.PRELUDE + c_function("times", ("w",), (section,), 3)
 
 
 def product(library):
@@ -49,13 +50,13 @@ def folder(tmp_path):
 @pytest.fixture
 def builds(monkeypatch):
     """Paths of what was built meanwhile."""
-    made, build = [], native.build
+    made = []
 
     def counted(text, path, started=None):
         made.append(path)
-        build(text, path, started)
+        build.compile_library(text, path, started)
 
-    monkeypatch.setattr(native, "build", counted)
+    monkeypatch.setattr(cache_module, "compile_library", counted)
     return made
 
 
@@ -63,7 +64,7 @@ def builds(monkeypatch):
 def entry(folder, monkeypatch):
     """Path of a library in the cache that no process has loaded, so that it may be spoilt."""
     with monkeypatch.context() as patch:
-        patch.setattr(native, "Library", lambda path: path)
+        patch.setattr(cache_module, "Library", lambda path: path)
         return LibraryCache(folder).library(source())
 
 
@@ -84,7 +85,7 @@ def test_a_library_is_built_once_and_then_found_without_a_compiler(folder, build
 @pytest.mark.parametrize(
     ("where", "name", "value"),
     [
-        (native, "FLAGS", ("-O1", "-fPIC", "-shared")),
+        (cache_module, "FLAGS", ("-O1", "-fPIC", "-shared")),
         (torch, "__version__", "2.0.0"),
         (cache_module, "processor", lambda: "another"),
     ],
@@ -291,7 +292,7 @@ def test_entry_that_was_touched_is_never_loaded_but_built_anew_and_that_is_said(
     spoil(entry)
     builds.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(native, "Library", lambda path: loads.append(path.read_bytes()))
+        patch.setattr(cache_module, "Library", lambda path: loads.append(path.read_bytes()))
         if fault != "both of another":  # sound in itself; only its source can tell
             with pytest.raises(ValueError, match=why):
                 LibraryCache(folder).stored(entry)
@@ -309,7 +310,7 @@ def test_entry_that_was_touched_is_never_loaded_but_built_anew_and_that_is_said(
 
 def test_foreign_code_in_place_of_a_library_does_not_run(folder, entry, tmp_path):
     trace, intruder = tmp_path / "trace", tmp_path / "intruder.so"
-    native.build(
+    build.compile_library(
         "#include <fcntl.h>\n__attribute__((constructor)) static void run(void)\n"
         f'{{ creat("{trace}", 0600); }}\n',
         intruder,
@@ -334,7 +335,7 @@ def test_file_system_without_code_is_named_as_a_cause(folder, monkeypatch):
     def refuse(path):
         raise OSError(f"{path}: failed to map segment from shared object")
 
-    monkeypatch.setattr(native, "Library", refuse)
+    monkeypatch.setattr(cache_module, "Library", refuse)
     with pytest.raises(OSError, match=r"failed to map .*noexec.*MPC_BANDED_CACHE"):
         LibraryCache(folder).library(source())
 
@@ -345,12 +346,12 @@ def test_file_system_without_code_is_named_as_a_cause(folder, monkeypatch):
 def test_builders_of_the_same_take_turns_and_the_second_finds_it(folder, builds):
     both, found = threading.Barrier(2), []
 
-    def build():
+    def find():
         cache = LibraryCache(folder)
         both.wait()
         found.append(cache.library(source()))
 
-    threads = [threading.Thread(target=build) for _ in range(2)]
+    threads = [threading.Thread(target=find) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -376,7 +377,7 @@ def test_interrupted_build_leaves_nothing(folder, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(native, "build", interrupted)
+        patch.setattr(cache_module, "compile_library", interrupted)
         with pytest.raises(KeyboardInterrupt):
             LibraryCache(folder).library(source())
     assert names(folder) == []

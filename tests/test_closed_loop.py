@@ -11,7 +11,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from mpc_banded import Status
-from mpc_banded.codegen.native import NoCompiler
+from mpc_banded.codegen.build import NoCompiler
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.path import PathReference

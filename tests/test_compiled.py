@@ -30,9 +30,9 @@ from problems import (
     van_der_pol,
 )
 
-from mpc_banded.codegen import native
+from mpc_banded.codegen import build, emit
 from mpc_banded.codegen.cache import LibraryCache, NotBuilt
-from mpc_banded.codegen.native import Argument, Result, Section
+from mpc_banded.codegen.emit import Argument, Result, Section
 from mpc_banded.codegen.trace import UnsupportedOperation
 from mpc_banded.control.build import build_controller, build_problem
 from mpc_banded.control.config import Config
@@ -97,8 +97,8 @@ PROBLEMS = {
 @cache
 def problem_of(name):
     """Case, and its eager derivatives."""
-    build, scheme, substeps = PROBLEMS[name]
-    case = build()
+    make, scheme, substeps = PROBLEMS[name]
+    case = make()
     return case, EagerEvaluator(Transcription(case.problem, scheme, substeps))
 
 
@@ -188,7 +188,7 @@ GRIDS = [(scheme, 1) for scheme in SCHEMES] + [("euler", 2), ("rk4", 2)]
 @pytest.mark.parametrize(("scheme", "substeps"), GRIDS)
 @pytest.mark.parametrize("robot", BUILT_IN)
 def test_every_robot_is_compiled_with_every_scheme(monkeypatch, machine, robot, scheme, substeps):
-    monkeypatch.setattr(native, "FLAGS", ("-O0", *native.FLAGS[1:]))  # sooner compiled
+    monkeypatch.setattr(build, "FLAGS", ("-O0", *build.FLAGS[1:]))  # sooner compiled
     given = {"robot": robot, "horizon": 3, "transcription": scheme, "substeps": substeps}
     problem = build_problem(Config(given))
     random = np.random.default_rng(3)
@@ -449,10 +449,10 @@ def test_each_operation_is_torchs_also_where_it_is_not_finite(tmp_path):
         (Result(0, expected.shape[1]),),
         len(a),
     )
-    source = native.PRELUDE + native.c_function("kernel", ("a", "b"), (section,), expected.size)
-    native.build(source, tmp_path / "kernel.so")
+    source = emit.PRELUDE + emit.c_function("kernel", ("a", "b"), (section,), expected.size)
+    build.compile_library(source, tmp_path / "kernel.so")
     found = np.empty(expected.shape)
-    kernel = native.Library(tmp_path / "kernel.so").function("kernel", 3)
+    kernel = build.Library(tmp_path / "kernel.so").function("kernel", 3)
     kernel(a.ctypes.data, b.ctypes.data, found.ctypes.data)
     for name, one, other in zip(
         (*OF_ONE, *OF_TWO, "where", "isnan", "isfinite", "clamp"),
@@ -543,9 +543,9 @@ def test_only_the_stagewise_recovery_can_be_compiled(libraries):
 def test_what_the_compiler_gets_wrong_is_found(monkeypatch, libraries):
     """Before anything is controlled by it."""
     _, eager = problem_of("double_integrator")
-    right = native.c_function
+    right = emit.c_function
     monkeypatch.setattr(
-        native, "c_function", lambda *a, **k: right(*a, **k).replace("(0.1)", "(0.100001)")
+        emit, "c_function", lambda *a, **k: right(*a, **k).replace("(0.1)", "(0.100001)")
     )
     with pytest.raises(ValueError, match=r"compiled and eager .* differ by"):
         compile_evaluator(eager, libraries)

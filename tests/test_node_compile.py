@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ros_harness import PATIENCE_S, Process, Robot, on_path
 
-from mpc_banded.codegen import native
+from mpc_banded.codegen import build
 
 pytestmark = pytest.mark.ros
 
@@ -51,7 +51,7 @@ def environment(tmp_path):
 
     def variables(compiler):
         script = tmp_path / "cc"
-        script.write_text(compiler.format(folder=tmp_path, real=native.c_compiler()[0]))
+        script.write_text(compiler.format(folder=tmp_path, real=build.c_compiler()[0]))
         script.chmod(0o700)
         return {"MPC_BANDED_CACHE": str(tmp_path / "cache"), "CC": str(script)}
 

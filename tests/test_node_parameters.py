@@ -8,7 +8,7 @@ from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
 from rclpy.parameter import Parameter
 from ros_harness import Robot
 
-from mpc_banded.codegen import native
+from mpc_banded.codegen import build
 
 pytestmark = pytest.mark.ros
 
@@ -28,7 +28,7 @@ def go(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, go):
     script = go.parent / "cc"
-    script.write_text(PATIENT.format(folder=go.parent, real=native.c_compiler()[0]))
+    script.write_text(PATIENT.format(folder=go.parent, real=build.c_compiler()[0]))
     script.chmod(0o700)
     environment = {"MPC_BANDED_CACHE": str(go.parent / "cache"), "CC": str(script)}
     folder = tmp_path_factory.mktemp("parameters")

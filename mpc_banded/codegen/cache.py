@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from mpc_banded.codegen import native
+from mpc_banded.codegen.build import FLAGS, Library, Started, compile_library
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class NotBuilt(LookupError):
             cache, and raises as RecedingHorizonController.compile does.
     """
 
-    build: Callable[[native.Started], Path] | None = None
+    build: Callable[[Started], Path] | None = None
 
 
 class LibraryCache:
@@ -74,10 +74,8 @@ class LibraryCache:
         except OSError as error:
             raise _unusable(folder, error) from error
 
-    def library(
-        self, source: str, build: bool = True, started: native.Started | None = None
-    ) -> native.Library:
-        """The library of a C source, from the cache or built; ``started`` as for native.build.
+    def library(self, source: str, build: bool = True, started: Started | None = None) -> Library:
+        """The library of a C source, from the cache or built; ``started`` as for compile_library.
 
         Raises:
             NotBuilt: It is not in the cache, or must not be loaded, and ``build`` is false.
@@ -97,7 +95,7 @@ class LibraryCache:
                 raise _unusable(self.folder, error) from error
         return _loaded(path)
 
-    def stored(self, path: Path) -> native.Library:
+    def stored(self, path: Path) -> Library:
         """A library that another process has put here.
 
         Raises:
@@ -125,7 +123,7 @@ class LibraryCache:
         source: str,
         path: Path,
         made_from: dict[str, str],
-        started: native.Started | None,
+        started: Started | None,
     ) -> None:
         with self._building():
             fault = self._fault(path, made_from)
@@ -136,7 +134,7 @@ class LibraryCache:
             # Into place at once, the record last: whoever looks meanwhile finds all or nothing.
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=SCRATCH) as scratch:
                 built, record = Path(scratch, path.name), Path(scratch, "record")
-                native.build(source, built, started)
+                compile_library(source, built, started)
                 content = {"made_from": made_from, "content": _digest(built.read_bytes())}
                 record.write_text(json.dumps(content, indent=1), encoding="utf-8")
                 built.chmod(0o600)
@@ -191,7 +189,7 @@ def processor() -> str:
 
 def _machine() -> dict[str, str]:
     """What else than its source a library depends on."""
-    flags = " ".join(native.FLAGS)
+    flags = " ".join(FLAGS)
     return {"flags": flags, "torch": torch.__version__, "processor": processor()}
 
 
@@ -203,9 +201,9 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _loaded(path: Path) -> native.Library:
+def _loaded(path: Path) -> Library:
     try:
-        return native.Library(path)
+        return Library(path)
     except OSError as error:
         raise OSError(f"{error}; if that file system allows no code (noexec), {REMEDY}") from error
 

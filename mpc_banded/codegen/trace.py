@@ -5,7 +5,7 @@ Functions of one stage work on tensors of a few entries, and most of what differ
 twice does is to move zeros around: one-hot vectors, slices written into zeros, products with
 them. So the function is run once on tensors whose entries are *node numbers* instead of numbers;
 derivatives that torch takes inside it are part of that run. Operations on the shape of a tensor
-then cost nothing, and each remaining operation is one scalar node of a graph (expressions.py).
+then cost nothing, and each remaining operation is one scalar node of a graph (graph.py).
 What is not reachable from the results is never emitted.
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded.codegen import native
+from mpc_banded.codegen.build import Library, Started
 from mpc_banded.codegen.cache import LibraryCache, NotBuilt
 from mpc_banded.codegen.graph import LONGEST, TooLong
 from mpc_banded.codegen.trace import UnsupportedOperation
@@ -57,7 +57,7 @@ class CompiledEvaluator:
     recovery = "stagewise"
 
     def __init__(
-        self, transcription: Transcription, library: native.Library, half_bandwidth: int = 0
+        self, transcription: Transcription, library: Library, half_bandwidth: int = 0
     ) -> None:
         self.transcription = transcription
         self.half_bandwidth = half_bandwidth or transcription.half_bandwidth
@@ -246,7 +246,7 @@ def compile_evaluator(
             raise UnsupportedOperation(f"{error}; fewer substeps make less") from error
         raise NotBuilt(f"{error}: too long to look for its library") from error
 
-    def built(started: native.Started | None = None) -> CompiledEvaluator:
+    def built(started: Started | None = None) -> CompiledEvaluator:
         library = cache.library(source, started=started)
         result = CompiledEvaluator(transcription, library, half_bandwidth)
         checks.compare(eager, result)

@@ -14,9 +14,9 @@ import functools
 from importlib import resources
 from math import prod
 
-from mpc_banded.codegen import native
+from mpc_banded.codegen import emit
+from mpc_banded.codegen.emit import Argument, Result, Section
 from mpc_banded.codegen.graph import LONGEST, Graph
-from mpc_banded.codegen.native import Argument, Result, Section
 from mpc_banded.codegen.trace import trace
 from mpc_banded.ocp.barrier import Barrier
 from mpc_banded.ocp.layout import MERIT_SIZE, KernelLayout
@@ -62,7 +62,7 @@ class _Kernels:
     def source(self) -> str:
         """The C source of all kernels."""
         layout, live = self._layout, self._layout.live
-        function = functools.partial(native.c_function, limit=self._limit)
+        function = functools.partial(emit.c_function, limit=self._limit)
         functions = [
             function(
                 "system",
@@ -97,7 +97,7 @@ class _Kernels:
         ]
         signature = f'const char signature[] = "{layout.signature}";\n'
         newton = resources.files(__package__).joinpath("newton.c").read_text(encoding="utf-8")
-        return "\n".join([native.PRELUDE, signature, layout.defines() + newton, *functions])
+        return "\n".join([emit.PRELUDE, signature, layout.defines() + newton, *functions])
 
     # The Newton system
 

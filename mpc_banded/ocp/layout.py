@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 
-from mpc_banded.codegen import native
+from mpc_banded.codegen.build import SIGNATURE
 from mpc_banded.ocp.barrier import Barrier
 from mpc_banded.ocp.newton import MAX_SWEEPS
 from mpc_banded.ocp.transcription import Transcription
@@ -137,7 +137,7 @@ class KernelLayout:
         p = self._problem
         shapes = [p.parameters[name] for name in self.parameter_names]
         sizes = (p.horizon, p.nx, p.nu, self._rows, self.band, len(p.cost_names), shapes)
-        return hashlib.sha256(repr(sizes).encode()).hexdigest()[: native.SIGNATURE - 1]
+        return hashlib.sha256(repr(sizes).encode()).hexdigest()[: SIGNATURE - 1]
 
     def defines(self) -> str:
         """C macros of all sizes and places, for newton.c."""

@@ -2,23 +2,13 @@
 """A kernel does over the stages what its function does at one of them."""
 
 import math
-import stat
 
 import numpy as np
 import pytest
 import torch
 
-from mpc_banded.codegen import native
-from mpc_banded.codegen.native import (
-    Argument,
-    Library,
-    NoCompiler,
-    Result,
-    Section,
-    build,
-    c_compiler,
-    c_function,
-)
+from mpc_banded.codegen.build import Library, compile_library
+from mpc_banded.codegen.emit import PRELUDE, Argument, Result, Section, c_function
 
 
 @pytest.fixture
@@ -27,7 +17,7 @@ def kernel(tmp_path):
 
     def made(names, parts, size):
         path = tmp_path / "kernel.so"
-        build(native.PRELUDE + c_function("kernel", names, parts, size), path)
+        compile_library(PRELUDE + c_function("kernel", names, parts, size), path)
         function = Library(path).function("kernel", len(names) + 1)
 
         def call(*arrays):
@@ -105,65 +95,3 @@ def test_values_that_are_not_finite_go_in_and_out(kernel):
     found = kernel(("w",), [section], 3)(np.array([1.0, 1.0, math.nan, 0.0]))
     assert found[0] == -math.inf
     assert np.isnan(found[1:]).all()
-
-
-def test_library_tells_its_signature(tmp_path):
-    path, kernel = tmp_path / "kernel.so", native.PRELUDE + c_function("kernel", (), [], 3)
-    build(kernel, path)
-    assert Library(path).signature == ""
-    other = tmp_path / "other.so"
-    build(f'{kernel}const char signature[] = "two by three";', other)
-    assert Library(other).signature == "two by three"
-
-
-# --- compilers ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def compilers(tmp_path, monkeypatch):
-    """Installs programs of given names, and nothing else."""
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-    def install(*names, text="#!/bin/sh\nexit 0\n"):
-        for name in names:
-            (tmp_path / name).write_text(text)
-            (tmp_path / name).chmod(stat.S_IRWXU)
-        return tmp_path
-
-    return install
-
-
-def test_compiler_is_the_one_that_was_asked_for_or_the_first_of_the_usual(compilers, monkeypatch):
-    folder = compilers("clang", "gcc", "mine")
-    assert c_compiler() == [str(folder / "gcc")]
-    compilers("cc")
-    assert c_compiler() == [str(folder / "cc")]
-    monkeypatch.setenv("CC", "mine -m64")
-    assert c_compiler() == [str(folder / "mine"), "-m64"]
-    monkeypatch.setenv("CC", "nobodys")
-    with pytest.raises(NoCompiler, match="CC is 'nobodys', which is not in PATH"):
-        c_compiler()
-
-
-def test_lack_of_a_compiler_is_said(compilers, tmp_path):
-    compilers()
-    with pytest.raises(NoCompiler, match="no C compiler: cc, gcc and clang are not in PATH"):
-        build("", tmp_path / "kernel.so")
-
-
-def test_what_a_compiler_says_when_it_fails_is_passed_on(compilers, tmp_path):
-    compilers("cc", text="#!/bin/sh\necho 'my disk is full' >&2\nexit 1\n")
-    with pytest.raises(NoCompiler, match=r"cc .* failed: my disk is full"):
-        build("", tmp_path / "kernel.so")
-
-
-def test_a_compiler_that_fails_without_a_word_is_told_by_its_exit_status(compilers, tmp_path):
-    compilers("cc", text="#!/bin/sh\nexit 3\n")
-    with pytest.raises(NoCompiler, match=r"cc .* failed: exit status 3"):
-        build("", tmp_path / "kernel.so")
-
-
-def test_source_that_is_no_c_is_an_error(tmp_path):
-    with pytest.raises(NoCompiler, match=r"failed: .*error"):
-        build("this is no C", tmp_path / "kernel.so")
