@@ -23,7 +23,7 @@ PIP := $(VENV_PYTHON) -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup check-system demo test bench lint clean
+.PHONY: help setup check-system demo test bench lint architecture clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
@@ -47,6 +47,9 @@ lint: $(READY)  ## ruff and mypy
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m mypy
+
+architecture: $(READY)  ## draw docs/images/architecture.svg from the imports in the code
+	@$(VENV_PYTHON) docs/architecture.py
 
 clean:  ## remove what the other targets made, .venv included
 	@rm -rf .venv build install log out *.egg-info .benchmarks .hypothesis .*_cache

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's code runs, and the files and commands that it names exist."""
+"""The README's code runs, and the files, commands, topics and exit codes that it names exist."""
 
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from mpc_banded import cli
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
+from mpc_banded.robots import messages
+from mpc_banded.robots.robot import BUILT_IN
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,6 +23,12 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 
 def blocks(language):
     return [text for kind, text in BLOCKS if kind == language]
+
+
+def table(title):
+    """Cells of the table whose first column has this title, without its head."""
+    rows = re.search(rf"^\| {title} \|.*\n((?:\|.*\n)+)", README, flags=re.MULTILINE)[1]
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows.splitlines()[1:]]
 
 
 def test_every_block_is_tried_here():
@@ -63,6 +73,51 @@ def test_commands_name_what_there_is():
     names = re.findall(r"(\w+):=", arguments)
     assert names
     assert all(f'"{name}"' in source for name in names)
+
+
+def test_our_own_commands_are_accepted():
+    commands = re.findall(
+        r"^mpc_banded (.*?)(?: *#.*)?$", "\n".join(blocks("console")), re.MULTILINE
+    )
+    assert len(commands) >= 4
+    for command in commands:
+        cli._parser().parse_args(shlex.split(command))  # exits where it refuses
+
+
+def test_exit_codes_are_those_of_the_command_line():
+    codes = {int(code): meaning for code, meaning, _ in table("code")}
+    told = {int(code) for code in re.findall(r"^ +(\d+) ", cli.EPILOG, flags=re.MULTILINE)}
+    assert set(codes) == told == {cli.DONE, 1, cli.REFUSED, cli.INTERRUPTED, cli.TERMINATED}
+    for code, number in ((cli.INTERRUPTED, "Ctrl-C"), (cli.TERMINATED, "SIGTERM")):
+        assert number in codes[code]
+
+
+def test_every_topic_of_a_robot_and_of_the_node_is_listed():
+    listed = {
+        name: kinds
+        for names, kinds, _ in table("topic")
+        for name in re.findall(r"`([^`]+)`", names)
+    }
+    for robot in BUILT_IN:
+        loop = ControlLoop(Config({"robot": robot}))
+        command = loop.config.command_topic
+        for topic, kind in {**loop.input_topics, command.topic: command.type}.items():
+            assert kind.replace("/msg", "") in listed[topic]
+    for make in messages.COMMANDS.values():
+        command = make(("joint",))
+        assert command.type.replace("/msg", "") in listed[command.topic]
+    sources = (ROOT / "mpc_banded" / "ros").glob("*.py")
+    created = re.findall(
+        r'create_publisher\(\s*\w+, f?"(~/\w+)', "".join(f.read_text("utf-8") for f in sources)
+    )
+    assert {name.removesuffix("/*") for name in listed if name.startswith("~")} == set(created)
+
+
+def test_every_launch_argument_is_listed():
+    source = (ROOT / "launch" / "mpc.launch.py").read_text(encoding="utf-8")
+    arguments = re.findall(r'^    \("(\w+)", "', source, flags=re.MULTILINE)
+    (listed,) = re.findall(r"Launch arguments: (.*?)\. For your own", README, flags=re.DOTALL)
+    assert re.findall(r"`(\w+)`", listed) == arguments
 
 
 def test_links_and_pictures_exist():
