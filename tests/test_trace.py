@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from interpreter import interpreted
 from torch.nn import functional
 
-from mpc_banded.codegen import trace as tracing
+from mpc_banded.codegen import trace as trace_module
 from mpc_banded.codegen.graph import BINARY, UNARY, Graph
 from mpc_banded.codegen.trace import UnsupportedOperation, trace
 
@@ -367,10 +367,10 @@ def test_every_rule_is_tried(monkeypatch):
             used.add(key)
             return super().__getitem__(key)
 
-    tables = ("_RULES", "_SHAPES", "_BOOLEAN")
-    known = {name for table in tables for name in getattr(tracing, table)}
+    tables = ("RULES", "SHAPES", "BOOLEAN")
+    known = {name for table in tables for name in getattr(trace_module, table)}
     for table in tables:
-        monkeypatch.setattr(tracing, table, Recorded(getattr(tracing, table)))
+        monkeypatch.setattr(trace_module, table, Recorded(getattr(trace_module, table)))
     for function in (*SMOOTH.values(), *KINKED.values()):
         traced(with_derivatives(function), *SHAPES)
     for function in WRITES.values():

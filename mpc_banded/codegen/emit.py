@@ -21,13 +21,13 @@ from mpc_banded.codegen.trace import trace
 
 @dataclass(frozen=True)
 class Argument:
-    """Where a function reads one of its tensors at stage k: ``array[offset + k stride + entry]``.
+    """Where a function reads a tensor at stage k: ``array[offset + k * stride + entry]``.
 
     Attributes:
-        array: Name of the array; sections share arrays by name.
-        shape: Of the tensor.
-        stride: Doubles between two stages; 0 gives each stage the same.
-        offset: Of stage 0.
+        array: Name of the array; sections that use a name share the array.
+        shape: Shape of the tensor.
+        stride: Doubles between two stages; with 0 all stages read the same tensor.
+        offset: Place of stage 0 in the array.
     """
 
     array: str
@@ -38,13 +38,13 @@ class Argument:
 
 @dataclass(frozen=True)
 class Result:
-    """Where a function's result goes at stage k: added at ``offset + k stride + entries``.
+    """Where a result is added at stage k: to ``out[offset + k * stride + entries]``.
 
     Attributes:
-        offset: Of stage 0 in the output array.
-        stride: Doubles between two stages; stages that overlap add up.
-        entries: Place of each entry of the tensor, flattened; negative ones are not kept. One
-            after another if not given.
+        offset: Place of stage 0 in the output array.
+        stride: Doubles between two stages; where stages overlap their results add up.
+        entries: Place of each entry of the flattened tensor; entries with a negative place are
+            dropped. By default the entries lie one after another.
     """
 
     offset: int
@@ -54,16 +54,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Section:
-    """One function, applied to a number of stages.
+    """A function applied to a number of stages.
 
     Attributes:
-        function: Torch function of the arguments, for one stage; returns a tensor per result.
-        arguments, results: Where it reads and writes.
+        function: Torch function of the arguments at one stage; returns a tensor for each result.
+        arguments: Where the function reads.
+        results: Where its results are added.
         stages: Number of stages.
-        probed: The function is linear in its last argument, and is evaluated for all unit vectors
-            of it. A result with e entries then has (e, number of unit vectors). What does not
-            depend on the probe is computed once, and the rest for several probes at a time by the
-            vector unit.
+        probed: Whether to evaluate the function, which must be linear in its last argument, for
+            all unit vectors of that argument. A result with e entries then has the shape (e,
+            number of unit vectors). Operations that do not depend on the unit vector run once;
+            the rest runs for several vectors at a time in the vector unit.
     """
 
     function: Callable[..., Sequence[torch.Tensor]]
@@ -80,9 +81,18 @@ def c_function(
     size: int,
     limit: int = LONGEST,
 ) -> str:
-    """C source of ``void name(const double *array .., double *out)`` with ``out`` of that size.
+    """C source of a kernel ``void name(const double *array, ..., double *out)``.
 
-    Parts are sections, or C statements as they stand; ``limit`` is that of a section's graph.
+    Args:
+        name: Name of the kernel.
+        arrays: Names of the arrays that it reads, in the order of its parameters.
+        parts: What it does, in order: sections, or C statements that are copied as they are.
+        size: Doubles in ``out``, which is cleared first.
+        limit: Largest number of nodes of a section's graph.
+
+    Raises:
+        UnsupportedOperation: A section's function has no scalar form.
+        TooLong: A section's graph exceeds the limit.
     """
     lines = [f"void {name}("]
     lines += [f"    const double *restrict {array}," for array in arrays]
@@ -93,14 +103,14 @@ def c_function(
 
 
 def _loop(section: Section, limit: int) -> list[str]:
-    """Statements that carry out a section."""
+    """The statements of a section."""
     graph = Graph(limit)
     shapes = [argument.shape for argument in section.arguments]
     results = [numbers.ravel() for numbers in trace(section.function, shapes, graph)]
     lines = [f"    for (int k = 0; k < {section.stages}; ++k) {{"]
-    of_probe = len(section.arguments) - 1 if section.probed else -1
+    probed = len(section.arguments) - 1 if section.probed else -1
     for i, argument in enumerate(section.arguments):
-        if i != of_probe:
+        if i != probed:
             start = f"{argument.array} + {argument.offset} + k * {argument.stride}"
             lines.append(f"        const double *a{i} = {start};")
     for i, result in enumerate(section.results):
@@ -156,7 +166,7 @@ def _probed(section: Section, graph: Graph, results: Sequence[np.ndarray]) -> li
 
 
 def _runs(places: np.ndarray) -> list[tuple[int, int, int]]:
-    """Stretches of entries whose places follow one another: first entry, its place, length."""
+    """Runs of entries with consecutive places: first entry, its place, number of entries."""
     kept = np.flatnonzero(places >= 0)
     breaks = (np.diff(kept) != 1) | (np.diff(places[kept]) != 1)
     stretches = np.split(kept, np.flatnonzero(breaks) + 1)
@@ -170,7 +180,7 @@ def _places(result: Result, size: int) -> Sequence[int]:
 def _statements(
     graph: Graph, numbers: Sequence[int], probe: tuple[int, int] | None = None
 ) -> list[str]:
-    """One definition for each node; ``probe`` is the position and number of the unit vectors."""
+    """A definition for each node; ``probe`` is the position and number of the unit vectors."""
     lines = []
     for number in numbers:
         node = graph.nodes[number]

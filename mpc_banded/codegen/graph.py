@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs of scalar operations.
+"""Graphs of scalar operations, simplified while they are built.
 
-Equal nodes are one (hash-consing), and sums with zero, products with zero and one, and constants
-are folded as they arise. A product with a zero of the structure, or its quotient, is zero even if
-the other operand is infinite, zero or NaN, where floating point says NaN; the sign of zero is not
-kept.
+Equal operations share one node (hash-consing). Constants, sums with zero, and products with zero
+or one are folded. A product or quotient with a constant zero is zero even where floating-point
+arithmetic would give NaN because the other operand is infinite, zero or NaN. The sign of zero is
+not kept.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-#: Scalar operations of a graph, by number of operands. The names are those of C's math.h where
-#: it has them.
+#: Scalar operations by number of operands, named as in C's math.h where it has them.
 UNARY = (
     *("neg", "fabs", "sign", "not", "sqrt", "floor", "ceil", "trunc", "rint"),
     *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "erf", "erfc"),
@@ -35,18 +34,18 @@ _COMMUTATIVE = frozenset(
 )
 
 
-#: Nodes of a graph: some seconds of tracing, and half a minute of a C compiler.
+#: Default limit on the nodes of a graph: seconds of tracing and half a minute of compiling.
 LONGEST = 60_000
 
 
 @dataclass(frozen=True)
 class Node:
-    """One scalar.
+    """One scalar operation.
 
     Attributes:
         operation: "input", "constant", "where", or one of UNARY and BINARY.
-        operands: Numbers of nodes; for an input (its position, the entry); for a constant the
-            value.
+        operands: Numbers of the operands' nodes; for an input its position and entry; for a
+            constant its value.
     """
 
     operation: str
@@ -54,14 +53,14 @@ class Node:
 
 
 class TooLong(NotImplementedError):
-    """A graph has more nodes than it may have."""
+    """A graph has reached its limit of nodes."""
 
 
 class Graph:
-    """Scalar nodes in an order in which each follows its operands.
+    """Scalar nodes, each after its operands.
 
     Args:
-        limit: Largest number of nodes; one more raises TooLong.
+        limit: Largest number of nodes.
     """
 
     def __init__(self, limit: int = LONGEST) -> None:
@@ -151,7 +150,7 @@ class Graph:
         return self.apply("div", self.one, result) if exponent < 0.0 else result
 
     def reachable(self, numbers: Sequence[int]) -> list[int]:
-        """What the given nodes depend on, themselves included, in order."""
+        """The given nodes and all that they depend on, in order."""
         needed = set()
         stack = [int(number) for number in numbers]
         while stack:
@@ -164,7 +163,12 @@ class Graph:
         return sorted(needed)
 
     def depending(self, numbers: Sequence[int], position: int) -> set[int]:
-        """Those of the given nodes, in order, that depend on an input."""
+        """Those of the given nodes that depend on the input at a position.
+
+        Args:
+            numbers: Numbers of nodes, in ascending order and closed under their operands.
+            position: Position of the input.
+        """
         found: set[int] = set()
         for number in numbers:
             node = self.nodes[number]
@@ -177,7 +181,7 @@ class Graph:
 
 
 def _evaluated(operation: str, values: Sequence[Any]) -> float:
-    """One operation on constants, with the rules of IEEE 754 instead of exceptions."""
+    """One operation on constants; by IEEE 754 where Python would raise an exception."""
     if operation == "where":
         return float(values[1] if values[0] else values[2])
     with np.errstate(all="ignore"):
