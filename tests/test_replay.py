@@ -92,7 +92,7 @@ def test_the_recorded_command_and_the_reference_stand_beside(drive):
     found, _ = cycles(drive)
     assert found[-1].recorded["v"] == 0.5
     assert found[-1].reference["y"] == pytest.approx(0.1)
-    assert found[-1].plan_error < 0.2
+    assert found[-1].plan_errors["position"] < 0.2
 
 
 def test_same_bits_twice_and_in_another_process(drive, params, tmp_path):

@@ -105,6 +105,12 @@ class ControlLoop:
         self._tracker.reference = reference
 
     @property
+    def state(self) -> dict[str, float]:
+        """The newest state estimate by name; empty before the first one."""
+        state = self._estimate.state
+        return {} if state is None else dict(zip(self.robot.states, state.tolist(), strict=True))
+
+    @property
     def transform(self) -> Callable[[str, str], Pose] | None:
         """See Frames.transform; None rejects messages in frames other than that of the state."""
         return self._frames.transform

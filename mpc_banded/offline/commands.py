@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands on bags: replay, comparison and sweep, with their progress and exit status."""
+"""The commands on recordings, with their progress and exit status.
+
+What recordings and files say is shown as text: no markup, no terminal escapes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +17,19 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from mpc_banded.control.config import ConfigError
 from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.offline import compare, sweep
-from mpc_banded.offline.bag import Bag, BagError
+from mpc_banded.offline.bag import BagError
 from mpc_banded.offline.replay import Replay
 from mpc_banded.offline.report import write_page
 from mpc_banded.offline.results import PAGE, SUMMARY, ResultError, Results, whole_folder
 from mpc_banded.offline.sweep import Request
+from mpc_banded.offline.text import printable
 
-#: Exit status: as expected, different from the reference, refused.
+#: Exit status: as expected; different from the reference, and nothing else; refused.
 SAME, DIFFERENT, REFUSED = 0, 1, 2
 #: Columns of a table that no terminal shows.
 WIDE = 160
@@ -45,8 +51,9 @@ def run_replay(
     reference: Path | None = None,
     tolerances: Mapping[str, float] | None = None,
     update: bool = False,
+    must_drive: bool = False,
 ) -> int:
-    """Replay a bag into a folder, and compare it with a stored result; returns the exit status.
+    """Replay a recording into a folder, compare it with a result; returns the exit status.
 
     Args:
         request: What is replayed.
@@ -54,16 +61,18 @@ def run_replay(
         reference: A stored result to compare with.
         tolerances: Allowed differences, by field.
         update: Make this result the reference instead.
+        must_drive: Refuse a result in which the robot never drives, unless it is compared with a
+            reference that may not drive either.
     """
-    console = Console(stderr=True)
-    with _told() as status:
+    console = Console(stderr=True, highlight=False)
+    with _in_one_sentence("replay") as status:
         if reference is not None and not update and not compare.stored_file(reference).is_file():
             raise compare.ComparisonError(
                 f"{compare.stored_file(reference)} does not exist; create it with --update"
             )
         verdict = None
         with whole_folder(output) as folder:
-            with Bag(request.bag) as bag:
+            with request.open() as bag:
                 replay = request.replay(bag)
                 results, summary = _replayed(replay, folder, console)
             if reference is not None and not update:
@@ -71,13 +80,15 @@ def run_replay(
             text = verdict.sentence if verdict else None
             write_page(results, summary, folder / PAGE, text)
         _tell(summary, results, console)
-        console.print(f"written: {output / PAGE}, {output / SUMMARY}, {output / 'bag'}")
+        _show(console, f"written: {output / PAGE}, {output / SUMMARY}, {output / 'bag'}")
+        if must_drive and verdict is None and (why := _why_nothing_drives(summary)):
+            raise ResultError(why)
         if reference is not None and update:
-            console.print(f"accepted: {compare.accept(output, reference)}")
+            _show(console, f"accepted: {compare.accept(output, reference)}")
         if verdict is not None:
-            console.print(verdict.sentence, style="red" if verdict.differences else "green")
+            _show(console, verdict.sentence, "red" if verdict.differences else "green")
             for other in verdict.differences[1:]:
-                console.print(f"  also {other.field}, {other.count} cycles, {other.largest:.3g}")
+                _show(console, f"  also {other.field}, {other.count} cycles, {other.largest:.3g}")
             status[0] = DIFFERENT if verdict.differences else SAME
     return status[0]
 
@@ -89,7 +100,7 @@ def run_sweep(
     jobs: int,
     scheduler: str | None = None,
 ) -> int:
-    """Replay a grid of parameters; prints a table, leaves a CSV file and a plot.
+    """Replay a grid of parameters; prints a table, best first, leaves a CSV file and a plot.
 
     Args:
         request: What all points share.
@@ -98,36 +109,60 @@ def run_sweep(
         jobs: Points at a time.
         scheduler: Address of a Dask scheduler whose workers take the points.
     """
-    console = Console(stderr=True)
-    with _told() as status, whole_folder(output) as folder, _backend(scheduler):
+    console = Console(stderr=True, highlight=False)
+    with _in_one_sentence("replay") as status, whole_folder(output) as folder, _backend(scheduler):
         with console.status(f"{len(sweep.grid(axes))} replays"):
             rows = sweep.sweep(request, axes, jobs)
         sweep.write_table(rows, folder / "sweep.csv")
         sweep.plot(rows, axes, folder / "sweep.png")
         (folder / SUMMARY).write_text(json.dumps({"sweep": rows}, indent=2) + "\n", "utf-8")
-        table = Table(title=f"Replays of {request.bag.name}", title_justify="left")
-        for title in (*axes, *sweep.FIGURES.values()):
-            table.add_column(title, justify="right", overflow="fold")
-        for row in rows:
-            cells = [str(row[key]) for key in axes]
-            cells += ["-" if row[k] is None else f"{row[k]:.4g}" for k in sweep.FIGURES]
-            table.add_row(*cells)
+        title = Text(f"Replays of {printable(request.bag.name)}, best score first")
+        table = Table(title=title, title_justify="left")
+        for column in rows[0]:
+            table.add_column(sweep.heading(column), justify="right", overflow="fold")
+        for row in sweep.best_first(rows):
+            table.add_row(*(Text(_cell(row[column], column in axes)) for column in row))
         width = None if sys.stdout.isatty() else WIDE  # a log is not cut off at 80
         Console(width=width).print(table)
-        console.print(f"written: {output / 'sweep.csv'}, {output / 'sweep.png'}")
+        _show(console, f"written: {output / 'sweep.csv'}, {output / 'sweep.png'}")
     return status[0]
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[list[int]]:
-    """Turn what a user can mend into one sentence and an exit status."""
+def _in_one_sentence(command: str) -> Iterator[list[int]]:
+    """Turn errors into one sentence and an exit status."""
     status = [SAME]
     try:
         yield status
     except MENDABLE as error:
-        text = " ".join(str(error).split())
-        print(f"mpc_banded replay: {text}", file=sys.stderr)
+        print(f"mpc_banded {command}: {printable(str(error))}", file=sys.stderr)
         status[0] = REFUSED
+    except Exception as error:  # functions of a robot raise anything, and 1 means "differs"
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = printable(f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})")
+        print(f"mpc_banded {command}: {text}", file=sys.stderr)
+        status[0] = REFUSED
+
+
+def _why_nothing_drives(summary: Mapping[str, Any]) -> str:
+    """Return why the robot never drives in a replay; empty if it does, or has arrived."""
+    codes = summary["codes"]
+    if any("driving" in code or "arrived" in code for code in codes):
+        return ""
+    code, _ = max(codes.items(), key=lambda item: item[1])
+    hints = [*summary["remarks"], *summary["rejected"]]
+    hint = f"; {hints[0]}" if hints else ""
+    return f"the robot drives in none of the {summary['cycles']} cycles: {code}{hint}"
+
+
+def _show(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(printable(text), style))
+
+
+def _cell(value: Any, is_parameter: bool) -> str:
+    if is_parameter:
+        return printable(str(value))
+    return "-" if value is None else f"{value:.4g}"
 
 
 @contextlib.contextmanager
@@ -171,9 +206,10 @@ def _replayed(replay: Replay, folder: Path, console: Console) -> tuple[Results, 
 
 
 def _tell(summary: Mapping[str, Any], results: Results, console: Console) -> None:
-    table = Table(title=f"Replay of {summary['bag']}", title_justify="left", show_header=False)
+    title = Text(f"Replay of {printable(summary['bag'])}")
+    table = Table(title=title, title_justify="left", show_header=False)
     codes = ", ".join(f"{count} {code}" for code, count in summary["codes"].items())
-    table.add_row("cycles", f"{summary['cycles']}: {codes}")
+    table.add_row("cycles", Text(f"{summary['cycles']}: {codes}"))
     for key in (
         "converged",
         "iterations_mean",
@@ -182,12 +218,16 @@ def _tell(summary: Mapping[str, Any], results: Results, console: Console) -> Non
         "command_difference_rms",
         "largest_difference_from_the_record",
     ):
-        if summary.get(key) is not None:
-            table.add_row(key.replace("_", " "), f"{summary[key]:.6g}")
+        value = summary.get(key)
+        values = value if isinstance(value, dict) else {"": value}
+        for name, number in values.items():
+            if number is not None:
+                what = f"{key.replace('_', ' ')}{f': {name}' if name else ''}"
+                table.add_row(Text(printable(what)), f"{number:.6g}")
     mean = results.timing()["mean"]
     table.add_row("solve time, mean", "-" if mean is None else f"{mean:.2f} ms")
     console.print(table)
     for note in summary["remarks"]:
-        console.print(f"[yellow]note[/yellow] {note}")
+        console.print(Text.assemble(("note ", "yellow"), printable(note)))
     for why, count in summary["rejected"].items():
-        console.print(f"[yellow]rejected[/yellow] {count} × {why}", markup=True)
+        console.print(Text.assemble(("rejected ", "yellow"), f"{count} × {printable(why)}"))

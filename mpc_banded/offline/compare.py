@@ -116,30 +116,50 @@ def compare(
     """
     found, expected = _rows(stored_file(result)), _rows(stored_file(reference))
     ours, theirs = next(found), next(expected)
+    _check_tolerances(tolerances or {})
     fields = list(dict.fromkeys([*theirs, *ours]))
     allowed = _allowed(fields, tolerances or {})
     differences: dict[str, Difference] = {}
     cycles, start_ns = 0, 0
     for left, right in zip_longest(found, expected):
         row, wanted = left or {}, right or {}
-        time_ns = int((wanted or row)["time_ns"])
+        time_ns, number = _place(wanted or row, reference if wanted else result)
         start_ns = time_ns if not cycles else start_ns
         cycles += 1
         for field in fields:
-            a, b = row.get(field, ""), wanted.get(field, "")
+            a, b = row.get(field) or "", wanted.get(field) or ""
             if a == b:
                 continue
             gap, scale = _gap(a, b)
             if gap <= allowed[field] * max(1.0, scale):
                 continue
             if field not in differences:
-                number = int((wanted or row)["cycle"])
                 differences[field] = Difference(
                     field, 0, allowed[field], time_ns, number, b, a, 0.0
                 )
             differences[field].count += 1
             differences[field].largest = max(differences[field].largest, gap)
     return Comparison(sorted(differences.values(), key=lambda d: d.time_ns), cycles, start_ns)
+
+
+def _check_tolerances(given: Mapping[str, float]) -> None:
+    for field, value in given.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not value >= 0.0:
+            raise ComparisonError(
+                f"the tolerance of {field} is {value!r}; allowed are numbers >= 0, and inf"
+            )
+
+
+def _place(row: Mapping[str, str], source: Path) -> tuple[int, int]:
+    """Return time and number of a cycle."""
+    try:
+        return int(row["time_ns"]), int(row["cycle"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ComparisonError(
+            f"{source} is damaged: a row has time_ns {row.get('time_ns')!r} and cycle "
+            f"{row.get('cycle')!r}; create it with --compare and --update"
+        ) from error
 
 
 def _allowed(fields: list[str], given: Mapping[str, float]) -> dict[str, float]:
@@ -181,7 +201,7 @@ def _rows(file: Path) -> Iterator[dict[str, str]]:
                 )
             yield dict.fromkeys(fields, "")
             yield from table
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ComparisonError(
             f"{file} cannot be read: {error}; create it with --compare and --update"
         ) from error

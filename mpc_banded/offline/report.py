@@ -15,6 +15,7 @@ import numpy as np
 
 from mpc_banded.offline.results import Results
 from mpc_banded.offline.style import BLUE, GREEN, GREY, ORANGE, RED, STYLE
+from mpc_banded.offline.text import printable
 from mpc_banded.offline.timeline import Timeline
 
 from matplotlib import pyplot as plt  # isort: skip  (style.py chooses the backend)
@@ -23,6 +24,8 @@ from matplotlib.figure import Figure  # isort: skip
 
 #: Rows of states at most: a robot with more shows those that have a reference first.
 STATE_ROWS = 8
+#: Tiles for one kind of figure at most.
+MOST_TILES = 3
 SHEET = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #f4f6f8; margin: 0; }
@@ -60,12 +63,12 @@ def write_page(
     if verdict:
         tone = "good" if verdict.startswith("no difference") else "bad"
         sections.append(
-            f'<section><h2>Comparison</h2><p class="{tone}">{html.escape(verdict)}</p></section>'
+            f'<section><h2>Comparison</h2><p class="{tone}">{_escaped(verdict)}</p></section>'
         )
     notes = [*summary["remarks"]]
     notes += [f"{count} × rejected: {why}" for why, count in summary["rejected"].items()]
     if notes:
-        items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+        items = "".join(f"<li>{_escaped(note)}</li>" for note in notes)
         sections.append(f"<section><h2>Remarks</h2><ul>{items}</ul></section>")
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         if {"x", "y"} <= set(results.states):
@@ -75,15 +78,16 @@ def write_page(
         sections.append(_section("Status and age of the state", _status(results)))
         sections.append(_section("Iterations, solve time and error of the plan", _solves(results)))
     sections.append(_table("Figures", summary))
-    title = f"Replay of {html.escape(summary['bag'])}"
+    title = f"Replay of {_escaped(summary['bag'])}"
     body = "\n".join(sections)
     how = "the cycles on record" if summary["follows_the_record"] else "the configured rate"
     file.write_text(
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{SHEET}</style></head>'
-        f"<body><main><h1>{title}</h1><p class='sub'>robot {html.escape(summary['robot'])}, "
+        f"<body><main><h1>{title}</h1><p class='sub'>robot {_escaped(summary['robot'])}, "
         f"{summary['cycles']} cycles in {summary['duration_s']:.1f} s at {how}, "
-        f"{summary['derivatives']} derivatives, mpc_banded {summary['version']}</p>\n"
+        f"{_escaped(summary['derivatives'])} derivatives, "
+        f"mpc_banded {_escaped(summary['version'])}</p>\n"
         f"{body}</main></body></html>\n",
         encoding="utf-8",
     )
@@ -99,16 +103,23 @@ def _tiles(results: Results, summary: Mapping[str, Any]) -> str:
         "iterations, mean": _short(summary["iterations_mean"]),
         "solve time, mean": f"{_short(timing['mean'])} ms",
         "solve time, p99": f"{_short(timing['p99'])} ms",
-        "tracking error, RMS": _short(summary["tracking_error_rms"]),
-        "from the recorded command, RMS": _short(summary["command_difference_rms"]),
     }
-    tiles = (f'<div class="tile"><b>{v}</b><span>{k}</span></div>' for k, v in shown.items())
+    for title, key in (
+        ("tracking error", "tracking_error_rms"),
+        ("from the recorded command", "command_difference_rms"),
+    ):
+        values = list(summary[key].items())[:MOST_TILES]
+        shown |= {f"{title}, RMS: {name}": _short(value) for name, value in values}
+    tiles = (
+        f'<div class="tile"><b>{_escaped(v)}</b><span>{_escaped(k)}</span></div>'
+        for k, v in shown.items()
+    )
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
 def _table(title: str, values: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><th>{html.escape(key)}</th><td>{html.escape(_text(value))}</td></tr>"
+        f"<tr><th>{_escaped(key)}</th><td>{_escaped(_text(value))}</td></tr>"
         for key, value in values.items()
         if key not in ("remarks", "rejected")
     )
@@ -121,6 +132,11 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
+def _escaped(text: str) -> str:
+    """Return a text, of whatever origin, as text in HTML."""
+    return html.escape(printable(str(text)))
+
+
 def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
@@ -130,13 +146,13 @@ def _section(title: str, figure: Figure) -> str:
     figure.savefig(stream, dpi=130, format="png")
     plt.close(figure)
     data = base64.b64encode(stream.getvalue()).decode()
-    picture = f'<img alt="{title}" src="data:image/png;base64,{data}">'
+    picture = f'<img alt="{_escaped(title)}" src="data:image/png;base64,{data}">'
     return f"<section><h2>{title}</h2>{picture}</section>"
 
 
-def draw(axes: Axes, trace: Timeline, color: str, label: str, **style: Any) -> None:
-    """A trace as a line, with a shade from the least to the greatest value of each bucket."""
-    rows = trace.rows
+def draw(axes: Axes, timeline: Timeline, color: str, label: str, **style: Any) -> None:
+    """Draw a line, with a shade from the least to the greatest value of each bucket."""
+    rows = timeline.rows
     if not np.isfinite(rows[:, 3]).any():
         return
     time, low, high, last = rows.T
@@ -160,12 +176,12 @@ def _grid(rows: int, height: float = 1.5) -> tuple[Figure, list[Axes]]:
 
 def _path(results: Results) -> Figure:
     figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
-    for traces, color, label, dashes in (
+    for timelines, color, label, dashes in (
         (results.references, GREY, "reference", "--"),
         (results.states, BLUE, "state", "-"),
     ):
-        if {"x", "y"} <= set(traces):
-            x, y = traces["x"].rows[:, 3], traces["y"].rows[:, 3]
+        if {"x", "y"} <= set(timelines):
+            x, y = timelines["x"].rows[:, 3], timelines["y"].rows[:, 3]
             axes.plot(x, y, color=color, label=label, lw=1.6, ls=dashes)
     axes.set(xlabel="x [m]", ylabel="y [m]")
     axes.set_aspect("equal", adjustable="datalim")
@@ -189,9 +205,9 @@ def _states(results: Results) -> Figure:
 def _commands(results: Results) -> Figure:
     limits = results.replay.loop.config.parameters.limits
     figure, axes = _grid(len(results.commands), 1.9)
-    for row, (name, trace) in zip(axes, results.commands.items(), strict=True):
+    for row, (name, timeline) in zip(axes, results.commands.items(), strict=True):
         draw(row, results.recorded[name], ORANGE, "recorded", drawstyle="steps-post")
-        draw(row, trace, BLUE, "replayed", drawstyle="steps-post")
+        draw(row, timeline, BLUE, "replayed", drawstyle="steps-post")
         row.set_title(name)
         for bound in limits.get(name, ()):
             if np.isfinite(bound):
@@ -219,16 +235,15 @@ def _status(results: Results) -> Figure:
 
 
 def _solves(results: Results) -> Figure:
-    figure, axes = _grid(3, 1.6)
-    rows = zip(
-        axes,
-        (results.iterations, results.solve_ms, results.plan_errors),
-        ("Newton iterations", "Solve time on this machine [ms]", "Error of the plan"),
-        (ORANGE, GREEN, BLUE),
-        strict=True,
-    )
-    for row, trace, title, color in rows:
-        time, _, high, _ = trace.rows.T
+    shown = [
+        (results.iterations, "Newton iterations", ORANGE),
+        (results.solve_ms, "Solve time on this machine [ms]", GREEN),
+    ]
+    errors = list(results.plan_errors.items())[:STATE_ROWS]
+    shown += [(timeline, f"Error of the plan: {name}", BLUE) for name, timeline in errors]
+    figure, axes = _grid(len(shown), 1.6)
+    for row, (timeline, title, color) in zip(axes, shown, strict=True):
+        time, _, high, _ = timeline.rows.T
         row.plot(time, high, ".", ms=2.5, color=color)
         row.set_title(title)
         row.set_ylim(0.0, None)

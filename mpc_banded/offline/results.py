@@ -26,6 +26,7 @@ from mpc_banded import __version__
 from mpc_banded.offline.recording import Recording
 from mpc_banded.offline.replay import Replay, Replayed
 from mpc_banded.offline.timeline import Timeline
+from mpc_banded.offline.tracking import differences, error_names, tracking_errors
 from mpc_banded.robots.messages import CommandTopic, fill_path
 
 CYCLES, SUMMARY, TIMING, PAGE = "cycles.csv", "summary.json", "timing.csv", "report.html"
@@ -33,7 +34,7 @@ CYCLES, SUMMARY, TIMING, PAGE = "cycles.csv", "summary.json", "timing.csv", "rep
 PREFIX = "/replay"
 #: Columns of cycles.csv before those named after states, commands and costs.
 COLUMNS = ("cycle", "time_ns", "code", "state_age_s", "iterations", "converged")
-RESIDUALS = ("kkt_residual", "defect_norm", "plan_error")
+RESIDUALS = ("kkt_residual", "defect_norm")
 
 
 class ResultError(Exception):
@@ -79,10 +80,13 @@ class Results:
         folder: To write into; None keeps figures only.
 
     Attributes:
-        states, references, commands, recorded: Name -> trace over seconds since the first tick.
-        codes: Timeline of the tick's code, as its place in ``known_codes``.
-        iterations, solve_ms, plan_errors, differences, ages: Traces; the differences are those
-            from the recorded command.
+        states, references, commands, recorded: Name -> values over seconds since the first tick.
+        errors, plan_errors: Name (tracking.py) -> distance of the state, and of the plan, from
+            the reference.
+        efforts, differences: Name -> first input of the plan, and distance of the command from
+            the recorded one.
+        codes: The tick's code, as its place in ``known_codes``.
+        iterations, solve_ms, ages: Of the solve and of the state.
     """
 
     def __init__(self, replay: Replay, folder: Path | None) -> None:
@@ -95,8 +99,12 @@ class Results:
         self.recorded = {name: Timeline() for name in robot.command_names}
         self.codes, self.known_codes = Timeline(), list[str]()
         self.iterations, self.solve_ms = Timeline(), Timeline()
-        self.plan_errors, self.efforts, self.ages = Timeline(), Timeline(), Timeline()
-        self.errors, self.differences = Timeline(), Timeline()
+        self.ages = Timeline()
+        names = error_names([name for name in robot.reference if name in robot.states])
+        self.errors = {name: Timeline() for name in names}
+        self.plan_errors = {name: Timeline() for name in names}
+        self.efforts = {name: Timeline() for name in robot.inputs}
+        self.differences = {name: Timeline() for name in robot.command_names}
         self.counts: Counter[str] = Counter()
         self.converged = 0
         self.exact_difference = 0.0
@@ -110,6 +118,7 @@ class Results:
     def _open(self, folder: Path) -> None:
         robot = self.replay.loop.robot
         self._columns = [*COLUMNS, *RESIDUALS]
+        self._columns += [f"plan_error.{name}" for name in self.plan_errors]
         self._columns += [f"command.{name}" for name in robot.command_names]
         self._columns += [f"state.{name}" for name in robot.states]
         self._columns += [f"reference.{name}" for name in robot.reference]
@@ -131,54 +140,51 @@ class Results:
         tick = replayed.tick
         self.start_ns = tick.now_ns if self.start_ns is None else self.start_ns
         self.end_ns = tick.now_ns
-        self._trace(replayed, 1e-9 * (tick.now_ns - self.start_ns))
+        self._keep(replayed, 1e-9 * (tick.now_ns - self.start_ns))
         if replayed.original is not None:
             ours, theirs = replayed.cycle.command, replayed.original.command
-            gaps = [
-                abs(ours.get(n, math.inf) - theirs.get(n, math.inf)) for n in {**ours, **theirs}
-            ]
-            self.exact_difference = max([self.exact_difference, *gaps])
+            gaps = differences(ours, theirs, self.replay.loop.robot.cyclic)
+            missing = [math.inf for name in {**ours, **theirs} if name not in gaps]
+            self.exact_difference = max(
+                [self.exact_difference, *map(abs, gaps.values()), *missing]
+            )
         if self.folder is not None:
             self._write(replayed)
 
-    def _trace(self, replayed: Replayed, time_s: float) -> None:
+    def _keep(self, replayed: Replayed, time_s: float) -> None:
         tick, step = replayed.tick, replayed.tick.step
-        for traces, values in (
+        cyclic, inputs = self.replay.loop.robot.cyclic, self.replay.loop.robot.inputs
+        for timelines, values in (
             (self.states, replayed.state),
             (self.references, replayed.reference),
             (self.commands, tick.command),
             (self.recorded, replayed.recorded),
+            (self.plan_errors, replayed.plan_errors),
+            (self.errors, tracking_errors(replayed.state, replayed.reference, cyclic)),
+            (self.differences, differences(tick.command, replayed.recorded, cyclic)),
+            (
+                self.efforts,
+                {} if step is None else dict(zip(inputs, step.plan.inputs[0], strict=True)),
+            ),
         ):
-            for name, trace in traces.items():
-                trace.add(time_s, values.get(name, math.nan))
+            for name, timeline in timelines.items():
+                timeline.add(time_s, values.get(name, math.nan))
         code = tick.code.value
         if code not in self.known_codes:
             self.known_codes.append(code)
         self.counts[code] += 1
         self.codes.add(time_s, float(self.known_codes.index(code)))
         self.ages.add(time_s, tick.state_age_s)
-        self.plan_errors.add(time_s, replayed.plan_error)
-        self.errors.add(time_s, self._error(replayed))
-        both = set(tick.command) & set(replayed.recorded)
-        gaps = [tick.command[name] - replayed.recorded[name] for name in sorted(both)]
-        self.differences.add(time_s, _rms(gaps))
         self.iterations.add(time_s, math.nan if step is None else float(step.iterations))
         self.solve_ms.add(time_s, math.nan if step is None else 1e3 * step.solve_time_s)
-        self.efforts.add(time_s, math.nan if step is None else _rms(step.plan.inputs[0].tolist()))
         self.converged += bool(replayed.metrics.get("converged"))
-
-    def _error(self, replayed: Replayed) -> float:
-        """Distance of the state from its reference: in the plane, or over all its names."""
-        names = [n for n in replayed.reference if n in replayed.state]
-        planar = [n for n in ("x", "y") if n in names]
-        gaps = [replayed.state[n] - replayed.reference[n] for n in planar or names]
-        return math.hypot(*gaps) if planar else _rms(gaps)
 
     def _write(self, replayed: Replayed) -> None:
         tick, metrics = replayed.tick, replayed.metrics
         row: list[Any] = [replayed.cycle.number, tick.now_ns, tick.code.name]
         row += [_cell(metrics.get(name)) for name in COLUMNS[3:]]
-        row += [_cell({**metrics, "plan_error": replayed.plan_error}.get(n)) for n in RESIDUALS]
+        row += [_cell(metrics.get(name)) for name in RESIDUALS]
+        row += [_cell(replayed.plan_errors.get(name)) for name in self.plan_errors]
         row += [_cell(tick.command.get(name)) for name in self.commands]
         row += [_cell(replayed.state.get(name)) for name in self.states]
         row += [_cell(replayed.reference.get(name)) for name in self.references]
@@ -197,7 +203,8 @@ class Results:
         if tick.command:  # a robot that is sent positions has none before its first state
             fill = partial(_filled, topic, tick.command)
             write(f"{PREFIX}/{topic.topic}", topic.type, now_ns, fill)
-        metrics = {**replayed.metrics, "plan_error": replayed.plan_error}
+        metrics = dict(replayed.metrics)
+        metrics |= {f"plan_error/{name}": x for name, x in replayed.plan_errors.items()}
         metrics |= {f"command/{name}": x for name, x in tick.command.items()}
         metrics |= {f"reference/{name}": x for name, x in replayed.reference.items()}
         for name, value in metrics.items():
@@ -252,12 +259,12 @@ class Results:
             "converged": self.converged,
             "iterations_mean": _number(self.iterations.mean),
             "iterations_max": _number(self.iterations.greatest),
-            "tracking_error_rms": _number(self.errors.rms),
-            "plan_error_rms": _number(self.plan_errors.rms),
-            "effort_rms": _number(self.efforts.rms),
-            "command_rms": {n: _number(trace.rms) for n, trace in self.commands.items()},
-            "recorded_command_rms": {n: _number(t.rms) for n, t in self.recorded.items()},
-            "command_difference_rms": _number(self.differences.rms),
+            "tracking_error_rms": _all_rms(self.errors),
+            "plan_error_rms": _all_rms(self.plan_errors),
+            "effort_rms": _all_rms(self.efforts),
+            "command_rms": _all_rms(self.commands),
+            "recorded_command_rms": _all_rms(self.recorded),
+            "command_difference_rms": _all_rms(self.differences),
             "rejected": dict(remarks.rejected.most_common(20)),
             "remarks": remarks.notes,
             "follows_the_record": replay.exact,
@@ -300,5 +307,6 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _rms(values: list[float]) -> float:
-    return math.sqrt(sum(x * x for x in values) / len(values)) if values else math.nan
+def _all_rms(timelines: Mapping[str, Timeline]) -> dict[str, float | None]:
+    """Return the root mean square of each name, each in its own unit."""
+    return {name: _number(timeline.rms) for name, timeline in timelines.items()}
