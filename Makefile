@@ -37,9 +37,8 @@ test: $(READY)  ## run all tests (ARGS="-k comb -x")
 	@$(VENV_PYTHON) -m pytest $(ARGS)
 
 bench: $(READY)  ## all figures, about an hour (ARGS="--task bicycle50 --peers mpc_banded,acados")
-	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.launch)
 	@$(VENV_PYTHON) -m benchmarks $(ARGS)
-	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.hessian)
+	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.hessian_study)
 	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.performance)
 	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.node)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs closed loops of all solvers side by side, step by step, each in a process of its own.
+"""Closed loops of all solvers side by side, step by step, each solver in a process of its own.
 
-All processes share one core. In each step every solver gets its own measured state, solves while
-the others wait, and its own plant moves on; so whatever disturbs the machine disturbs all alike.
+All processes share one core. In each step every solver gets the measured state of its own
+simulated robot and solves while the others wait, so a disturbance of the machine hits all alike.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.pages import ROOT
 from benchmarks.peers import Entry
 from benchmarks.peers.peer import Answer
-from benchmarks.tasks import NUMPY, Task
+from benchmarks.task import NUMPY, Task
 
-ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "bench"
-#: Runge-Kutta steps of the plant in one control interval.
+#: Runge-Kutta steps of the simulated robot in one control interval.
 PLANT_SUBSTEPS = 10
 ANSWER_LIMIT_S = 60.0
 SETUP_LIMIT_S = 900.0
@@ -43,33 +43,32 @@ def install(requirements: str) -> Path:
     Raises:
         Unavailable: pip failed.
     """
-    wanted = ROOT / "requirements" / f"bench-{requirements}.txt"
+    wanted = _requirements(requirements)
     folder = BUILD / "packages" / requirements
     stamp = folder / "installed.txt"
     if stamp.exists() and stamp.read_text() == wanted.read_text():
         return folder
-    # Every package is named in the file; --no-deps keeps torch and numpy those of this package.
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--upgrade", "--target", str(folder), "--requirement", str(wanted)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        lines = (result.stderr or result.stdout).strip().splitlines()
-        raise Unavailable(f"pip: {lines[-1] if lines else 'failed'}")
+    _pip(wanted, folder)
     if requirements == "acados":
-        _drop_foreign_casadi(folder)
+        # The wheel of acados brings a casadi for another Python.
+        shutil.rmtree(folder / "casadi")
+        _pip(_requirements("casadi"), folder)
     stamp.write_text(wanted.read_text())
     return folder
 
 
-def _drop_foreign_casadi(folder: Path) -> None:
-    """The wheel of acados carries a casadi for another Python; put the real one back."""
-    shutil.rmtree(folder / "casadi")
+def _requirements(name: str) -> Path:
+    return ROOT / "requirements" / f"bench-{name}.txt"
+
+
+def _pip(requirements: Path, folder: Path) -> None:
+    # The file names every package; --no-deps keeps torch and numpy those of this package.
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--upgrade", "--target", str(folder)]
-    command += ["--requirement", str(ROOT / "requirements" / "bench-casadi.txt")]
+    command += ["--no-deps", "--upgrade", "--target", str(folder), "-r", str(requirements)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise Unavailable(f"pip: {result.stderr.strip().splitlines()[-1]}")
+        lines = (result.stderr or result.stdout).strip().splitlines()
+        raise Unavailable(f"pip: {lines[-1] if lines else 'failed'}")
 
 
 @dataclass
@@ -77,15 +76,15 @@ class Run:
     """One closed loop of one solver.
 
     Attributes:
-        states: True states of the plant (steps + 1, nx).
+        states: True states of the simulated robot (steps + 1, nx).
         inputs: Commands (steps, nu), inside the bounds.
-        answers: What the solver answered; plans left out.
-        cost: Closed-loop cost, penalties included.
-        violation: Worst violation of the inequality and the state bounds.
-        defect: Largest defect of a plan that was said to be converged.
+        answers: Answers of the solver, without plans.
+        cost: Closed-loop cost by ``score``.
+        violation: Worst violation of the inequality and the state bounds by ``score``.
+        defect: Largest defect of a plan that the solver said was converged.
         objectives: Open-loop objective of each plan.
-        failures: Steps in which it raised, hung or sent what is not finite.
-        error: The first thing it raised.
+        failures: Steps in which the solver raised, hung or sent numbers that are not finite.
+        error: First message of a failure.
     """
 
     states: list[np.ndarray] = field(default_factory=list)
@@ -100,16 +99,16 @@ class Run:
 
 
 class Worker:
-    """The harness' end of a solver's process.
+    """A solver in a process of its own, as the harness sees it.
 
     Args:
-        entry: Which solver.
-        task: What to solve.
-        core: The one to run on.
-        fresh: Empty its folder first, caches included.
+        entry: Solver and settings.
+        task: Task to solve.
+        core: Core to run on.
+        fresh: Whether to empty the solver's folder first, caches included.
 
     Raises:
-        Unavailable: It could not be installed or set up.
+        Unavailable: The solver could not be installed or set up.
     """
 
     def __init__(self, entry: Entry, task: Task, core: int, fresh: bool = False) -> None:
@@ -190,10 +189,33 @@ class Worker:
 
 
 def disturbances(task: Task, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Initial state (nx,) and measurement noise (steps, nx) of a run, the same for all."""
+    """Initial state (nx,) and measurement noise (steps, nx) of a run, the same for all solvers."""
     random = np.random.default_rng(seed)
     offset = task.spread * random.standard_normal(task.nx) if seed else np.zeros(task.nx)
     return task.initial_state + offset, task.noise * random.standard_normal((task.steps, task.nx))
+
+
+def simulate(task: Task, state: np.ndarray, command: np.ndarray, step: int) -> np.ndarray:
+    """True state (nx,) of the simulated robot one control interval later."""
+    now = _first_stage(task.stage_parameters(step, 0))
+    return task.advanced(NUMPY, state, task.input_gain * command, now, PLANT_SUBSTEPS)
+
+
+def score(
+    task: Task, states: Sequence[np.ndarray], inputs: Sequence[np.ndarray]
+) -> tuple[float, float]:
+    """Cost and worst violation of a closed loop: true states (steps + 1, nx), inputs (steps, nu).
+
+    No solver's own figures enter. The cost is that of the stages, with the penalties of the
+    states that each command led to.
+    """
+    cost = violation = 0.0
+    for k, (before, command, after) in enumerate(zip(states, inputs, states[1:], strict=False)):
+        now = _first_stage(task.stage_parameters(k, 0))
+        cost += float(task.stage_cost(NUMPY, before, command, now))
+        cost += float(task.penalty_cost(after, now))
+        violation = max([violation, *(v.max(initial=0.0) for v in task.violations(after, now))])
+    return cost, float(violation)
 
 
 def closed_loops(
@@ -206,39 +228,34 @@ def closed_loops(
     """One run of all solvers side by side: entry's name -> run."""
     begin, noise = disturbances(task, seed)
     runs = {worker.entry.name: Run(states=[begin]) for worker in workers}
-    lower, upper = task.input_bounds
     for worker in workers:
         worker.reset()
     for k in range(steps or task.steps):
         parameters = task.stage_parameters(k, task.horizon)
-        now = {name: value[0] for name, value in parameters.items()}
-        # Another order in each step: nobody always runs into the caches of the same neighbour.
+        # Another order in each step, so that no solver always runs into the caches of the same
+        # neighbour.
         for i in np.random.default_rng([seed, k]).permutation(len(workers)):
             worker = workers[i]
-            run = runs[worker.entry.name]
             if worker.entry.steps and k >= worker.entry.steps:
                 continue
+            run = runs[worker.entry.name]
             answer = worker.step(run.states[-1] + noise[k], parameters)
-            command = _judged(task, run, answer, parameters)
-            state = run.states[-1]
-            run.cost += float(task.stage_cost(NUMPY, state, command, now))
-            after = task.advanced(NUMPY, state, task.input_gain * command, now, PLANT_SUBSTEPS)
-            of_h, of_bounds = task.violations(after, now)
-            run.cost += float(task.penalty_cost(after, now))
-            run.violation = max(run.violation, of_h.max(initial=0.0), of_bounds.max(initial=0.0))
-            run.inputs.append(np.clip(command, lower, upper))
-            run.states.append(after)
+            run.inputs.append(_take(task, run, answer, parameters))
+            run.states.append(simulate(task, run.states[-1], run.inputs[-1], k))
         progress()
+    for run in runs.values():
+        run.cost, run.violation = score(task, run.states, run.inputs)
     return runs
 
 
-def _judged(task: Task, run: Run, answer: Answer, parameters: dict[str, np.ndarray]) -> np.ndarray:
-    """The command to apply; what the plan is worth goes into the run."""
-    good = answer.command is not None and np.isfinite(answer.command).all()
-    if not good:
+def _take(task: Task, run: Run, answer: Answer, parameters: dict[str, np.ndarray]) -> np.ndarray:
+    """Note an answer and its plan; returns the command to apply, (nu,)."""
+    command = answer.command
+    if command is None or not np.isfinite(command).all():
+        reason = answer.error or "the command is not finite"
         run.failures += 1
-        run.error = run.error or answer.error or "the command is not finite"
-        run.answers.append(Answer(error=answer.error or "the command is not finite"))
+        run.error = run.error or reason
+        run.answers.append(Answer(error=reason))
         run.objectives.append(np.nan)
         return run.inputs[-1] if run.inputs else np.zeros(task.nu)
     run.objectives.append(task.objective(answer.states, answer.inputs, parameters))
@@ -246,4 +263,8 @@ def _judged(task: Task, run: Run, answer: Answer, parameters: dict[str, np.ndarr
         defects = task.defects(answer.states, answer.inputs, parameters)
         run.defect = max(run.defect, float(np.abs(defects).max()))
     run.answers.append(replace(answer, states=None, inputs=None))
-    return np.clip(answer.command, *task.input_bounds)
+    return np.clip(command, *task.input_bounds)
+
+
+def _first_stage(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value[0] for name, value in parameters.items()}

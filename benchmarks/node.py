@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node costs, and whether it lasts: writes docs/node.md.
+"""Processor time and memory of the node; fills docs/node.md.
 
-``python -m benchmarks.node`` lets the node drive the simulated unicycle at 50 Hz with a horizon of
-40, and takes the processor time of its process apart: solver, publishing, and executor, which is
-all the rest, threads of DDS included. It takes turns with a bare rclpy node with the same topics,
-services and timers, which is spun as ``rclpy.spin`` does it, and whose callbacks do nothing; and
-with the same on the executor of ours. Then the node drives for ``--soak`` seconds.
+``python -m benchmarks.node`` lets the node drive the simulated unicycle and splits the processor
+time of its process into solver, publishing, and executor, which is all the rest, threads of DDS
+included. The node takes turns with a bare rclpy node that has the same topics, services and
+timers, spun as ``rclpy.spin`` does it, and with the same bare node on the executor of mpc_node.
+Then the node drives for ``--soak`` seconds.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,8 @@ from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
 from visualization_msgs.msg import MarkerArray
 
-from benchmarks.hessian import processor, wrapped
-from benchmarks.study import ROOT
+from benchmarks.pages import DOCS, ROOT, number, provenance, table, update
+from benchmarks.timing import stopwatch
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.record import Cycle, Journal
@@ -51,17 +50,15 @@ from mpc_banded.ros.diagnostics import Diagnostics
 from mpc_banded.ros.task import MpcTask
 from mpc_banded.ros.visualization import Visualization
 
-PAGE = ROOT / "docs" / "node.md"
 FREQUENCY, HORIZON = 50.0, 40
-#: Time until everything has been compiled and settled, at most, and length of one measurement.
+#: Longest wait until everything is compiled, and length of one measurement, in seconds.
 SETTLED_S, MEASURED_S = 60.0, 20.0
-#: Measurements of each node.
+#: Measurements of each kind of node.
 ROUNDS = 3
-#: How often memory is read, and when the node has all that it will have, in seconds.
+#: Interval between readings of the memory, and time after which it should not grow, in seconds.
 SAMPLE_S, GROWN_S = 5.0, 20.0
-#: The path is published again and again, so that it does not end.
+#: Interval between paths, which are published again and again so that the drive does not end.
 AGAIN_S = 20.0
-ALLOWED = 1.2
 PARTS = {
     "solver": "solver: the control loop",
     "publishing": "publishing: command, record, figures, diagnostics",
@@ -79,45 +76,42 @@ EXECUTORS: dict[str, Callable[[], Any]] = {
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-# The node, with a stopwatch in it, and the bare one. Both run in processes of their own.
+# Nodes in processes of their own
 
-_spent = {"solver": 0.0, "publishing": 0.0}
-
-
-def _timed(owner: Any, name: str, part: str) -> None:
-    """Add the processor time of a method's calls to a part."""
-    method = getattr(owner, name)
-
-    @wraps(method)
-    def call(*arguments: Any, **named: Any) -> Any:
-        began = time.thread_time()
-        try:
-            return method(*arguments, **named)
-        finally:
-            _spent[part] += time.thread_time() - began
-
-    setattr(owner, name, call)
+#: Methods that count as solver and as publishing.
+_WATCHED: tuple[tuple[Any, dict[str, str]], ...] = (
+    (ControlLoop, {"tick": "solver", "on_message": "solver"}),
+    (MpcTask, {"_send": "publishing"}),
+    (Journal, {"cycle": "publishing"}),
+    (telemetry.RecordPublisher, {"publish": "publishing"}),
+    (telemetry.Telemetry, {"publish": "publishing"}),
+    (Visualization, {"publish": "publishing"}),
+    (Diagnostics, {"publish": "publishing"}),
+)
 
 
-def _report_when_asked() -> None:
-    signal.signal(signal.SIGUSR1, lambda *_: print(json.dumps(_spent), flush=True))
+def _report_when_spent(watches: Sequence[dict[str, list[float]]] = ()) -> None:
+    """On SIGUSR1 print the seconds of each part so far."""
+
+    def report(*_: object) -> None:
+        spent = {"solver": 0.0, "publishing": 0.0}
+        for watch in watches:
+            for part, seconds in watch.items():
+                spent[part] += sum(seconds)
+        print(json.dumps(spent), flush=True)
+
+    signal.signal(signal.SIGUSR1, report)
 
 
 def run_ours(arguments: list[str]) -> int:
-    """The node with a stopwatch."""
-    for owner, name in ((ControlLoop, "tick"), (ControlLoop, "on_message")):
-        _timed(owner, name, "solver")
-    for owner, name in (
-        (MpcTask, "_send"),
-        (Journal, "cycle"),
-        (telemetry.RecordPublisher, "publish"),
-        (telemetry.Telemetry, "publish"),
-        (Visualization, "publish"),
-        (Diagnostics, "publish"),
-    ):
-        _timed(owner, name, "publishing")
-    _report_when_asked()
-    return node.main(arguments)
+    """Run mpc_node with a stopwatch."""
+    with ExitStack() as stack:
+        watches = [
+            stack.enter_context(stopwatch(owner, methods, time.thread_time))
+            for owner, methods in _WATCHED
+        ]
+        _report_when_spent(watches)
+        return node.main(arguments)
 
 
 def _ignore(message: Any) -> None:
@@ -125,11 +119,11 @@ def _ignore(message: Any) -> None:
 
 
 def run_bare(executor_class: Callable[[], Any]) -> int:
-    """A node with the same topics, services and timers, which says and decides nothing."""
-    _report_when_asked()
+    """Run a node with the same topics, services and timers whose callbacks do nothing."""
+    _report_when_spent()
     ended: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: ended.append(number))
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, lambda received, _: ended.append(received))
     config = Config.load(config_file("unicycle"))
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node = Node("mpc_node")
@@ -169,7 +163,7 @@ def _path(points: np.ndarray) -> PathMessage:
 
 
 def unpacking() -> tuple[int, float]:
-    """Poses of the path, and the milliseconds that rclpy takes to make a message of its bytes."""
+    """Number of poses of the path, and milliseconds that rclpy takes to deserialize it."""
     points, times = figure_of_eight(), []
     data = serialize_message(_path(points))
     for _ in range(20):
@@ -180,10 +174,10 @@ def unpacking() -> tuple[int, float]:
 
 
 class Watch:
-    """Publishes the path again and again, and hears of every cycle.
+    """Publishes the path again and again, and receives the record of every cycle.
 
     Attributes:
-        cycles: Number of the cycle, late and skipped ones so far, derivatives.
+        cycles: (number of the cycle, late cycles and skipped cycles so far, derivatives).
     """
 
     def __init__(self) -> None:
@@ -217,11 +211,11 @@ class Watch:
         self._counts[name] = message.data
 
     def _publish(self) -> None:
-        self._points = self._points + 1e-6  # another path, so it begins anew
+        self._points = self._points + 1e-6  # another path, so the drive starts again
         self._plans.publish(_path(self._points))
 
     def until(self, condition: Callable[[], bool], limit_s: float) -> bool:
-        """Listen until something holds; whether it came to that."""
+        """Listen until a condition holds; returns whether it did in time."""
         end = time.monotonic() + limit_s
         while not condition():
             if time.monotonic() > end:
@@ -230,13 +224,13 @@ class Watch:
         return True
 
     def wait(self, seconds: float) -> None:
-        """Listen for that long."""
+        """Listen for a time."""
         self.until(lambda: False, seconds)
 
     def begin(self) -> None:
-        """Publish the path once somebody listens."""
+        """Publish the path as soon as somebody subscribes to it."""
         if not self.until(lambda: self._plans.get_subscription_count() > 0, SETTLED_S):
-            raise RuntimeError("no node has come up")
+            raise RuntimeError("no node has subscribed to the path")
         self._publish()
 
     def close(self) -> None:
@@ -248,7 +242,7 @@ class Watch:
 
 @contextmanager
 def _driving(kind: str, folder: Path) -> Iterator[tuple[Watch, subprocess.Popen[bytes], Path]]:
-    """A node of a kind, and the simulator; with where the node's reports go."""
+    """Start a node of a kind and the simulator; yields the watch, the node and its report file."""
     parameters = ["--ros-args", "--params-file", str(config_file("unicycle"))]
     parameters += ["-p", f"controller_frequency:={FREQUENCY}", "-p", f"horizon:={HORIZON}"]
     report = folder / f"{kind}.txt"
@@ -283,14 +277,14 @@ def _resident_mb(pid: int) -> float:
     return int(text.partition("VmRSS:")[2].split()[0]) / 1024.0
 
 
-def _asked(process: subprocess.Popen[bytes], report: Path, watch: Watch) -> dict[str, float]:
-    """What the stopwatch of a node says now."""
+def _spent(process: subprocess.Popen[bytes], report: Path, watch: Watch) -> dict[str, float]:
+    """Seconds of each part so far, by the stopwatch of a node."""
     before = len(report.read_text().splitlines())
     process.send_signal(signal.SIGUSR1)
     if not watch.until(lambda: len(report.read_text().splitlines()) > before, 10.0):
         raise RuntimeError("the node does not report")
-    told: dict[str, float] = json.loads(report.read_text().splitlines()[-1])
-    return told
+    spent: dict[str, float] = json.loads(report.read_text().splitlines()[-1])
+    return spent
 
 
 def shares(kind: str, folder: Path, seconds: float) -> dict[str, float]:
@@ -303,11 +297,11 @@ def shares(kind: str, folder: Path, seconds: float) -> dict[str, float]:
             if not compiled:
                 print("the derivatives are not compiled; the figures are of eager ones")
         watch.wait(5.0)
-        began, used, spent = time.monotonic(), _used_s(process.pid), _asked(process, report, watch)
+        began, used, spent = time.monotonic(), _used_s(process.pid), _spent(process, report, watch)
         watch.wait(seconds)
         elapsed = time.monotonic() - began
         total = _used_s(process.pid) - used
-        now = _asked(process, report, watch)
+        now = _spent(process, report, watch)
     parts = {name: 100.0 * (now[name] - spent[name]) / elapsed for name in spent}
     parts["executor"] = 100.0 * total / elapsed - sum(parts.values())
     return parts
@@ -366,81 +360,48 @@ def soak(folder: Path, seconds: float) -> Soak:
     return result
 
 
-def page(found: dict[str, list[dict[str, float]]], long: Soak, seconds: float) -> str:
-    """The text of docs/node.md.
+def values(found: dict[str, list[dict[str, float]]], long: Soak, seconds: float) -> dict[str, str]:
+    """Everything that docs/node.md has a place for.
 
     Args:
         found: Kind of node -> its shares in each round.
         long: The long drive.
-        seconds: Of one measurement.
+        seconds: Length of one measurement.
     """
     median = {kind: _medians(rounds) for kind, rounds in found.items()}
-    executor = {kind: shares_["executor"] for kind, shares_ in median.items()}
-    each = [
-        ours_["executor"] / bare["executor"]
-        for ours_, bare in zip(found["ours"], found["bare"], strict=True)
+    executor = {kind: parts["executor"] for kind, parts in median.items()}
+    rows = [
+        [what, *(f"{median[kind][part]:.1f}" for kind in KINDS)] for part, what in PARTS.items()
     ]
-    ratio = executor["ours"] / executor["bare"]
-    same = executor["ours"] / executor["bare_events"]
-    verdict = "not above" if ratio <= ALLOWED else "above"
-    rows = [(what, [median[kind][part] for kind in KINDS]) for part, what in PARTS.items()]
-    rows.append(("together", [sum(median[kind].values()) for kind in KINDS]))
-    table = [
-        f"| {what} | " + " | ".join(f"{x:.1f}" for x in values) + " |" for what, values in rows
-    ]
+    rows.append(["together", *(f"{sum(median[kind].values()):.1f}" for kind in KINDS)])
     memory = long.memory_mb or [float("nan")]
-    introduction = wrapped(
-        "What the node costs beside the solver, and whether it lasts. Made by `python -m "
-        f"benchmarks.node`, with Python {platform.python_version()} on {processor()}: the "
-        f"unicycle at {FREQUENCY:g} Hz with a horizon of {HORIZON}, driven by the simulator over "
-        f"DDS, processor time over {seconds:g} s in percent of one core, medians of {ROUNDS} "
-        "rounds."
-    )
-    comparison = wrapped(
-        "The bare node has the same subscriptions, publishers, services and timers, is spun as "
-        "`rclpy.spin` does it, and its callbacks do nothing. All that is neither solver nor "
-        f"publishing counts as executor here. That is {ratio:.2f} times as much as there "
-        f"(by round {', '.join(f'{x:.2f}' for x in each)}), which is {verdict} the "
-        f"{ALLOWED:.2f} times that are allowed. The difference is rclpy's events executor, which "
-        "mpc_node runs on where rclpy has it (Jazzy and newer; `executor` in `/diagnostics` "
-        f"tells); beside a bare node on that one the ratio is {same:.2f}: timing, counters and "
-        "lifecycle are ours, and so are the threads of DDS that deliver what is published."
-    )
     poses, unpack_ms = unpacking()
-    drive = wrapped(
-        f"In {long.seconds:.0f} s the node went through {long.cycles} cycles and reported "
-        f"{long.late} late and {long.skipped} skipped ones; {long.unreported} were missed without "
-        f"a report. Every {AGAIN_S:g} s a new path came, of {poses} poses, which rclpy takes "
-        f"{unpack_ms:.0f} ms to unpack; a period is {1e3 / FREQUENCY:g} ms. Its memory was "
-        f"{memory[0]:.1f} MB at the beginning and {memory[-1]:.1f} MB at "
-        f"the end, {long.growth_mb_per_hour:+.1f} MB an hour by a straight line through all "
-        f"samples after {GROWN_S:g} s."
-    )
-    lines = [
-        "# The node: what it costs",
-        "",
-        *introduction.splitlines(),
-        "",
-        "| part | " + " | ".join(f"{name}, %" for name in KINDS.values()) + " |",
-        "| --- |" + " ---: |" * len(KINDS),
-        *table,
-        "",
-        *comparison.splitlines(),
-        "",
-        "## A long drive",
-        "",
-        *drive.splitlines(),
-    ]
-    return "\n".join(lines) + "\n"
+    return {
+        "made": provenance(),
+        "seconds": f"{seconds:g}",
+        "rounds": str(len(found["ours"])),
+        "shares": table(["part", *(f"{title}, %" for title in KINDS.values())], rows),
+        "over_bare": f"{executor['ours'] / executor['bare']:.2f}",
+        "over_events": f"{executor['ours'] / executor['bare_events']:.2f}",
+        "soak.seconds": f"{long.seconds:.0f}",
+        "soak.cycles": number(long.cycles),
+        "soak.late": str(long.late),
+        "soak.skipped": str(long.skipped),
+        "soak.unreported": str(long.unreported),
+        "soak.poses": str(poses),
+        "soak.unpack_ms": f"{unpack_ms:.0f}",
+        "soak.memory_first": f"{memory[0]:.1f}",
+        "soak.memory_last": f"{memory[-1]:.1f}",
+        "soak.growth": f"{long.growth_mb_per_hour:+.1f}",
+    }
 
 
 def main() -> int:
-    """Measure, and write the page; returns the exit status."""
+    """Measure and fill the page; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.node", description=__doc__)
     parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=MEASURED_S, help="of a measurement")
     parser.add_argument("--soak", type=float, default=600.0, help="seconds of the long drive")
-    parser.add_argument("--output", type=Path, default=PAGE, help="where the page goes")
     options, others = parser.parse_known_args()
     if options.child:
         if options.child == "ours":
@@ -456,9 +417,7 @@ def main() -> int:
                 rounds.append(shares(kind, folder, options.seconds))
                 print(kind, {name: round(x, 1) for name, x in rounds[-1].items()}, flush=True)
         long = soak(folder, options.soak)
-    text = page(found, long, options.seconds)
-    options.output.write_text(text, encoding="utf-8")
-    print(text)
+    update(DOCS / "node.md", values(found, long, options.seconds))
     return 0
 
 

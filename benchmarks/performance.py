@@ -1,122 +1,180 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast an iteration is, why, and what stands in the way: writes docs/performance.md.
+"""Shares of a control step in time, and its iterations; fills docs/performance.md.
 
-``python -m benchmarks.performance`` takes two minutes, ``--quick`` some seconds for a few steps of
-the small tasks. Compiles into a cache of its own, so that compiling is measured, too.
+``python -m benchmarks.performance`` drives the closed loops of the comparison with compiled
+derivatives and splits the processor time of each step by the calls that the solver makes.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import tempfile
+import ctypes
+import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy
-import torch
 
-from benchmarks import limit, road, shares, study
-from benchmarks.hessian import processor, wrapped
-from benchmarks.machine_code import Core, build
-from benchmarks.study import Chapter, number
+import mpc_banded as mb
+from benchmarks import plots
+from benchmarks.harness import BUILD, disturbances, simulate
+from benchmarks.pages import DOCS, number, provenance, table, update
+from benchmarks.peers.mpc_banded import problem
+from benchmarks.peers.peer import TOLERANCE
+from benchmarks.task import Task
 from benchmarks.tasks import TASKS
+from benchmarks.timing import SOLVE_PARTS, settle, stopwatch
 from mpc_banded.codegen.cache import LibraryCache
 
-PAGE = study.ROOT / "docs" / "performance.md"
-#: Tasks of the closed loops.
-LOOPS, QUICK_LOOPS = ("bicycle50", "cartpole", "chain4"), ("bicycle20", "cartpole")
-#: Those of them on the road; the first one is small.
-ROAD, QUICK_ROAD = ("bicycle50", "chain4"), ("bicycle20",)
-
-INTRODUCTION = """
-A Newton iteration of this package evaluates the derivatives of the problem (*evaluate*), factors
-a banded matrix (*factor*), solves with it until the linearised dynamics hold (*step*) and looks
-for a step length (*line search*). This page says how the derivatives became fast, where the time
-of an iteration goes now, how far that is from what the core could do, and how many iterations a
-control step takes. Comparisons with other solvers are in [benchmarks.md](benchmarks.md), with
-other ways to the Hessian in [banded_hessian.md](banded_hessian.md).
-"""
+LOOPS = ("bicycle50", "cartpole", "chain4")
+PARTS = (*dict.fromkeys(SOLVE_PARTS.values()), "rest")
 
 
 @dataclass(frozen=True)
-class Figures:
-    """All that the page shows."""
+class Run:
+    """One closed loop.
 
-    road: road.Figures
-    loops: tuple[shares.Loop, ...]
-    limit: limit.Figures
+    Attributes:
+        iterations: Newton iterations of each control step, (steps,).
+        parts_s: Processor time of each control step by PARTS, (steps, len(PARTS)).
+    """
 
-
-def measure(quick: bool) -> Figures:
-    """Compile, then time the road, the loops and the core."""
-    names = QUICK_LOOPS if quick else LOOPS
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, cache = Path(scratch), LibraryCache(Path(scratch, "cache"))
-        print("the road ...", flush=True)
-        on_road = [TASKS[name]() for name in (QUICK_ROAD if quick else ROAD)]
-        the_road = road.measure(on_road, cache, quick)
-        builds = [the_road.builds.get(name) or build(TASKS[name](), cache) for name in names]
-        core = Core(folder)
-        print("closed loops ...", flush=True)
-        loops = shares.measure(builds, cache, core, quick)
-        print("the limit ...", flush=True)
-        return Figures(the_road, loops, limit.measure(builds, loops, core, folder, quick))
+    iterations: np.ndarray
+    parts_s: np.ndarray
 
 
-def write(figures: Figures, images: Path) -> list[Chapter]:
-    """The chapters of the page, and its plots."""
-    return [
-        road.write(figures.road, images),
-        shares.write(figures.loops, images),
-        limit.write(figures.limit, images),
-        shares.write_iterations(figures.loops, images),
-    ]
+@dataclass(frozen=True)
+class Profile:
+    """Closed loops of one task.
+
+    Attributes:
+        task: Task that was controlled.
+        run: Each control step as the least disturbed round had it.
+        machine_code_s: Seconds of machine code in a whole run, from a round of its own.
+    """
+
+    task: Task
+    run: Run
+    machine_code_s: float
+
+    @property
+    def iteration_s(self) -> float:
+        """Seconds of a run for each Newton iteration."""
+        return float(self.run.parts_s.sum() / self.run.iterations.sum())
+
+    def part_s(self, part: str) -> float:
+        """Seconds of a part for each Newton iteration."""
+        spent = self.run.parts_s[:, PARTS.index(part)].sum()
+        return float(spent / self.run.iterations.sum())
 
 
-def summary(figures: Figures) -> str:
-    """The page in a few lines."""
-    first, loop = figures.road.tasks[0], figures.loops[0]
-    ways = (road.SEQUENTIAL, figures.road.chosen[first.name])
-    seed, compiled = (figures.road.seconds[way, first.name] for way in ways)
-    share = {name: 100.0 * loop.part(name) / loop.per_iteration for name in shares.PARTS}
-    code = 100.0 * sum(map(loop.machine_code, shares.PARTS)) / loop.per_iteration
-    shown = ", ".join(f"{name} {number(percent)} %" for name, percent in share.items())
-    return f"""\
-- One Newton matrix of the {first.title}: {number(1e3 * seed)} ms by one backward pass per probe,
-{number(1e6 * compiled)} µs compiled, {number(seed / compiled)} times less.
-- One iteration in closed loop takes {number(1e6 * loop.per_iteration)} µs there: {shown}.
-- Machine code is {number(code)} % of that; the rest is Python and NumPy around it."""
+def controller(task: Task) -> mb.RecedingHorizonController:
+    """Controller with compiled derivatives and the tolerances of the comparison."""
+    options = mb.SolverOptions(kkt_tolerance=TOLERANCE, defect_tolerance=TOLERANCE)
+    made = mb.RecedingHorizonController(problem(task), "rk4", task.substeps, options)
+    made.compile(LibraryCache(BUILD / "performance"))
+    return made
 
 
-def page(figures: Figures, chapters: Sequence[Chapter], quick: bool) -> str:
-    """The whole page in Markdown."""
-    sizes = "a few steps (`--quick`)" if quick else "in full"
-    made = f"""
-Made by `python -m benchmarks.performance`, {sizes}, with Python {platform.python_version()}, torch
-{torch.__version__}, NumPy {np.__version__} and SciPy {scipy.__version__} on one core of
-{processor()}. Times are processor times of the least disturbed of several interleaved rounds; read
-the ratios, not the microseconds.
-"""
-    parts = ["# Performance: the way, the shares, the limit", INTRODUCTION, summary(figures), made]
-    for chapter in chapters:
-        parts += [f"## {chapter.title}", chapter.text]
-    return "\n\n".join(wrapped(part.strip()) for part in parts) + "\n"
+def drive(task: Task, made: mb.RecedingHorizonController, steps: int) -> Run:
+    """Closed loop with the robot and the noise of the comparison's first run."""
+    made.reset()
+    state, noise = disturbances(task, 0)
+    iterations, rows = [], []
+    with stopwatch(made.evaluator, SOLVE_PARTS) as calls:
+        for k in range(steps):
+            parameters = task.stage_parameters(k, task.horizon)
+            began = time.process_time()
+            result = made.step(state + noise[k], parameters)
+            total = time.process_time() - began
+            parts = [sum(seconds) for seconds in calls.values()]
+            rows.append([*parts, total - sum(parts)])
+            iterations.append(result.iterations)
+            for seconds in calls.values():
+                seconds.clear()
+            state = simulate(task, state, result.command, k)
+    return Run(np.array(iterations), np.array(rows))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps, to try it out")
-    parser.add_argument("--page", type=Path, default=PAGE, help="file to write, plots beside it")
-    options = parser.parse_args(arguments)
-    study.settle()
-    figures = measure(options.quick)
-    chapters = write(figures, options.page.parent / "images")
-    options.page.write_text(page(figures, chapters, options.quick), encoding="utf-8")
-    print(f"wrote {options.page}")
+def profile(task: Task, steps: int = 0, rounds: int = 20) -> Profile:
+    """Repeat a closed loop; of each control step the round with the least time counts.
+
+    Raises:
+        RuntimeError: Two rounds differ in their iterations.
+    """
+    made, steps = controller(task), steps or task.steps
+    runs = [drive(task, made, steps) for _ in range(rounds)]
+    if any((run.iterations != runs[0].iterations).any() for run in runs):
+        raise RuntimeError(f"{task.name}: two runs of the same loop differ in their iterations")
+    parts = np.array([run.parts_s for run in runs])
+    best = np.argmin(parts.sum(axis=2), axis=0)
+    run = Run(runs[0].iterations, parts[best, np.arange(steps)])
+    evaluator = made.evaluator
+    kernels = [k for k, v in vars(evaluator).items() if isinstance(v, ctypes._CFuncPtr)]
+    with stopwatch(evaluator, dict.fromkeys(kernels, "kernels")) as calls:
+        drive(task, made, steps)
+    return Profile(task, run, sum(calls["kernels"]))
+
+
+def values(profiles: Sequence[Profile]) -> dict[str, str]:
+    """Everything that the page has a place for."""
+    header, counts = ["part"], []
+    for p in profiles:
+        header += [f"{p.task.title}: µs", "%"]
+        warm = p.run.iterations[1:]
+        shown = [int(np.percentile(warm, q, method="higher")) for q in (50, 90, 99, 100)]
+        counts.append([p.task.title, int(p.run.iterations[0]), float(warm.mean()), *shown])
+    rows = [[part, *_cells(profiles, [p.part_s(part) for p in profiles])] for part in PARTS]
+    rows.append(["all", *_cells(profiles, [p.iteration_s for p in profiles])])
+    code = [p.machine_code_s / float(p.run.iterations.sum()) for p in profiles]
+    rows.append(["machine code in it", *_cells(profiles, code)])
+    count_header = ["task", "first step, cold", "later: mean", "median", "90 %", "99 %", "most"]
+    return {
+        "made": provenance("torch", "numpy", "scipy"),
+        "shares": table(header, rows),
+        "iterations": table(count_header, counts),
+    }
+
+
+def _cells(profiles: Sequence[Profile], seconds: Sequence[float]) -> list[object]:
+    cells: list[object] = []
+    for p, s in zip(profiles, seconds, strict=True):
+        cells += [number(1e6 * s, 3), number(100.0 * s / p.iteration_s)]
+    return cells
+
+
+def plot(profiles: Sequence[Profile], images: Path) -> None:
+    """Share of each part in the time of an iteration."""
+    size = (8.0, 1.4 + 0.8 * len(profiles))
+    with plots.axes(images, "performance_shares", 1, size=size) as (at,):
+        left = np.zeros(len(profiles))
+        rows = range(len(profiles))[::-1]
+        for color, part in zip(plots.COLORS, PARTS, strict=False):
+            share = np.array([100.0 * p.part_s(part) / p.iteration_s for p in profiles])
+            at.barh(rows, share, left=left, color=color, height=0.6, label=part)
+            left += share
+        names = [f"{p.task.title}\n{number(1e6 * p.iteration_s)} µs" for p in profiles]
+        at.set_yticks(rows, names)
+        at.set(xlabel="% of an iteration", xlim=(0.0, 100.0))
+        at.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=6, fontsize=7)
+        at.grid(False, axis="y")
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.performance", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few steps; print the figures")
+    quick = parser.parse_args().quick
+    settle()
+    steps, rounds = (6, 2) if quick else (0, 20)
+    profiles = [profile(TASKS[name](), steps, rounds) for name in LOOPS]
+    if quick:
+        print(json.dumps(values(profiles), indent=1, ensure_ascii=False))
+        return
+    update(DOCS / "performance.md", values(profiles))
+    plot(profiles, DOCS / "images")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.peer import Answer
-from benchmarks.tasks import TASKS, Task
+from benchmarks.task import Task
+from benchmarks.tasks import TASKS
 
 
 def _own_packages_first(folder: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.peers.casadi_terms import CASADI, stacked, symbols
 from benchmarks.peers.peer import FIRST_SOLVES, TOLERANCE, Outcome, ShootingPeer
-from benchmarks.tasks import STATE_BOUND_PENALTY, Task
+from benchmarks.task import STATE_BOUND_PENALTY, Task
 
 #: acados has no infinity; its examples take this.
 _FAR = 1e9

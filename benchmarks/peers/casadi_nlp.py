@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.peers.casadi_terms import CASADI, soft_rows, stacked, symbols
 from benchmarks.peers.peer import TOLERANCE, Outcome, ShootingPeer
-from benchmarks.tasks import Task
+from benchmarks.task import Task
 
 #: Warm starts as IPOPT's documentation has them: all pushes small, the barrier begun low.
 _IPOPT_WARM = {

@@ -8,7 +8,7 @@ from typing import Any
 import casadi as ca
 import numpy as np
 
-from benchmarks.tasks import Operations, Task
+from benchmarks.task import STATE_BOUND_PENALTY, Operations, Task
 
 CASADI = Operations(
     sin=ca.sin,
@@ -37,8 +37,6 @@ def stacked(task: Task, parameters: dict[str, np.ndarray]) -> np.ndarray:
 
 def soft_rows(task: Task, x: ca.SX, named: dict[str, ca.SX]) -> tuple[ca.SX, np.ndarray]:
     """All softened rows, wanted >= 0, and their (linear, quadratic) weights (rows, 2)."""
-    from benchmarks.tasks import STATE_BOUND_PENALTY
-
     rows: list[Any] = []
     weights = []
     if task.inequality:

@@ -10,7 +10,7 @@ import numpy as np
 import mpc_banded as mb
 from benchmarks.peers.peer import FIRST_SOLVES, TOLERANCE, Outcome, Peer
 from benchmarks.peers.torch_terms import TORCH
-from benchmarks.tasks import Task
+from benchmarks.task import Task
 from mpc_banded.codegen.cache import LibraryCache
 
 

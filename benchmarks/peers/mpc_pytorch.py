@@ -13,7 +13,7 @@ from torch.func import jacfwd, vmap
 
 from benchmarks.peers.peer import Outcome, ShootingPeer
 from benchmarks.peers.torch_terms import TORCH, TorchTask, at, tensors
-from benchmarks.tasks import Task
+from benchmarks.task import Task
 
 #: The first step of a run takes so many iterations.
 _FIRST_ITERATIONS = 30

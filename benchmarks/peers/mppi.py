@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.peers.peer import Outcome, Peer
 from benchmarks.peers.torch_terms import TorchTask, at, tensors
-from benchmarks.tasks import Task
+from benchmarks.task import Task
 
 SAMPLES = 500
 #: First steps of a run refine the plan so often.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.tasks import Task
+from benchmarks.task import Task
 
 #: Of all solvers that iterate until they have converged.
 TOLERANCE = 1e-6

@@ -13,7 +13,7 @@ from torch.func import grad, jacfwd, vmap
 
 from benchmarks.peers.peer import TOLERANCE, Outcome, ShootingPeer
 from benchmarks.peers.torch_terms import TorchTask, at, tensors
-from benchmarks.tasks import Task
+from benchmarks.task import Task
 
 
 class ScipyGeneral(ShootingPeer):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.tasks import STATE_BOUND_PENALTY, Operations, Task
+from benchmarks.task import STATE_BOUND_PENALTY, Operations, Task
 
 TORCH = Operations(
     sin=torch.sin,

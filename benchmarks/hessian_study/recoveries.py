@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cost and accuracy of every recovery of a band from its products with probes.
 
-The function under study is one whose Hessian is known in closed form: every variable meets its
-``b`` neighbours in a product under a sine. The closed form is evaluated in extended precision.
+The Hessian of the function under study is known in closed form: every variable is coupled with its
+``b`` neighbours by the sine of their product. The closed form is evaluated in extended precision.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import study
-from benchmarks.study import Chapter, Verdict, number
+from benchmarks import plots
+from benchmarks.hessian_study.problems import verdict
+from benchmarks.pages import number, table
+from benchmarks.timing import interleaved
 from mpc_banded.ocp.comb import RECOVERIES, Comb, hessian_vector_products
 
 #: The half bandwidth of the bicycle: nu + 2 nx - 1.
 HALF_BANDWIDTH = 9
 HEAVY = 1e6
+#: Largest error in eps at which a recovery counts as exact.
+EXACT = 16.0
 GRADINGS = ("level", "heavy end", "heavy ends")
-#: Entries that a least-squares solve for each row may take in all; beyond, it takes minutes.
+#: Entries of all least-squares systems of the random recovery; with more it takes minutes.
 LARGEST_RANDOM = 1e8
 
 
 def weights(n: int, grading: str) -> np.ndarray:
-    """Weight of each variable (n,): one, but HEAVY in the last or the first and last tenth."""
+    """Weight of each variable (n,): 1, and HEAVY in the last tenth or in both end tenths."""
     weight = np.ones(n)
     tenth = max(1, n // 10)
     if grading != "level":
@@ -83,13 +87,13 @@ def exact_bands(scales: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 class Subject:
-    """One function at one point, ready to be probed.
+    """One function at one point.
 
     Args:
         n: Number of variables.
-        half_bandwidth: Of its Hessian.
+        half_bandwidth: Half bandwidth of its Hessian.
         grading: One of GRADINGS.
-        dtype: Of all arithmetic in torch.
+        dtype: Type of all arithmetic in torch.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class Subject:
         generator = torch.Generator().manual_seed(0)
         size, sign = torch.rand(2, n, generator=generator, dtype=torch.float64)
         self.z = (torch.sign(sign - 0.5) * (0.5 + 0.5 * size)).to(dtype)
-        # Weights that are rounded to float32 would be another function's.
+        # The closed form must have the weights as float32 rounds them.
         self.scales = self.scales.astype(str(dtype).removeprefix("torch.")).astype(float)
         self.f = neighbours(self.scales, dtype)
         self.half_bandwidth = half_bandwidth
@@ -119,7 +123,7 @@ class Subject:
         return Comb(len(self.z), self.half_bandwidth, recovery, self.z.dtype)
 
     def recover(self, comb: Comb) -> np.ndarray:
-        """The bands, as a solver asks for them again and again."""
+        """The bands (b + 1, n), by products with the probes."""
         gradient, point = self.gradient()
         return comb.decompress(hessian_vector_products(gradient, point, comb.probes))
 
@@ -142,12 +146,12 @@ class Cost:
 
     @property
     def total_s(self) -> float:
-        """Of one Hessian."""
+        """Seconds of one Hessian."""
         return self.products_s + self.decompress_s
 
     @property
     def gradients(self) -> float:
-        """The same in gradients of the function: a machine-independent unit."""
+        """The same in gradients of the function, a unit that does not depend on the machine."""
         return self.total_s / self.gradient_s
 
 
@@ -198,7 +202,7 @@ def _costs(subject: Subject, recoveries: Sequence[str], seconds: float) -> dict[
             hessian_vector_products(g, z, c.probes)
         )
         candidates[f"{recovery} decompress"] = lambda c=comb, p=products: c.decompress(p)
-    times = study.interleaved(candidates, seconds)
+    times = interleaved(candidates, seconds)
     return {
         recovery: Cost(
             len(comb.probes),
@@ -210,122 +214,64 @@ def _costs(subject: Subject, recoveries: Sequence[str], seconds: float) -> dict[
     }
 
 
-def write(figures: Figures, images: Path) -> Chapter:
-    """Tables and plots of what ``measure`` found."""
-    b, n = HALF_BANDWIDTH, figures.by_size[-2]
-    _plot_costs(figures, images)
-    _plot_errors(figures, images)
-    direct, half = (
-        figures.costs["direct", n, b, "float64"],
-        figures.costs["substitution", n, b, "float64"],
+def values(figures: Figures) -> dict[str, str]:
+    """Everything that the page has a place for."""
+    b, n, largest, middle = (
+        HALF_BANDWIDTH,
+        figures.by_size[-2],
+        figures.by_size[-1],
+        figures.middle,
     )
-    largest = figures.by_size[-1]
-    single, double = (figures.costs["direct", largest, b, t] for t in ("float32", "float64"))
-    rows = []
-    for r in RECOVERIES:
-        cost = figures.costs[r, n, b, "float64"]
-        rows.append(
-            [
-                r,
-                cost.probes,
-                1e3 * cost.products_s,
-                1e3 * cost.decompress_s,
-                cost.total_s / direct.total_s,
-                *(figures.errors[r, n, b, "float64", g] for g in GRADINGS),
-                figures.errors[r, n, b, "float32", "level"],
-            ]
-        )
-    text = f"""
-The function under study couples every variable with its b neighbours by the sine of their
-product. Its Hessian is known in closed form and is evaluated in extended precision, so errors are
-true ones. They are given in eps of the dtype times the sum of the sizes of an entry's terms. Cost
-is given in gradients of the same function, a unit that does not depend on the machine. "Heavy"
-variables weigh {number(HEAVY)} times the others: the last tenth (heavy end), or the first and the
-last tenth (heavy ends).
-
-At n = {number(n)} and b = {b}, the half bandwidth of the bicycle; times in ms, in float64:
-
-{
-        study.table(
-            [
-                "recovery",
-                "probes",
-                "products",
-                "decompress",
-                "of direct",
-                "error, level",
-                "heavy end",
-                "heavy ends",
-                "level, float32",
-            ],
-            rows,
-        )
-    }
-
-{study.figure("hessian_recovery_costs", "Cost of a Hessian against half bandwidth and size")}
-
-The products dominate, so what counts is their number; but a probe more costs little where the
-time of torch's dispatch outweighs that of the arithmetic: at n = {number(figures.middle)} direct
-takes {number(figures.costs["direct", figures.middle, b, "float64"].gradients)} gradients, not
-{2 * b + 1}. At n = {number(largest)} direct takes {number(double.gradients)}, substitution
-{number(figures.costs["substitution", largest, b, "float64"].gradients)}.
-
-{study.figure("hessian_recovery_errors", "Largest error of an entry against size and by grading")}
-
-Direct reads each entry once and adds nothing to its rounding. Substitution sums along chains, from
-their lighter end: one heavy end does no harm, light entries between two heavy ends have lost
-{number(np.log10(figures.errors["substitution", n, b, "float64", "heavy ends"]))} digits. Phase and
-random mix the entries of a row, so light entries are as exact as the heavy ones beside them.
-
-In float32 the direct Hessian takes {number(single.total_s / double.total_s)} of the time of
-float64 at n = {number(largest)} and {number(_ratio(figures, figures.middle))} at
-n = {number(figures.middle)}; its error is {number(_worst(figures, "direct", "float32"))} eps, as
-in float64, but that eps is {number(float(np.finfo(np.float32).eps))}. `banded_hessian` takes
-either; the solver of this package uses float64 throughout.
-"""
-    verdicts = (
-        Verdict(
-            "Comb probes with shifts, then index shuffling",
-            _worst(figures, "direct", "float64") <= 16.0,
-            f"{direct.probes} probes bring all of a Hessian with half bandwidth {b}, whatever its "
-            f"size, at the price of {number(direct.gradients)} gradients at n = {number(n)}; no "
-            f"entry is off by more than {number(_worst(figures, 'direct', 'float64'))} eps, level "
-            f"or graded.",
-        ),
-        Verdict(
-            "Symmetry should save half of the samples",
-            half.probes <= direct.probes // 2 + 1,
-            f"Substitution needs {half.probes} probes instead of {direct.probes} and "
-            f"{number(half.total_s / direct.total_s)} of the time; on level Hessians up to "
-            f"n = {number(largest)} its error stays below "
-            f"{number(_worst(figures, 'substitution', 'float64', ('level',)))} eps, but between "
-            f"two ends {number(HEAVY)} times heavier it grows to "
-            f"{number(_worst(figures, 'substitution', 'float64'))} eps.",
-        ),
-        _mixing(figures, "phase", "An FFT with phases as an alternative", n),
-        _mixing(figures, "random", "Random vectors and solving for the coefficients", n),
-    )
-    return Chapter("Recoveries: cost and accuracy", text.strip(), verdicts)
-
-
-def _mixing(figures: Figures, recovery: str, idea: str, n: int) -> Verdict:
-    b = HALF_BANDWIDTH
-    cost, direct = (figures.costs[r, n, b, "float64"] for r in (recovery, "direct"))
-    return Verdict(
-        f"{idea}, to save something",
-        cost.probes < direct.probes,
-        f"It works, with {cost.probes} probes where combs take {direct.probes}, and in "
-        f"{number(cost.total_s / direct.total_s)} times the time; on graded Hessians its error is "
-        f"{number(_worst(figures, recovery, 'float64'))} eps, that of combs "
-        f"{number(_worst(figures, 'direct', 'float64'))} eps.",
-    )
-
-
-def _ratio(figures: Figures, n: int) -> float:
+    costs = {r: figures.costs[r, n, b, "float64"] for r in RECOVERIES}
+    worst = {r: _worst(figures, r, "float64") for r in RECOVERIES}
+    direct = costs["direct"]
     single, double = (
-        figures.costs["direct", n, HALF_BANDWIDTH, t].total_s for t in ("float32", "float64")
+        {m: figures.costs["direct", m, b, t].total_s for m in (middle, largest)}
+        for t in ("float32", "float64")
     )
-    return single / double
+    cost_rows = [
+        [r, c.probes, 1e3 * c.products_s, 1e3 * c.decompress_s, c.total_s / direct.total_s]
+        for r, c in costs.items()
+    ]
+    error_rows = [
+        [
+            r,
+            *(figures.errors[r, n, b, "float64", g] for g in GRADINGS),
+            figures.errors[r, n, b, "float32", "level"],
+        ]
+        for r in RECOVERIES
+    ]
+    found = {
+        "n": number(n),
+        "middle": number(middle),
+        "largest": number(largest),
+        "costs": table(
+            ["recovery", "probes", "products, ms", "decompression, ms", "of direct"], cost_rows
+        ),
+        "errors": table(["recovery", *GRADINGS, "level, float32"], error_rows),
+        "direct.gradients": number(direct.gradients),
+        "direct.middle_gradients": number(figures.costs["direct", middle, b, "float64"].gradients),
+        "direct.verdict": verdict(worst["direct"] <= EXACT),
+        "substitution.verdict": verdict(costs["substitution"].probes <= direct.probes // 2 + 1),
+        "substitution.level_error": number(_worst(figures, "substitution", "float64", ("level",))),
+        "substitution.digits": number(
+            float(np.log10(figures.errors["substitution", n, b, "float64", "heavy ends"]))
+        ),
+        "float32.largest_time": number(single[largest] / double[largest]),
+        "float32.middle_time": number(single[middle] / double[middle]),
+        "float32.error": number(_worst(figures, "direct", "float32")),
+    }
+    for r in RECOVERIES:
+        found[f"{r}.probes"] = str(costs[r].probes)
+        if r != "direct":
+            found[f"{r}.time"] = number(costs[r].total_s / direct.total_s)
+        found[f"{r}.error"] = number(worst[r])
+    for r in ("direct", "substitution"):
+        cost = figures.costs[r, largest, b, "float64"]
+        found[f"{r}.largest_gradients"] = number(cost.gradients)
+    for r in ("phase", "random"):  # both were to save probes
+        found[f"{r}.verdict"] = verdict(costs[r].probes < direct.probes)
+    return found
 
 
 def _worst(
@@ -338,51 +284,30 @@ def _worst(
     )
 
 
-def _plot_costs(figures: Figures, images: Path) -> None:
+def plot(figures: Figures, images: Path) -> None:
+    """Costs against half bandwidth and size, errors against size and by grading."""
     n, b = figures.middle, HALF_BANDWIDTH
-    with study.axes(images, "hessian_recovery_costs", 2) as (left, right):
+    with plots.axes(images, "hessian_recovery_costs", 2) as (left, right):
         for k, r in enumerate(RECOVERIES):
             cost = [figures.costs[r, n, w, "float64"].gradients for w in figures.by_bandwidth]
-            study.line(left, k, figures.by_bandwidth, cost, r)
+            plots.line(left, k, figures.by_bandwidth, cost, r)
             cost = [figures.costs[r, m, b, "float64"].gradients for m in figures.by_size]
-            study.line(right, k, figures.by_size, cost, r)
+            plots.line(right, k, figures.by_size, cost, r)
         left.set(xscale="log", yscale="log", xlabel="half bandwidth b", ylabel="gradients")
-        study.plain(left.yaxis)
-        left.set_xticks(figures.by_bandwidth, [str(w) for w in figures.by_bandwidth])
-        left.set_xticks([], minor=True)
         left.set_title(f"Cost of one Hessian, n = {number(n)}")
-        right.set(xscale="log", yscale="log", xlabel="number of variables n")
-        study.plain(right.yaxis)
-        right.set_title(f"b = {b}")
+        right.set(xscale="log", yscale="log", xlabel="number of variables n", title=f"b = {b}")
         left.legend()
-
-
-def _plot_errors(figures: Figures, images: Path) -> None:
-    n, b = figures.by_size[-2], HALF_BANDWIDTH
-    with study.axes(images, "hessian_recovery_errors", 2) as (left, right):
+    n = figures.by_size[-2]
+    with plots.axes(images, "hessian_recovery_errors", 2) as (left, right):
         for k, r in enumerate(RECOVERIES):
-            for dtype, style in (("float64", "-"), ("float32", ":")):
-                errors = [figures.errors[r, m, b, dtype, "level"] for m in figures.by_size]
-                label = r if dtype == "float64" else None
-                left.plot(
-                    figures.by_size,
-                    errors,
-                    study.MARKERS[k] + style,
-                    color=study.COLORS[k],
-                    label=label,
-                )
+            errors = [figures.errors[r, m, b, "float64", "level"] for m in figures.by_size]
+            plots.line(left, k, figures.by_size, errors, r)
             at = np.arange(len(GRADINGS)) + 0.2 * (k - 1.5)
             errors = [figures.errors[r, n, b, "float64", g] for g in GRADINGS]
-            right.bar(at, errors, 0.18, color=study.COLORS[k])
-        left.plot([], [], "k:", label="float32")
+            right.bar(at, errors, 0.18, color=plots.COLORS[k])
         left.set(xscale="log", yscale="log", xlabel="number of variables n", ylabel="eps")
         left.set_title(f"Largest error of an entry, level, b = {b}")
         left.legend()
-        right.set(yscale="log")
+        right.set(yscale="log", title=f"By grading, n = {number(n)}, float64")
         right.set_xticks(range(len(GRADINGS)), GRADINGS)
         right.grid(False, axis="x")
-        right.set_title(f"By grading, n = {number(n)}, float64")
-
-
-if __name__ == "__main__":
-    study.run_alone(measure, write)

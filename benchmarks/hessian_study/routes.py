@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other ways to the same Hessian, and other solvers of the same system.
+"""Other ways to the same Hessian, and other solvers of the same linear system.
 
-The Hessian is that of the bicycle's augmented Lagrangian, rk4 in the defects, with multipliers
-that let every curvature show.
+The Hessian is that of the bicycle's augmented Lagrangian with rk4 in the defects, at multipliers
+that make every curvature count.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from benchmarks import study
-from benchmarks.stagewise import Stagewise, without_inequalities
-from benchmarks.study import Chapter, Verdict, number
+from benchmarks import plots
+from benchmarks.hessian_study import problems
+from benchmarks.hessian_study.problems import verdict, without_inequalities
+from benchmarks.hessian_study.stagewise import Stagewise
+from benchmarks.pages import number, table
+from benchmarks.timing import exponent, interleaved
 from mpc_banded.ocp import banded
 from mpc_banded.ocp.comb import Comb, hessian_vector_products
 from mpc_banded.ocp.newton import Point
@@ -50,16 +53,16 @@ DENSE_LU = "dense LU"
 
 
 class Hessians:
-    """Every way to the bands of the bicycle's merit function at one point.
+    """All ways to the bands of the Hessian of the bicycle's merit function at one point.
 
     Args:
         horizon: Number of intervals.
-        seed: Of point and multipliers.
+        seed: Seed of point and multipliers.
     """
 
     def __init__(self, horizon: int, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
-        whole = study.task("bicycle", horizon, obstacles=[])
+        whole = problems.task("bicycle", horizon, obstacles=[])
         self.task = task = without_inequalities(whole)
         self.transcription = task.transcription
         problem = self.transcription.problem
@@ -73,16 +76,16 @@ class Hessians:
         self.direct = Comb(self.transcription.n, self.b)
         self.half = Comb(self.transcription.n, self.b, "substitution")
         self.by_stages = Stagewise(task)
-        # A Newton matrix leaves out the curvature of the penalty of a nonzero defect; these
-        # multipliers put it in again, so that all ways have the same aim.
+        # A Newton matrix leaves out the curvature of the penalty of a nonzero defect. These
+        # multipliers bring it back, so that all ways compute the same matrix.
         with torch.no_grad():
             defects = self.transcription.terms(self.z, task.data).defects
         self.shifted = (self.multipliers + PENALTY * defects).numpy()
         self.compiled = None
-        if "compiled" in study.available_backends():
-            # The whole problem: so far from its bounds, with so thin a barrier, it has the same
-            # Hessian to rounding.
-            self.compiled = study.BACKENDS["compiled"](whole.transcription)
+        if "compiled" in problems.available_backends():
+            # The whole problem has the same Hessian to rounding, because the point is far from
+            # its bounds and the barrier is thin.
+            self.compiled = problems.BACKENDS["compiled"](whole.transcription)
             duals = np.zeros((problem.horizon, self.compiled.barrier.width))
             self.point = Point(self.z.numpy(), self.shifted, duals, 1e-30)
             self.whole = whole.data
@@ -99,7 +102,7 @@ class Hessians:
         return gradient, point
 
     def sequential(self) -> np.ndarray:
-        """As the seed had it: the gradient times one probe, and backward again, probe by probe."""
+        """Gradient times a probe, and backward again, probe by probe."""
         gradient, point = self.gradient()
         products = [
             torch.autograd.grad(gradient @ probe, point, retain_graph=True)[0]
@@ -131,16 +134,16 @@ class Hessians:
         return banded.from_dense(torch.func.hessian(self.value)(self.z).numpy(), self.b)
 
     def stagewise(self) -> np.ndarray:
-        """As the package does it, which brings values, gradient and Jacobians as well."""
+        """Stage by stage in eager torch, which brings values, gradient and Jacobians as well."""
         return self.by_stages.evaluate(self.z.numpy(), self.shifted, PENALTY).bands
 
     def by_machine_code(self) -> np.ndarray:
-        """The package's own: the whole Newton system, barrier, gradients and Jacobians too."""
+        """Newton system of the package, with barrier, gradients and Jacobians."""
         assert self.compiled is not None
         return self.compiled.system(self.point, self.whole, PENALTY).bands
 
     def ways(self) -> dict[str, Callable[[], np.ndarray]]:
-        """All that are feasible at this size."""
+        """All ways that are feasible at this size."""
         ways: dict[str, Callable[[], np.ndarray]] = {
             SEQUENTIAL: self.sequential,
             FORWARD: self.forward,
@@ -157,7 +160,7 @@ class Hessians:
 
 
 def solvers(bands: np.ndarray, rhs: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
-    """Every solver of ``A x = rhs`` that is feasible at this size."""
+    """All solvers of ``A x = rhs`` that are feasible at this size."""
     b, n = len(bands) - 1, bands.shape[1]
     full = np.zeros((2 * b + 1, n))  # LU takes both halves
     for d in range(b + 1):
@@ -190,9 +193,9 @@ class Figures:
 
 
 def measure(quick: bool) -> Figures:
-    """Time every way over the horizon, and look whether all say the same."""
+    """Time every way over the horizon, and compare their results."""
     horizons = (5, 10) if quick else (10, 20, 50, 100, 200)
-    long = horizons if quick else (*horizons, 500, 1_000, 10_000)
+    long = horizons if quick else (10, 50, 200, 500, 10_000)
     residuals: dict[tuple[str, int], float] = {}
     hessians: dict[tuple[str, int], Callable[[], np.ndarray]] = {}
     solve_s: dict[tuple[str, int], float] = {}
@@ -200,7 +203,7 @@ def measure(quick: bool) -> Figures:
         ways = Hessians(horizon).ways()
         hessians.update({(name, horizon): way for name, way in ways.items()})
     for horizon in long:
-        task = without_inequalities(study.task("bicycle", horizon))
+        task = without_inequalities(problems.task("bicycle", horizon))
         nothing = np.zeros((horizon, task.transcription.problem.nx))
         evaluation = Stagewise(task).evaluate(task.coasting, nothing, SOLVER_PENALTY)
         bands, rhs = evaluation.bands, -evaluation.gradient
@@ -208,12 +211,12 @@ def measure(quick: bool) -> Figures:
         for key, way in solves.items():
             residual = np.abs(banded.matvec(bands, way()) - rhs).max() / np.abs(rhs).max()
             residuals[key] = float(residual)
-        # By sizes: after a large solve a small one would find nothing in the caches.
-        solve_s.update(study.interleaved(solves, 0.0 if quick else 1.0))
+        # One size after the other: a large solve would empty the caches for a small one.
+        solve_s.update(interleaved(solves, 0.0 if quick else 1.0))
     with warnings.catch_warnings():  # torch's own, on the first use of forward mode
         warnings.simplefilter("ignore", DeprecationWarning)
         found = {key: way() for key, way in hessians.items()}
-        hessian_s = study.interleaved(hessians, 0.0 if quick else 10.0)
+        hessian_s = interleaved(hessians, 0.0 if quick else 10.0)
     references = {horizon: found[SEQUENTIAL, horizon] for horizon in horizons}
     errors = {
         (name, horizon): float(
@@ -225,109 +228,59 @@ def measure(quick: bool) -> Figures:
     return Figures(horizons, sizes, len(bands) - 1, hessian_s, errors, solve_s, residuals)
 
 
-def write(figures: Figures, images: Path) -> Chapter:
-    """Tables and plots of what ``measure`` found."""
-    _plot(figures, images)
+def values(figures: Figures) -> dict[str, str]:
+    """Everything that the page has a place for."""
     horizons, sizes = figures.horizons, figures.sizes
     usual = 50 if 50 in horizons else horizons[-1]
-    n, largest = sizes[horizons.index(usual)], sizes[-1]
+    n = sizes[1] if usual == 50 else sizes[-1]
     hessian = {name: t for (name, h), t in figures.hessian_s.items() if h == usual}
     solve = {name: t for (name, m), t in figures.solve_s.items() if m == n}
     dense_n = max(m for name, m in figures.solve_s if name == DENSE_CHOLESKY)
-    disagreement = max(figures.hessian_error.values())
     dense_horizons = [h for h in horizons if h >= usual and (DENSE, h) in figures.hessian_s]
-    growth = study.exponent(dense_horizons, [figures.hessian_s[DENSE, h] for h in dense_horizons])
-    probes = 2 * figures.half_bandwidth + 1
-    ratio = figures.solve_s[DENSE_CHOLESKY, dense_n] / figures.solve_s[BANDED, dense_n]
-    text = f"""
-The bicycle with rk4 in its defects, half bandwidth {figures.half_bandwidth}, {probes} direct
-probes. All ways bring the same bands, to {number(disagreement)} of the largest entry. Times in
-ms against the horizon N:
-
-{
-        study.table(
-            ["way to the Hessian", *(f"N = {h}" for h in horizons), f"of the seed's, N = {usual}"],
-            [
-                [
-                    name,
-                    *(1e3 * figures.hessian_s.get((name, h), np.nan) for h in horizons),
-                    time / hessian[SEQUENTIAL],
-                ]
-                for name, time in hessian.items()
-            ],
-        )
-    }
-
-{study.figure("hessian_routes", "Time of the Hessian and of the solve against size")}
-
-The number of operations that torch dispatches, not their size, sets the time at short horizons:
-what sends all probes through one pass wins over what repeats or vectorises passes. Replicas of the
-problem, one for each probe, do without vectorisation; stagewise replicas need fewer of them
-and bring the Jacobians along.
-
-The Newton system of the same robot, factored and solved once, in ms; n = N (nx + nu):
-
-{
-        study.table(
-            ["solver", *(f"n = {number(m)}" for m in sizes)],
-            [
-                [name, *(1e3 * figures.solve_s.get((name, m), np.nan) for m in sizes)]
-                for name in solve
-            ],
-        )
-    }
-
-Band storage and sparse storage are at hand before the clock starts. The largest residual,
-relative to the right-hand side, is {number(max(figures.solve_residual.values()))}: the matrix
-carries the solver's penalty of {number(SOLVER_PENALTY)} on the defects. Between n = {number(n)}
-and n = {number(largest)} the time of the banded Cholesky grows with exponent
-{
-        number(
-            study.exponent(
-                sizes[sizes.index(n) :],
-                [figures.solve_s[BANDED, m] for m in sizes[sizes.index(n) :]],
-            ),
-            3,
-        )
-    }.
-"""
+    growth = exponent(dense_horizons, [figures.hessian_s[DENSE, h] for h in dense_horizons])
+    long = sizes[sizes.index(n) :]
     best = min((way for way in hessian if way != COMPILED), key=hessian.__getitem__)
-    machine_code = (
-        f" Compiled, the stagewise way takes {number(hessian[SEQUENTIAL] / hessian[COMPILED])} "
-        f"times less."
-        if COMPILED in hessian
-        else ""
-    )
-    verdicts = (
-        Verdict(
-            "One application of the Hessian at a time is what PyTorch can do",
-            hessian[SEQUENTIAL] <= min(hessian.values()),
-            f"All probes fit into one pass: the best eager way ({best}) takes "
-            f"{number(hessian[SEQUENTIAL] / hessian[best])} times less than {probes} passes in "
-            f"sequence at N = {usual}, before anything is compiled.{machine_code}",
-        ),
-        Verdict(
-            "A banded Hessian needs far fewer samples than columns",
-            hessian[BATCHED] < hessian[DENSE],
-            f"{probes} probes in one pass take {number(hessian[BATCHED] / hessian[DENSE])} of the "
-            f"time of torch.func.hessian with its {n} columns at N = {usual}; from there to "
-            f"N = {dense_horizons[-1]} the latter grows with exponent {number(growth)}.",
-        ),
-        Verdict(
-            "Special purpose banded solvers are very fast",
-            solve[BANDED] < min(solve[DENSE_CHOLESKY], solve[SPARSE]),
-            f"At n = {number(n)} the banded Cholesky takes {number(1e6 * solve[BANDED])} µs, "
-            f"{number(solve[DENSE_CHOLESKY] / solve[BANDED])} times less than the dense one and "
-            f"{number(solve[SPARSE] / solve[BANDED])} times less than sparse LU; at "
-            f"n = {number(dense_n)} dense takes {number(ratio)} times as long. A Hessian by the "
-            f"best eager way costs {number(hessian[best] / solve[BANDED])} solves.",
-        ),
-    )
-    return Chapter("Other ways to the Hessian, other solvers", text.strip(), verdicts)
+    ratio = figures.solve_s[DENSE_CHOLESKY, dense_n] / figures.solve_s[BANDED, dense_n]
+    ways = [
+        [
+            name,
+            *(1e3 * figures.hessian_s.get((name, h), np.nan) for h in horizons),
+            time / hessian[SEQUENTIAL],
+        ]
+        for name, time in hessian.items()
+    ]
+    solves = [
+        [name, *(1e3 * figures.solve_s.get((name, m), np.nan) for m in sizes)] for name in solve
+    ]
+    return {
+        "probes": str(2 * figures.half_bandwidth + 1),
+        "half_bandwidth": str(figures.half_bandwidth),
+        "horizon": str(usual),
+        "n": number(n),
+        "disagreement": number(max(figures.hessian_error.values())),
+        "ways": table(["way", *(f"N = {h}" for h in horizons), "of the first"], ways),
+        "solvers": table(["solver", *(f"n = {number(m)}" for m in sizes)], solves),
+        "residual": number(max(figures.solve_residual.values())),
+        "growth": number(exponent(long, [figures.solve_s[BANDED, m] for m in long]), 3),
+        "sequential.verdict": verdict(hessian[SEQUENTIAL] <= min(hessian.values())),
+        "eager_gain": number(hessian[SEQUENTIAL] / hessian[best]),
+        "compiled_gain": number(hessian[SEQUENTIAL] / hessian.get(COMPILED, np.nan)),
+        "samples.verdict": verdict(hessian[BATCHED] < hessian[DENSE]),
+        "of_dense": number(hessian[BATCHED] / hessian[DENSE]),
+        "dense_growth": number(growth),
+        "solver.verdict": verdict(solve[BANDED] < min(solve[DENSE_CHOLESKY], solve[SPARSE])),
+        "cholesky_us": number(1e6 * solve[BANDED]),
+        "dense_ratio": number(solve[DENSE_CHOLESKY] / solve[BANDED]),
+        "sparse_ratio": number(solve[SPARSE] / solve[BANDED]),
+        "dense_n": number(dense_n),
+        "dense_n_ratio": number(ratio),
+        "solves_of_a_hessian": number(hessian[best] / solve[BANDED]),
+    }
 
 
-def _plot(figures: Figures, images: Path) -> None:
-    with study.axes(images, "hessian_routes", 2) as (left, right):
+def plot(figures: Figures, images: Path) -> None:
+    """Time of the Hessian and of the solve against size."""
+    with plots.axes(images, "hessian_routes", 2, size=(4.5, 4.5)) as (left, right):
         panels = (
             (left, figures.horizons, figures.hessian_s),
             (right, figures.sizes, figures.solve_s),
@@ -335,12 +288,8 @@ def _plot(figures: Figures, images: Path) -> None:
         for at, sizes, times in panels:
             for k, name in enumerate(dict.fromkeys(name for name, _ in times)):
                 there = [m for m in sizes if (name, m) in times]
-                study.line(at, k, there, [1e3 * times[name, m] for m in there], name)
+                plots.line(at, k, there, [1e3 * times[name, m] for m in there], name)
             at.set(xscale="log", yscale="log", ylabel="ms")
             at.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
         left.set(xlabel="horizon N", title="One Hessian")
         right.set(xlabel="number of variables n", title="One solve")
-
-
-if __name__ == "__main__":
-    study.run_alone(measure, write)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Newton's method against gradient descent, L-BFGS and Gauss-Newton on the robots' problems.
 
-All minimise the same function from the same cold start: the costs and a quadratic penalty on
-defects, bounds and inequalities. It has continuous first derivatives, is as the seed had it, and
-needs no multipliers, which only some of the methods could make use of.
+All methods minimise the same function from the same cold start: the costs and a quadratic penalty
+on defects, bounds and inequalities. Its first derivatives are continuous, and it needs no
+multipliers, which only some of the methods could use.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ import numpy as np
 import scipy.optimize
 import torch
 
-from benchmarks import study
-from benchmarks.stagewise import Stagewise, without_inequalities
-from benchmarks.study import Chapter, Task, Verdict, number
+from benchmarks import plots
+from benchmarks.hessian_study import problems
+from benchmarks.hessian_study.problems import Task, verdict, without_inequalities
+from benchmarks.hessian_study.stagewise import Stagewise
+from benchmarks.pages import number, table
 from mpc_banded.ocp import banded
 from mpc_banded.ocp.eager import EagerEvaluator
 from mpc_banded.ocp.solver import NewtonSolver, SolverOptions, Status
 
-#: Largest gradient, relative to that at the start, at which a method has arrived.
+#: A method has arrived when its largest gradient is this, relative to that at the start.
 TOLERANCE = 1e-6
 ARMIJO = 1e-4
 METHODS = ("Newton", "Gauss-Newton", "L-BFGS", "gradient descent")
-#: Iterations after which a method is stopped: by the second-order ones, by the others.
+#: Most iterations of the methods that factor a matrix, and of the others.
 LIMITS = (1000, 3000)
 QUICK_HORIZON = 8
-#: Penalties, relative to the mean curvature of the costs; the plots show the middle one.
+#: Penalties, relative to the mean curvature of the costs; the plot shows the middle one.
 PENALTIES = (1e1, 1e3, 1e5)
 
 
@@ -39,7 +41,7 @@ class Penalised:
     """Costs plus ``rho/2`` times the squares of all defects, and of all violations.
 
     Args:
-        task: Whose problem.
+        task: Task with its inequalities.
         penalty: rho, relative to the mean curvature of the costs at the start.
     """
 
@@ -51,12 +53,12 @@ class Penalised:
         self._none = np.zeros((task.transcription.problem.horizon, task.transcription.problem.nx))
 
     def value(self, z: np.ndarray) -> tuple[float, np.ndarray]:
-        """The function at z (n,), and the multipliers that its slope amounts to, (N, nx)."""
+        """Value at z (n,), and the multipliers (N, nx) that the penalty of the defects acts as."""
         cost, defects = self.stages.values(z)
         return cost + 0.5 * self.rho * float((defects**2).sum()), self.rho * defects
 
     def value_and_gradient(self, z: np.ndarray) -> tuple[float, np.ndarray]:
-        """Both, by one backward pass: what the first-order methods pay for."""
+        """Value and gradient at z (n,) by one backward pass, which first-order methods need."""
         point = torch.tensor(z, requires_grad=True)
         terms = self.stages.transcription.terms(point, self.stages.task.data)
         value = terms.costs.sum() + 0.5 * self.rho * (terms.defects**2).sum()
@@ -66,9 +68,9 @@ class Penalised:
     def newton_system(
         self, z: np.ndarray, multipliers: np.ndarray, exact: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Gradient (n,) and bands (b + 1, n) at z (n,), where ``value`` said the multipliers.
+        """Gradient (n,) and bands (b + 1, n) at z (n,), with the multipliers from ``value``.
 
-        Without ``exact`` the curvature of the dynamics is left out, as Gauss and Newton have it.
+        Without ``exact`` it is the Gauss-Newton matrix, without the curvature of the dynamics.
         """
         e = self.stages.evaluate(z, multipliers if exact else self._none, self.rho)
         return e.gradient + e.defects_transposed(multipliers), e.bands
@@ -76,7 +78,7 @@ class Penalised:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one method did: relative residual, value and processor seconds, by iteration."""
+    """Run of one method: relative residual, value and processor seconds by iteration."""
 
     residuals: tuple[float, ...]
     values: tuple[float, ...]
@@ -90,12 +92,12 @@ class Trace:
 
     @property
     def iterations(self) -> int:
-        """Iterations done."""
+        """Number of iterations."""
         return len(self.residuals) - 1
 
 
 class _Recorder:
-    """Keeps the trace, and says when it is time to stop."""
+    """Records a trace, and says when to stop."""
 
     def __init__(self, first_gradient: np.ndarray, limit: int) -> None:
         self._size = np.abs(first_gradient).max()
@@ -103,13 +105,13 @@ class _Recorder:
         self._rows: list[tuple[float, float, float]] = []
 
     def done(self, value: float, gradient: np.ndarray) -> bool:
-        """Take down an iterate."""
+        """Record an iterate; returns whether the method is to stop."""
         residual, now = np.abs(gradient).max() / self._size, time.process_time() - self._began
         self._rows.append((float(residual), value, now))
         return bool(residual <= TOLERANCE or len(self._rows) > self._limit)
 
     def trace(self, end: np.ndarray) -> Trace:
-        """All that was taken down."""
+        """Everything recorded."""
         residuals, values, seconds = zip(*self._rows, strict=True)
         return Trace(residuals, values, seconds, end)
 
@@ -200,7 +202,7 @@ _RUN: dict[str, Callable[[Penalised, np.ndarray, float], Trace]] = dict(
 
 @dataclass(frozen=True)
 class Solved:
-    """How the package's own solver does from the same start, dynamics and bounds exact."""
+    """Solve of the exact problem by the package from the same start."""
 
     iterations: int
     converged: bool
@@ -210,7 +212,7 @@ class Solved:
 
 @dataclass(frozen=True)
 class Figures:
-    """Traces by (robot, penalty, method), and the package's solver by robot."""
+    """Traces by (robot, penalty, method), and solves by the package by robot."""
 
     penalties: tuple[float, ...]
     limits: tuple[int, int]
@@ -223,8 +225,8 @@ def measure(quick: bool) -> Figures:
     penalties = PENALTIES[:2] if quick else PENALTIES
     limits = (100, 60) if quick else LIMITS
     traces, solved = {}, {}
-    for robot in study.ROBOTS:
-        task = study.task(robot, QUICK_HORIZON if quick else 0)
+    for robot in problems.ROBOTS:
+        task = problems.task(robot, QUICK_HORIZON if quick else 0)
         solver = NewtonSolver(EagerEvaluator(task.transcription), SolverOptions())
         solver.solve(task.start, task.data, deadline=0.0)  # warms up
         began = time.process_time()
@@ -242,51 +244,37 @@ def measure(quick: bool) -> Figures:
     return Figures(penalties, limits, traces, solved)
 
 
-def write(figures: Figures, images: Path) -> Chapter:
-    """Table and plots of what ``measure`` found."""
-    _plot(figures, images)
-    rows = [
-        [
-            robot,
-            number(penalty),
-            *(_cell(figures.traces[robot, penalty, method]) for method in METHODS),
-        ]
-        for robot in study.ROBOTS
-        for penalty in figures.penalties
+def values(figures: Figures) -> dict[str, str]:
+    """Everything that the page has a place for."""
+    cases = list(dict.fromkeys(key[:2] for key in figures.traces))
+    rows = [[r, number(p), *(_cell(figures.traces[r, p, m]) for m in METHODS)] for r, p in cases]
+    solver = [
+        [robot, s.iterations, s.seconds, "yes" if s.converged else "no", s.defect]
+        for robot, s in figures.solved.items()
     ]
-    own = [
-        [
-            robot,
-            solved.iterations,
-            solved.seconds,
-            "yes" if solved.converged else "no",
-            solved.defect,
+    arrived = {m: {c for c in cases if figures.traces[(*c, m)].converged} for m in METHODS}
+    newton_iterations = [figures.traces[(*c, "Newton")].iterations for c in arrived["Newton"]]
+    found = {
+        "methods": table(["robot", "ρ", *METHODS], rows),
+        "solver": table(["robot", "iterations", "seconds", "converged", "largest defect"], solver),
+        "cases": str(len(cases)),
+        "newton.arrives": str(len(arrived["Newton"])),
+        "newton.least": str(min(newton_iterations, default=0)),
+        "newton.most": str(max(newton_iterations, default=0)),
+    }
+    for method in METHODS[1:]:
+        ratios = [
+            figures.traces[(*c, method)].seconds[-1] / figures.traces[(*c, "Newton")].seconds[-1]
+            for c in arrived[method] & arrived["Newton"]
         ]
-        for robot, solved in figures.solved.items()
-    ]
-    text = f"""
-Every method minimises the costs plus `ρ/2` times the squares of all defects, bound violations and
-inequality violations, from the same cold start: no input but a little noise, and where that leads.
-ρ is relative to the mean curvature of the costs. A method has arrived when its largest gradient is
-{number(TOLERANCE)} of that at the start; it is given {number(figures.limits[0])} iterations if it
-factors a matrix in each, {number(figures.limits[1])} if not. Newton's method shifts the diagonal
-where the band is indefinite and halves its steps to Armijo's condition; Gauss-Newton is the same
-without the curvature of the dynamics; L-BFGS is scipy's, with 20 pairs; gradient
-descent halves to Armijo's condition. One run each: iterations and processor
-seconds until arrival, or a dash and the relative gradient where it stopped or was stopped.
-
-{study.table(["robot", "ρ", *METHODS], rows)}
-
-{study.figure("hessian_optimizers", "Relative gradient against iterations and against time")}
-
-{_failures(figures)}
-
-The package's own solver does not minimise a penalty: it updates multipliers and keeps bounds by a
-barrier, with the same bands. From the same starts, on the exact problem:
-
-{study.table(["robot", "iterations", "seconds", "converged", "largest defect"], own)}
-"""
-    return Chapter("Newton's method against the others", text.strip(), tuple(_verdicts(figures)))
+        ahead = len(arrived["Newton"] - arrived[method]) + sum(r > 1.0 for r in ratios)
+        behind = len(arrived[method] - arrived["Newton"]) + sum(r < 1.0 for r in ratios)
+        name = method.replace(" ", "_")
+        found[f"{name}.verdict"] = verdict(ahead > 2 * behind)  # one case more is no rule
+        found[f"{name}.ahead"], found[f"{name}.behind"] = str(ahead), str(behind)
+        found[f"{name}.arrives"] = str(len(arrived[method]))
+        found[f"{name}.time"] = number(float(np.median(ratios)) if ratios else float("nan"))
+    return found
 
 
 def _cell(trace: Trace) -> str:
@@ -295,87 +283,18 @@ def _cell(trace: Trace) -> str:
     return f"{trace.iterations} / {number(trace.seconds[-1])} s"
 
 
-def _cases(figures: Figures) -> list[tuple[str, float]]:
-    return [(robot, penalty) for robot in study.ROBOTS for penalty in figures.penalties]
-
-
-def _arrived(figures: Figures, method: str) -> list[tuple[str, float]]:
-    return [case for case in _cases(figures) if figures.traces[(*case, method)].converged]
-
-
-def _failures(figures: Figures) -> str:
-    """Where each method failed, and where methods that arrived did not arrive at the same."""
-    sentences = []
-    for method in METHODS:
-        failed = [c for c in _cases(figures) if c not in _arrived(figures, method)]
-        where = ", ".join(f"{robot} at {number(penalty)}" for robot, penalty in failed)
-        name = method[0].upper() + method[1:]
-        sentences.append(f"{name} does not arrive on: {where or 'none'}.")
-    apart = []
-    for case in _cases(figures):
-        ends = [figures.traces[(*case, m)] for m in METHODS]
-        ends = [trace.values[-1] for trace in ends if trace.converged]
-        if ends and max(ends) - min(ends) > 1e-6 * abs(min(ends)):
-            apart.append(
-                f"{case[0]} at {number(case[1])} ({number(min(ends), 4)} to "
-                f"{number(max(ends), 4)})"
-            )
-    sentences.append(
-        "Different minima are reached on: " + "; ".join(apart) + "."
-        if apart
-        else "All that arrive, arrive at the same minimum."
-    )
-    return " ".join(sentences)
-
-
-def _verdicts(figures: Figures) -> list[Verdict]:
-    total, exact = len(_cases(figures)), _arrived(figures, "Newton")
-    iterations = [figures.traces[(*case, "Newton")].iterations for case in exact]
-    verdicts = []
-    for method, idea in (
-        ("gradient descent", "A Newton method performs better than straight gradient descent"),
-        ("L-BFGS", "... and better than L-BFGS, which needs gradients only"),
-        ("Gauss-Newton", "... and better than Gauss-Newton, without the dynamics' curvature"),
-    ):
-        other = _arrived(figures, method)
-        ratios = [
-            figures.traces[(*case, method)].seconds[-1]
-            / figures.traces[(*case, "Newton")].seconds[-1]
-            for case in other
-            if case in exact
-        ]
-        ahead = len(set(exact) - set(other)) + sum(ratio > 1.0 for ratio in ratios)
-        behind = len(set(other) - set(exact)) + sum(ratio < 1.0 for ratio in ratios)
-        compared = (
-            f"; where both do, the median ratio of their times is "
-            f"{number(float(np.median(ratios)))}"
-            if ratios
-            else ""
-        )
-        verdicts.append(
-            Verdict(
-                idea,
-                ahead > 2 * behind,  # one case more is no rule
-                f"On three robots and {len(figures.penalties)} penalties Newton's method is ahead "
-                f"in {ahead} and behind in {behind} of {total} cases: it arrives in {len(exact)}, "
-                f"in {min(iterations, default=0)} to {max(iterations, default=0)} iterations, "
-                f"{method} in {len(other)}{compared}.",
-            )
-        )
-    return verdicts
-
-
-def _plot(figures: Figures, images: Path) -> None:
+def plot(figures: Figures, images: Path) -> None:
+    """Relative gradient against iterations and against time."""
     penalty = figures.penalties[len(figures.penalties) // 2]
-    with study.axes(images, "hessian_optimizers", 3, 2) as grid:
-        for k, robot in enumerate(study.ROBOTS):
+    with plots.axes(images, "hessian_optimizers", 3, 2) as grid:
+        for k, robot in enumerate(problems.ROBOTS):
             for at, seconds in ((grid[k], False), (grid[3 + k], True)):
                 for m, method in enumerate(METHODS):
                     trace = figures.traces[robot, penalty, method]
                     x = np.array(trace.seconds) if seconds else 1 + np.arange(len(trace.seconds))
                     y = np.maximum(trace.residuals, 0.1 * TOLERANCE)
-                    at.plot(x, y, color=study.COLORS[m], label=method, lw=1)
-                    at.plot(x[-1], y[-1], study.MARKERS[m], color=study.COLORS[m])
+                    at.plot(x, y, color=plots.COLORS[m], label=method, lw=1)
+                    at.plot(x[-1], y[-1], plots.MARKERS[m], color=plots.COLORS[m])
                 at.axhline(TOLERANCE, color="k", lw=0.8, ls=":")
                 at.set(xscale="log", yscale="log", ylim=(TOLERANCE / 30, None))
                 at.set(xlabel="seconds" if seconds else "iterations + 1")
@@ -384,7 +303,3 @@ def _plot(figures: Figures, images: Path) -> None:
         for at in (grid[0], grid[3]):
             at.set_ylabel("relative gradient")
         grid[0].legend(loc="lower left")
-
-
-if __name__ == "__main__":
-    study.run_alone(measure, write)
