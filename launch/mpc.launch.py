@@ -15,10 +15,10 @@ PACKAGE = "mpc_banded"
 
 ARGUMENTS = (
     ("robot", "", "built-in robot or package.module:attribute; empty: what params_file says"),
-    ("params_file", "", "parameters of both nodes; empty: config/<robot>.yaml of this package"),
+    ("params_file", "", "parameter file of all nodes; empty: config/<robot>.yaml of this package"),
     ("namespace", "", "namespace of the nodes and of all their topics"),
     ("use_sim_time", "false", "take the time from /clock"),
-    ("autostart", "true", "configure and activate; false leaves that to a lifecycle manager"),
+    ("autostart", "true", "configure and activate mpc_node; false: a lifecycle manager does that"),
     ("sim", "false", "also start the simulated robot"),
     ("record", "false", "also record all that a replay needs"),
     ("rviz", "false", "also start RViz"),
@@ -31,7 +31,7 @@ def nodes(context: LaunchContext) -> list[Node]:
     share = Path(FindPackageShare(PACKAGE).perform(context))
     robot = LaunchConfiguration("robot").perform(context)
     file = LaunchConfiguration("params_file").perform(context)
-    if not file and ":" not in robot:  # a robot of another package brings no file of ours
+    if not file and ":" not in robot:  # we have no file for a robot of another package
         file = str(share / "config" / f"{robot or 'unicycle'}.yaml")
     if file and not Path(file).is_file():  # launch_ros would warn and go on without it
         raise FileNotFoundError(f"there is no parameter file {file}")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only part of the package that knows ROS 2."""
+"""The ROS 2 nodes, controller, simulator and recorder, and their demo; nothing else knows ROS."""

@@ -15,12 +15,12 @@ from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSCompatibility, qos_check_compatible
 from rclpy.timer import Timer
 
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.tick import Reason, Tick
 from mpc_banded.ocp.solver import Status
+from mpc_banded.ros import graph
 from mpc_banded.ros.renewal import Renewal
 from mpc_banded.ros.timing import Timing
 
@@ -168,7 +168,7 @@ class Diagnostics:
             return WARN, "no cycle of late: the clock of the node stands still, or it is overrun"
         if tick is None:
             return OK, "active: the first cycle is due"
-        remarks = [*self._bad_cycles(), *self._other_nodes()]
+        remarks = [*self._bad_cycles(), *graph.complaints(self._node, self._commands)]
         # Derivatives that are being compiled are no trouble.
         is_well = tick.driving and not (remarks or tick.held)
         sentence = "; ".join(filter(None, [tick.reason, *remarks, self._renewal.under_way]))
@@ -190,43 +190,3 @@ class Diagnostics:
         if rejected:
             result.append(f"{rejected} messages rejected, last {self._rejection}")
         return result
-
-    def _other_nodes(self) -> list[str]:
-        """What is wrong with other nodes on the topics of this one."""
-        topic = self._commands.topic_name
-        listeners = self._node.get_subscriptions_info_by_topic(topic)
-        speakers = self._node.get_publishers_info_by_topic(topic)
-        own = {speaker.topic_type for speaker in speakers if self._is_ours(speaker)}
-        kinds = {end.topic_type for end in (*listeners, *speakers)} - own
-        remarks = []
-        if not any(listener.topic_type in own for listener in listeners):
-            remarks.append(f"nobody listens to {topic}")
-        if len(speakers) > 1:
-            others = sorted({s.node_name for s in speakers if not self._is_ours(s)})
-            remarks.append(f"{topic} is published by others as well: {', '.join(others)}")
-        if kinds and own:
-            remarks.append(
-                f"{topic} is {', '.join(sorted(own))} here and {', '.join(sorted(kinds))} "
-                "elsewhere, which do not hear each other"
-            )
-        # Telemetry is left out: its topics are many, and have the QoS that all tools ask for.
-        ends: list[Any] = [*self._node.publishers, *self._node.subscriptions]
-        names = (end.topic_name for end in ends if "/telemetry/" not in end.topic_name)
-        remarks += [remark for name in dict.fromkeys(names) for remark in self._unheard(name)]
-        return list(dict.fromkeys(remarks))
-
-    def _unheard(self, topic: str) -> list[str]:
-        """Pairs with this node on a topic whose QoS profiles do not match."""
-        return [
-            f"{listener.node_name} does not hear {topic} of {speaker.node_name}: "
-            + why.replace("ERROR: ", "").strip("; ").replace(";", ", ").lower()
-            for listener in self._node.get_subscriptions_info_by_topic(topic)
-            for speaker in self._node.get_publishers_info_by_topic(topic)
-            if self._is_ours(listener) or self._is_ours(speaker)
-            for verdict, why in [qos_check_compatible(speaker.qos_profile, listener.qos_profile)]
-            if verdict == QoSCompatibility.ERROR
-        ]
-
-    def _is_ours(self, speaker: Any) -> bool:
-        names = (speaker.node_namespace, speaker.node_name)
-        return names == (self._node.get_namespace(), self._node.get_name())

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with other nodes on the topics of a node: nobody listens, types or QoS differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSCompatibility, qos_check_compatible
+
+
+def complaints(node: Node, commands: Publisher[Any]) -> list[str]:
+    """Return one sentence for each thing that keeps messages from being heard.
+
+    Args:
+        node: The node whose topics are checked.
+        commands: Its publisher of commands, which somebody must hear and nobody else may use.
+    """
+    # Telemetry is left out: its topics are many, and have the QoS that all tools ask for.
+    ends: list[Any] = [*node.publishers, *node.subscriptions]
+    topics = dict.fromkeys(e.topic_name for e in ends if "/telemetry/" not in e.topic_name)
+    found = _about_commands(node, commands.topic_name)
+    found += [sentence for topic in topics for sentence in _qos_mismatches(node, topic)]
+    return list(dict.fromkeys(found))
+
+
+def _about_commands(node: Node, topic: str) -> list[str]:
+    subscriptions = node.get_subscriptions_info_by_topic(topic)
+    publishers = node.get_publishers_info_by_topic(topic)
+    own = {publisher.topic_type for publisher in publishers if _belongs_to(node, publisher)}
+    foreign = {end.topic_type for end in (*subscriptions, *publishers)} - own
+    found = []
+    if not any(subscription.topic_type in own for subscription in subscriptions):
+        found.append(f"nobody listens to {topic}")
+    if len(publishers) > 1:
+        others = sorted({p.node_name for p in publishers if not _belongs_to(node, p)})
+        found.append(f"{topic} is published by others as well: {', '.join(others)}")
+    if foreign and own:
+        found.append(
+            f"{topic} is {', '.join(sorted(own))} here and {', '.join(sorted(foreign))} "
+            "elsewhere, which do not hear each other"
+        )
+    return found
+
+
+def _qos_mismatches(node: Node, topic: str) -> list[str]:
+    """Name the pairs of a publisher and a subscription, one of them ours, that do not match."""
+    return [
+        f"{subscription.node_name} does not hear {topic} of {publisher.node_name}: "
+        + why.replace("ERROR: ", "").strip("; ").replace(";", ", ").lower()
+        for subscription in node.get_subscriptions_info_by_topic(topic)
+        for publisher in node.get_publishers_info_by_topic(topic)
+        if _belongs_to(node, subscription) or _belongs_to(node, publisher)
+        for verdict, why in [qos_check_compatible(publisher.qos_profile, subscription.qos_profile)]
+        if verdict == QoSCompatibility.ERROR
+    ]
+
+
+def _belongs_to(node: Node, end: Any) -> bool:
+    names = (end.node_namespace, end.node_name)
+    return names == (node.get_namespace(), node.get_name())
