@@ -113,6 +113,15 @@ def test_every_topic_of_a_robot_and_of_the_node_is_listed():
     assert {name.removesuffix("/*") for name in listed if name.startswith("~")} == set(created)
 
 
+@pytest.mark.ros
+def test_every_metric_that_is_published_is_explained():
+    telemetry = pytest.importorskip("mpc_banded.ros.telemetry")
+    page = (ROOT / "docs" / "node.md").read_text(encoding="utf-8")
+    _, _, rows = page.partition("| topic below `~/telemetry/` |")
+    listed = re.findall(r"^\| `([\w/<>]+)` \|", rows, flags=re.MULTILINE)
+    assert listed == [*telemetry.CYCLE_METRICS, *telemetry.SOLVE_METRICS, "cost/<name>"]
+
+
 def test_every_launch_argument_is_listed():
     source = (ROOT / "launch" / "mpc.launch.py").read_text(encoding="utf-8")
     arguments = re.findall(r'^    \("(\w+)", "', source, flags=re.MULTILINE)
