@@ -179,3 +179,24 @@ def test_executables_explain_themselves_and_refuse_other_words(name):
     assert refused.returncode == 2
     assert "--hepl" in refused.stderr
     assert "__ns" not in refused.stderr.splitlines()[-1]
+
+
+@pytest.mark.ros
+def test_a_demo_that_is_ended_leaves_nothing_half_written_and_no_process(tmp_path):
+    output = tmp_path / "demo"
+    command = [sys.executable, "-m", "mpc_banded", "demo", "--robot", "cartpole"]
+    with subprocess.Popen(
+        [*command, "--output", str(output)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,  # the nodes inherit it, so it ends after them
+        text=True,
+    ) as process:
+        end = time.monotonic() + PATIENCE_S
+        while not list(tmp_path.glob(".demo.*/bag/*")):
+            assert time.monotonic() < end, "nothing is recorded"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == cli.TERMINATED
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
