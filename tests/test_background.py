@@ -208,18 +208,18 @@ def test_other_process_is_nice_and_fills_the_cache(folder, begin, compiler, monk
     )
     monkeypatch.syspath_prepend(tmp_path)
     config = Config(SHORT | {"robot": "chatty_robots:robot"})
+    compiler('nice > {folder}/niceness; exec {real} "$@"')
     controller = build_controller(config)
     controller.compile()
     damaged = controller.library
     damaged.unlink()  # in place it would be damaged in this process, too
     damaged.write_bytes(b"damaged")
-    compiler('nice > {folder}/niceness; exec {real} "$@"')
     compilation = begin(OtherProcess, config)
     assert compilation.poll() is None
     library = until(compilation.poll)
     assert library == damaged
     assert compilation.poll() == library
-    assert compilation.remarks == [f"{library} is damaged: it is built anew"]
+    assert compilation.remarks == [f"{library} is damaged: it is rebuilt"]
     assert compilation.elapsed_s > 0.0
     assert (tmp_path / "niceness").read_text().strip() == str(os.nice(0) + NICENESS)
     assert sorted(folder.iterdir()) == [library.with_suffix(".json"), library]

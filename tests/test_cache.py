@@ -4,6 +4,7 @@
 import ctypes
 import errno
 import grp
+import hashlib
 import json
 import os
 import pwd
@@ -19,7 +20,7 @@ import torch
 from mpc_banded.codegen import build, emit
 from mpc_banded.codegen import cache as cache_module
 from mpc_banded.codegen.build import NoCompiler
-from mpc_banded.codegen.cache import LibraryCache, UnsafeCache, default_folder
+from mpc_banded.codegen.cache import LibraryCache, NotBuilt, UnsafeCache, default_folder
 from mpc_banded.codegen.emit import Argument, Result, Section, c_function
 
 MODE = stat.S_IMODE
@@ -85,9 +86,9 @@ def test_a_library_is_built_once_and_then_found_without_a_compiler(folder, build
 @pytest.mark.parametrize(
     ("where", "name", "value"),
     [
-        (cache_module, "FLAGS", ("-O1", "-fPIC", "-shared")),
+        (build, "FLAGS", ("-O1", "-fPIC", "-shared")),
         (torch, "__version__", "2.0.0"),
-        (cache_module, "processor", lambda: "another"),
+        (build, "machine", lambda: "another"),
     ],
 )
 def test_another_machine_has_another_library(folder, builds, monkeypatch, where, name, value):
@@ -237,6 +238,18 @@ def test_folder_that_cannot_be_made_is_named(tmp_path):
 # --- what is loaded -------------------------------------------------------------------------
 
 
+def unloadable(path):
+    """As if it had been built where the C library is newer."""
+    symbol = "double not_in_this_c_library(double); "
+    build.compile_library(
+        f"{symbol}double f(double x) {{ return not_in_this_c_library(x); }}", path
+    )
+    record = json.loads(path.with_suffix(".json").read_text())
+    record["content"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(record))
+    path.chmod(0o600)
+
+
 def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -245,7 +258,7 @@ def flip_a_bit(path):
 
 def foreign_record(path):
     record = json.loads(path.with_suffix(".json").read_text())
-    record["made_from"]["processor"] = "another"
+    record["made_from"]["machine"] = "another"
     path.with_suffix(".json").write_text(json.dumps(record))
 
 
@@ -298,12 +311,12 @@ def test_entry_that_was_touched_is_never_loaded_but_built_anew_and_that_is_said(
                 LibraryCache(folder).stored(entry)
         assert not loads
         LibraryCache(folder).library(source())
-    assert loads == [good]
+    assert loads == [good] * 2  # once before it is stored, and once from its place
     assert len(builds) == 1
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith(f"{entry} ")
     assert why in message
-    assert message.endswith("it is built anew")
+    assert message.endswith("it is rebuilt")
     assert product(LibraryCache(folder).stored(entry)) == [2.0, 4.0, 6.0]
     assert names(folder) == [f"{entry.stem}.json", f"{entry.stem}.so"]
 
@@ -322,6 +335,52 @@ def test_foreign_code_in_place_of_a_library_does_not_run(folder, entry, tmp_path
     assert not trace.exists()
     ctypes.CDLL(str(intruder))  # the trap works
     assert trace.exists()
+
+
+def test_library_that_cannot_be_loaded_is_rebuilt(folder, entry, builds, caplog):
+    unloadable(entry)
+    builds.clear()
+    with pytest.raises(NotBuilt, match=r"cannot be loaded .*not_in_this_c_library"):
+        LibraryCache(folder).library(source(), build=False)
+    with pytest.raises(ValueError, match=r"cannot be loaded .*not_in_this_c_library"):
+        LibraryCache(folder).stored(entry)
+    assert product(LibraryCache(folder).library(source())) == [2.0, 4.0, 6.0]
+    assert len(builds) == 1
+    assert "it is rebuilt" in caplog.text
+
+
+def compiler(folder, text):
+    """Path of a shell script that stands for a compiler."""
+    script = folder / "cc"
+    script.write_text(f"#!/bin/sh\n{text}\n")
+    script.chmod(0o700)
+    return str(script)
+
+
+def test_another_compiler_has_another_library(folder, builds, monkeypatch, tmp_path):
+    real, seven = build.c_compiler()[0], source() + "#ifdef SEVEN\nconst int seven;\n#endif\n"
+    ours = LibraryCache(folder).library(seven)
+    monkeypatch.setenv("CC", f"{real} -DSEVEN")
+    theirs = LibraryCache(folder).library(seven)
+    assert theirs.path != ours.path
+    assert theirs.integer("seven") == 0
+    monkeypatch.setenv("CC", compiler(tmp_path, f'exec {real} "$@"'))
+    updated = LibraryCache(folder).library(seven).path
+    compiler(tmp_path, f'exec {real} -O0 "$@"  # as an update would leave it')
+    paths = {ours.path, theirs.path, updated, LibraryCache(folder).library(seven).path}
+    assert len(paths) == len(builds) == 4
+    monkeypatch.setenv("CC", "not-installed")
+    assert LibraryCache(folder).library(seven).path in paths
+
+
+def test_garbage_that_a_compiler_reports_as_success_is_not_stored(folder, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        writes = 'cat >/dev/null; while [ "$1" != -o ]; do shift; done; echo no >"$2"'
+        patch.setenv("CC", compiler(tmp_path, writes))
+        with pytest.raises(OSError, match=r"compiler has written a library that cannot be loaded"):
+            LibraryCache(folder).library(source())
+    assert names(folder) == []
+    assert product(LibraryCache(folder).library(source())) == [2.0, 4.0, 6.0]
 
 
 def test_library_elsewhere_is_refused(entry, tmp_path):
@@ -358,6 +417,32 @@ def test_builders_of_the_same_take_turns_and_the_second_finds_it(folder, builds)
         thread.join()
     assert [product(library) for library in found] == [[2.0, 4.0, 6.0]] * 2
     assert len(builds) == 1
+
+
+def test_build_that_hangs_holds_up_no_other_and_one_of_the_same_is_told(folder, monkeypatch):
+    cache, waits = LibraryCache(folder), threading.Event()
+
+    def patient(text, path, started=None):
+        if text == source():
+            building.set()
+            assert waits.wait(30.0)
+        build.compile_library(text, path, started)
+
+    building = threading.Event()
+    monkeypatch.setattr(cache_module, "compile_library", patient)
+    monkeypatch.setattr(cache_module, "PATIENCE_S", 0.1)
+    slow = threading.Thread(target=cache.library, args=(source(),))
+    slow.start()
+    assert building.wait(30.0)
+    try:
+        assert product(cache.library(source(3.0))) == [3.0, 6.0, 9.0]
+        with pytest.raises(OSError, match=r"another process has been building .* for too long"):
+            cache.library(source())
+    finally:
+        waits.set()
+        slow.join()
+    assert product(cache.library(source())) == [2.0, 4.0, 6.0]
+    assert not list(folder.glob("building-*"))
 
 
 def test_file_system_without_locks_will_do(folder, monkeypatch):
@@ -412,7 +497,7 @@ def test_build_that_ends_before_its_record_is_in_place_counts_as_none(
         LibraryCache(folder).stored(path)
     assert product(LibraryCache(folder).library(source())) == [2.0, 4.0, 6.0]
     assert len(builds) == 2
-    assert "it is built anew" in caplog.text
+    assert "it is rebuilt" in caplog.text
 
 
 def test_full_disk_is_said_and_leaves_nothing(folder, monkeypatch):

@@ -1,58 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled libraries on disk, so that each is built once.
+"""A private cache of compiled libraries on disk.
 
-Loading a library runs what is in it. So the folder must belong to its user, and nobody else may
-write there or put another folder in its place; and a library is loaded only if its bytes are
-those that were built, from that source, for this processor and this version of torch.
+Loading a library runs its code. So the folder must belong to the user, nobody else may write to
+it or put another folder in its place, and a library is loaded only if its bytes are those that
+were built from the same source, on the same machine, by the same compiler. Where no compiler is
+installed, a library by any compiler will do.
 """
 
 from __future__ import annotations
 
 import fcntl
-import functools
 import grp
 import hashlib
 import json
 import logging
 import os
-import platform
 import pwd
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from mpc_banded.codegen.build import FLAGS, Library, Started, compile_library
+from mpc_banded.codegen import build as compilers
+from mpc_banded.codegen.build import Library, NoCompiler, Started, compile_library
 
 _log = logging.getLogger(__name__)
 
-#: Folders in which builds are under way begin with this.
+#: Prefix of the folders in which builds are under way.
 SCRATCH = "building-"
-#: What helps against most troubles of a folder.
+#: Seconds to wait for another process that builds the same entry, and between two looks.
+PATIENCE_S, POLL_S = 600.0, 0.05
+#: What helps against most problems with the folder.
 REMEDY = "name another folder with MPC_BANDED_CACHE"
 
 
 class UnsafeCache(PermissionError):
-    """The folder of the cache is not its user's alone; the message says what to do."""
+    """Others than the user may write to the cache's folder; the message says what to do."""
 
 
 class NotBuilt(LookupError):
     """A library is not in the cache.
 
     Attributes:
-        build: Builds it; None where even that would take long to prepare. Returns its path in the
-            cache, and raises as RecedingHorizonController.compile does.
+        build: Builds the library and returns its path in the cache; None where even preparing
+            that would take long.
     """
 
     build: Callable[[Started], Path] | None = None
 
 
 class LibraryCache:
-    """Shared libraries by what they were made from, each with a record of that.
+    """Shared libraries by what they were built from, each with a record of that.
 
     Args:
         folder: Created if missing; by default ``$MPC_BANDED_CACHE``, or ``mpc_banded`` in the
@@ -75,37 +78,70 @@ class LibraryCache:
             raise _unusable(folder, error) from error
 
     def library(self, source: str, build: bool = True, started: Started | None = None) -> Library:
-        """The library of a C source, from the cache or built; ``started`` as for compile_library.
+        """The library of a C source, from the cache or built.
+
+        Args:
+            source: The C source.
+            build: Whether to build a library that the cache does not have.
+            started: See compile_library.
 
         Raises:
-            NotBuilt: It is not in the cache, or must not be loaded, and ``build`` is false.
-            NoCompiler: It has to be built, and there is no compiler.
-            OSError: It cannot be written or loaded.
+            NotBuilt: The cache has no sound library, and ``build`` is false.
+            NoCompiler: The library must be built, and there is no working compiler.
+            OSError: The library cannot be written or loaded.
         """
         made_from = {"source": _digest(source.encode()), **_machine()}
-        key = _digest(json.dumps(made_from, sort_keys=True).encode())[:32]
-        path = self.folder / f"{key}.so"
-        fault = self._fault(path, made_from)
-        if fault and not build:
-            raise NotBuilt(f"{path} {fault}")
-        if fault:
-            try:
-                self._build(source, path, made_from, started)
-            except OSError as error:
-                raise _unusable(self.folder, error) from error
-        return _loaded(path)
+        path = self._path(made_from)
+        try:
+            return self._sound(path, made_from)
+        except _Unsound as fault:
+            if not build:
+                raise NotBuilt(str(fault)) from fault
+        try:
+            return self._build(source, path, made_from, started)
+        except _NotLoadable:
+            raise
+        except OSError as error:
+            raise _unusable(self.folder, error) from error
 
-    def stored(self, path: Path) -> Library:
-        """A library that another process has put here.
+    def _path(self, made_from: dict[str, str]) -> Path:
+        """Where the library of this compiler lies, or of another if there is no compiler."""
+        key = _digest(json.dumps(made_from, sort_keys=True).encode())[:32]
+        try:
+            compiler = _digest(compilers.compiler_identity().encode())[:8]
+        except NoCompiler:
+            others = sorted(self.folder.glob(f"{key}-*.so"))
+            return next(
+                (p for p in others if not self._fault(p, made_from)), self.folder / f"{key}.so"
+            )
+        return self.folder / f"{key}-{compiler}.so"
+
+    def _sound(self, path: Path, made_from: dict[str, str]) -> Library:
+        """Load an entry.
 
         Raises:
-            ValueError: There is none, or it must not be loaded; the message says why.
-            OSError: It cannot be loaded.
+            _Unsound: It must not or cannot be loaded.
         """
-        fault = "is elsewhere" if path.parent != self.folder else self._fault(path, _machine())
+        fault = self._fault(path, made_from)
         if fault:
-            raise ValueError(f"{path} {fault}; the cache is {self.folder}")
-        return _loaded(path)
+            raise _Unsound(f"{path} {fault}")
+        try:
+            return Library(path)
+        except OSError as error:
+            raise _Unsound(f"{path} cannot be loaded ({error})") from error
+
+    def stored(self, path: Path) -> Library:
+        """A library that another process has added to the cache.
+
+        Raises:
+            ValueError: There is none, or it must not or cannot be loaded; the message says why.
+        """
+        if path.parent != self.folder:
+            raise ValueError(f"{path} is elsewhere; the cache is {self.folder}")
+        try:
+            return self._sound(path, _machine())
+        except _Unsound as fault:
+            raise ValueError(f"{fault}; the cache is {self.folder}") from fault
 
     def _fault(self, path: Path, made_from: dict[str, str]) -> str | None:
         """Why an entry must not be loaded; None if it may."""
@@ -119,49 +155,101 @@ class LibraryCache:
         return None if record.get("content") == _digest(content) else "is damaged"
 
     def _build(
-        self,
-        source: str,
-        path: Path,
-        made_from: dict[str, str],
-        started: Started | None,
-    ) -> None:
-        with self._building():
-            fault = self._fault(path, made_from)
-            if not fault:
-                return  # another process was faster
-            if os.path.lexists(path) or os.path.lexists(_record(path)):
-                _log.warning("%s %s: it is built anew", path, fault)
-            # Into place at once, the record last: whoever looks meanwhile finds all or nothing.
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix=SCRATCH) as scratch:
-                built, record = Path(scratch, path.name), Path(scratch, "record")
-                compile_library(source, built, started)
-                content = {"made_from": made_from, "content": _digest(built.read_bytes())}
-                record.write_text(json.dumps(content, indent=1), encoding="utf-8")
-                built.chmod(0o600)
-                record.chmod(0o600)
-                _record(path).unlink(missing_ok=True)
-                built.replace(path)
-                record.replace(_record(path))
+        self, source: str, path: Path, made_from: dict[str, str], started: Started | None
+    ) -> Library:
+        with self._scratch(path.stem) as scratch:
+            try:
+                return self._sound(path, made_from)  # another process was faster
+            except _Unsound as fault:
+                if os.path.lexists(path) or os.path.lexists(_record(path)):
+                    _log.warning("%s: it is rebuilt", fault)
+            built, record = scratch / path.name, scratch / "record"
+            compile_library(source, built, started)
+            built.chmod(0o600)
+            _loaded(built)  # a compiler may write garbage and report success
+            content = {"made_from": made_from, "content": _digest(built.read_bytes())}
+            record.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            record.chmod(0o600)
+            # Moved in one step each, the record last: a reader finds a whole entry or none.
+            _record(path).unlink(missing_ok=True)
+            built.replace(path)
+            record.replace(_record(path))
+            return _loaded(path)
 
     @contextmanager
-    def _building(self) -> Iterator[None]:
-        """One process at a time; it clears away what an interrupted one has left."""
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+    def _scratch(self, stem: str) -> Iterator[Path]:
+        """A locked folder for the build of one entry; removes those of interrupted builds.
+
+        Builders of the same entry take turns; other entries have other locks.
+        """
+        path = self.folder / f"{SCRATCH}{stem}"
+        deadline = time.monotonic() + PATIENCE_S
+        descriptor = None
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            except OSError:
-                pass  # some network file systems cannot: two may build the same, without harm
-            else:
-                for left in self.folder.glob(f"{SCRATCH}*"):
-                    shutil.rmtree(left)
-            yield
+            while (descriptor := _locked(path)) is None:
+                if time.monotonic() > deadline:
+                    raise BlockingIOError(f"another process has been building {stem} for too long")
+                time.sleep(POLL_S)
+            if descriptor >= 0:
+                for other in self.folder.glob(f"{SCRATCH}*"):
+                    if other != path:
+                        _remove_abandoned(other)
+                for left in path.iterdir():
+                    left.unlink()
+                yield path
+            else:  # no locks here, as on some network file systems; two may build the same entry
+                with tempfile.TemporaryDirectory(dir=self.folder, prefix=SCRATCH) as unlocked:
+                    yield Path(unlocked)
         finally:
-            os.close(descriptor)
+            if descriptor is not None and descriptor >= 0:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(descriptor)
+
+
+class _Unsound(Exception):
+    """An entry must not be loaded, or cannot be."""
+
+
+class _NotLoadable(OSError):
+    """A library that was just built cannot be loaded."""
+
+
+def _locked(path: Path) -> int | None:
+    """Create and lock a folder.
+
+    Returns:
+        A descriptor that holds the lock; None if another process holds it; -1 if the file system
+        has no locks, in which case the folder is not created.
+    """
+    path.mkdir(mode=0o700, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None  # removed in between
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(descriptor)
+        with suppress(OSError):
+            path.rmdir()
+        return -1
+    os.close(descriptor)
+    return None
+
+
+def _remove_abandoned(path: Path) -> None:
+    descriptor = _locked(path)
+    if descriptor is not None and descriptor >= 0:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
 
 
 def default_folder() -> Path:
-    """Where libraries are kept if nothing else is said.
+    """The folder where libraries are kept by default.
 
     Raises:
         OSError: The user has no home.
@@ -178,19 +266,10 @@ def default_folder() -> Path:
         raise OSError(f"there is no home for the cache: {error}; {REMEDY}") from error
 
 
-@functools.cache
-def processor() -> str:
-    """What native code depends on: the processor's model and its instruction sets."""
-    first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
-    wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part", "isa")
-    lines = [line for line in first.splitlines() if line.split("\t")[0].strip() in wanted]
-    return _digest("\n".join([platform.machine(), *lines]).encode())
-
-
 def _machine() -> dict[str, str]:
-    """What else than its source a library depends on."""
-    flags = " ".join(FLAGS)
-    return {"flags": flags, "torch": torch.__version__, "processor": processor()}
+    """All that a library depends on besides its source and the compiler."""
+    flags = " ".join(compilers.FLAGS)
+    return {"flags": flags, "torch": torch.__version__, "machine": compilers.machine()}
 
 
 def _record(path: Path) -> Path:
@@ -205,7 +284,10 @@ def _loaded(path: Path) -> Library:
     try:
         return Library(path)
     except OSError as error:
-        raise OSError(f"{error}; if that file system allows no code (noexec), {REMEDY}") from error
+        raise _NotLoadable(
+            f"the compiler has written a library that cannot be loaded: {error}; if that file "
+            f"system allows no code (noexec), {REMEDY}"
+        ) from error
 
 
 def _unusable(folder: Path, error: OSError) -> OSError:
@@ -213,7 +295,7 @@ def _unusable(folder: Path, error: OSError) -> OSError:
 
 
 def _read(path: Path) -> bytes:
-    """Content of a file that is its user's alone."""
+    """Content of a file that only the user may write to."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or not _is_private(status):
@@ -222,7 +304,7 @@ def _read(path: Path) -> bytes:
 
 
 def _create(folder: Path) -> None:
-    """Make a folder and those above it, none of them for others, whatever the umask."""
+    """Create a folder and its parents for the user alone, whatever the umask."""
     for missing in reversed([folder, *folder.parents]):
         if not missing.is_dir():
             missing.mkdir(mode=0o700, exist_ok=True)
