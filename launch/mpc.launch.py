@@ -37,7 +37,7 @@ def nodes(context: LaunchContext) -> list[Node]:
         raise FileNotFoundError(f"there is no parameter file {file}")
     sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     parameters = [file] if file else []
-    parameters += [{"use_sim_time": sim_time}, {"robot": robot} if robot else {}]
+    parameters.append({"use_sim_time": sim_time} | ({"robot": robot} if robot else {}))
     autostart = ParameterValue(LaunchConfiguration("autostart"), value_type=bool)
     common = {
         "namespace": LaunchConfiguration("namespace"),

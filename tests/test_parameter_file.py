@@ -178,6 +178,13 @@ def test_a_file_for_two_robots_is_ambiguous(file):
     assert read(file, "/left/mpc_node") == {"a": 1}
 
 
+@pytest.mark.ros
+def test_a_section_may_be_empty_if_it_says_so(file):
+    """As those that ros2 launch writes."""
+    file.write_text("/**:\n  ros__parameters: {}\n")
+    assert read(file) == read(file, "/mpc_node") == told_by_rcl(file) == {}
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ParameterFileError, match=r"nowhere\.yaml cannot be read"):
         read(tmp_path / "nowhere.yaml")

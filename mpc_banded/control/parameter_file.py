@@ -133,7 +133,7 @@ def _sections(path: Path, tree: yaml.MappingNode, above: str) -> Iterator[Sectio
                 f"{', '.join(others)}"
             )
         parameters = value.value[0][1]
-        if not isinstance(parameters, yaml.MappingNode) or not parameters.value:
+        if not isinstance(parameters, yaml.MappingNode):
             raise ParameterFileError(f"{path} has no parameters below {KEY!r} {_line(value)}")
         yield Section(name, parameters)
 
