@@ -179,12 +179,17 @@ def _compile(options: argparse.Namespace) -> int:
 
 
 def _identify(options: argparse.Namespace) -> int:
-    from mpc_banded.offline.identify import run_identify
+    from mpc_banded.offline.commands import run_identify
 
-    return run_identify(options.bag, options.params, options.output, dict(options.topic))
+    return run_identify(
+        options.bag, options.params, options.output, dict(options.topic), options.types
+    )
 
 
 def _replay(options: argparse.Namespace) -> int:
+    if wrong := _contradiction(options):
+        print(f"mpc_banded replay: {wrong}", file=sys.stderr)
+        return REFUSED
     from mpc_banded.offline.commands import run_replay, run_sweep
     from mpc_banded.offline.sweep import Request
 
@@ -196,8 +201,9 @@ def _replay(options: argparse.Namespace) -> int:
         not options.eager,
         options.plan,
         dict(options.transform),
+        tuple(options.types),
     )
-    output = options.output or Path("out/replay") / (options.bag.stem or "bag")
+    output = options.output or Path("out/replay") / (options.bag.absolute().stem or "bag")
     if options.sweep:
         return run_sweep(request, dict(options.sweep), output, options.jobs, options.scheduler)
     return run_replay(
@@ -206,7 +212,28 @@ def _replay(options: argparse.Namespace) -> int:
         reference=options.compare,
         tolerances=dict(options.tolerance),
         update=options.update,
+        must_drive=True,
     )
+
+
+def _contradiction(options: argparse.Namespace) -> str:
+    """Return what is wrong with the options of a replay taken together; empty if nothing is."""
+    for option in ("set", "topic", "transform", "tolerance", "sweep"):
+        keys = [key for key, _ in getattr(options, option)]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            return f"--{option} names {', '.join(twice)} twice; allowed is once"
+    both = sorted({key for key, _ in options.set} & {key for key, _ in options.sweep})
+    if both:
+        return f"{', '.join(both)} is set and swept; allowed is one of --set and --sweep"
+    if options.sweep and options.compare:
+        return "--compare looks at one replay and --sweep makes many; leave one out"
+    for option in ("update", "tolerance"):
+        if getattr(options, option) and not options.compare:
+            return f"--{option} says how to compare; add --compare REFERENCE"
+    if options.scheduler and not options.sweep:
+        return "--scheduler takes the points of a sweep; add --sweep KEY=A,B"
+    return ""
 
 
 # Arguments.
@@ -245,6 +272,8 @@ def _parser() -> argparse.ArgumentParser:
     identify.add_argument("--output", type=Path, help="new parameter file; .json, .png beside it")
     identify.add_argument("--topic", type=_remap, action="append", default=[],
         metavar="NAME:=/IN_THE_BAG", help="where the bag has a state or the command")  # fmt: skip
+    identify.add_argument("--types", type=Path, action="append", default=[], metavar="FOLDER",
+        help="definitions that the bag lacks, as package/msg/Name.msg")  # fmt: skip
     return parser
 
 
@@ -256,6 +285,8 @@ def _add_replay(replay: argparse.ArgumentParser) -> None:
         help="replace a parameter")  # fmt: skip
     add("--topic", type=_remap, action="append", default=[], metavar="NAME:=/IN_THE_BAG",
         help="where the bag has an input, the command, or the record of the cycles")  # fmt: skip
+    add("--types", type=Path, action="append", default=[], metavar="FOLDER",
+        help="definitions that the bag lacks, as package/msg/Name.msg")  # fmt: skip
     add("--plan", metavar="CSV|driven",
         help="a path for a bag without one: columns x and y, or where the robot went")  # fmt: skip
     add("--transform", type=_transform, action="append", default=[],

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mpc_banded.cli import main
 from mpc_banded.control.config import Config
-from mpc_banded.offline.identify import Recorded, combined, identify, read, write_parameters
+from mpc_banded.offline.identify import combined, identify, write_parameters
 from mpc_banded.offline.lag import (
     Drive,
     Estimate,
@@ -22,8 +22,9 @@ from mpc_banded.offline.lag import (
     Motion,
     NothingToFind,
     fit,
-    prediction_errors,
 )
+from mpc_banded.offline.prediction import prediction_errors
+from mpc_banded.offline.recorded_motion import Recorded, read
 from mpc_banded.robots import Axis, Robot
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"

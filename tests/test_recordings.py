@@ -12,7 +12,8 @@ import pytest
 from mpc_banded.control.config import Config
 from mpc_banded.control.tick import Reason
 from mpc_banded.offline.bag import Bag
-from mpc_banded.offline.identify import Recorded, identify, read
+from mpc_banded.offline.identify import identify
+from mpc_banded.offline.recorded_motion import Recorded, read
 from mpc_banded.offline.replay import Replay
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("examples")]

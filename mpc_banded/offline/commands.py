@@ -19,10 +19,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from mpc_banded.control.config import ConfigError
+from mpc_banded.control.config import Config, ConfigError
 from mpc_banded.ocp.comb import BandwidthError
-from mpc_banded.offline import compare, sweep
+from mpc_banded.offline import compare, identify_report, sweep
 from mpc_banded.offline.bag import BagError
+from mpc_banded.offline.identify import combined, identify, rounded, write_parameters
+from mpc_banded.offline.recorded_motion import Recorded, read
 from mpc_banded.offline.replay import Replay
 from mpc_banded.offline.report import write_page
 from mpc_banded.offline.results import PAGE, SUMMARY, ResultError, Results, whole_folder
@@ -31,6 +33,8 @@ from mpc_banded.offline.text import printable
 
 #: Exit status: as expected; different from the reference, and nothing else; refused.
 SAME, DIFFERENT, REFUSED = 0, 1, 2
+#: Of an identification: no motion follows the command.
+NOTHING_FOUND = 1
 #: Columns of a table that no terminal shows.
 WIDE = 160
 #: What a user can mend, told in one sentence.
@@ -91,6 +95,70 @@ def run_replay(
                 _show(console, f"  also {other.field}, {other.count} cycles, {other.largest:.3g}")
             status[0] = DIFFERENT if verdict.differences else SAME
     return status[0]
+
+
+def run_identify(
+    bag: Path,
+    params: Path,
+    output: Path | None,
+    topics: Mapping[str, str],
+    types: Sequence[Path] = (),
+) -> int:
+    """Identify, print the table, and write the new parameter file, its figures and a plot.
+
+    Args:
+        bag: Folder or file.
+        params: The parameter file.
+        output: The new one; None puts it beside the old one.
+        topics: Relative name -> name in the recording.
+        types: Folders with definitions of message types.
+
+    Returns:
+        0 where something was written, 1 where no motion follows the command, 2 where the
+        recording or the parameters cannot be used.
+    """
+    with _in_one_sentence("identify") as status:
+        output = output or params.with_name(f"{params.stem}.identified{params.suffix}")
+        if output.exists() and output.samefile(params):
+            raise ConfigError(f"output is {output}, the parameter file itself; name another file")
+        config = Config.load(params)
+        recorded = read(bag, config, topics, types)
+        status[0] = _identified(config, recorded, params, output)
+    return status[0]
+
+
+def _identified(config: Config, recorded: Recorded, params: Path, output: Path) -> int:
+    """Show and write what a recording tells; returns the exit status."""
+    console = Console(highlight=False)
+    for remark in recorded.remarks:
+        _show(console, f"note: {remark}")
+    found = identify(config, recorded)
+    if not found:
+        _show(console, f"{config.robot.name} names no axis, and its commands tell none")
+        return NOTHING_FOUND
+    if any(one.fit for one in found):
+        console.print(identify_report.table(found))
+    for one in found:
+        _show(console, f"{one.name}: {one.verdict}")
+    for why, count in recorded.rejected.most_common(20):
+        _show(console, f"{count} messages rejected: {why}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    report = json.dumps(identify_report.report(found, recorded), indent=2) + "\n"
+    output.with_suffix(".json").write_text(report, encoding="utf-8")
+    identify_report.plot(found, config, recorded, output.with_suffix(".png"))
+    updates = combined(found)
+    if not updates:
+        _show(console, "nothing is known well enough to be written")
+        return NOTHING_FOUND
+    write_parameters(params, output, updates)
+    for key, estimate in updates.items():
+        _show(
+            console,
+            f"{key}: {config.values[key]:.4g} -> {rounded(estimate):.4g} "
+            f"({estimate.lower:.3g} to {estimate.upper:.3g})",
+        )
+    _show(console, f"written to {output}, with .json and .png beside it")
+    return SAME
 
 
 def run_sweep(

@@ -25,8 +25,6 @@ COARSE_DELAYS = np.arange(0.0, MAX_DELAY_S + 1e-9, 0.05)
 COARSE_LAGS = (0.0, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 #: How long a command is taken to hold. After a longer silence something else may move the robot.
 HELD_S = 5.0
-#: Horizons of the prediction error in s.
-HORIZONS_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 #: Below this there is nothing to estimate from.
 FEWEST_SAMPLES, SHORTEST_S = 40, 8.0
 #: Blocks of the jackknife: so many at least and at most, and so long in s.
@@ -185,7 +183,7 @@ def fit(drive: Drive, motion: Motion) -> Fit:
     scaled = Motion(motion.times, (motion.values - centre) / motion_scale, motion.begins)
     problem = _Problem(response, scaled, 1.0 / drive_scale)
     theta = problem.solve()
-    blocks = _blocks(motion.times, float(theta[0] + theta[1]))
+    blocks = blocks_of(motion.times, float(theta[0] + theta[1]))
     cover, count = problem.covariance(theta, blocks)
     m = problem.columns(theta[0], theta[1])
     quantile = float(student.ppf(0.975, max(1, count - len(theta))))
@@ -352,7 +350,7 @@ def _solved(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.linalg.solve(scaled, right / scale) / scale
 
 
-def _blocks(times: np.ndarray, memory_s: float) -> np.ndarray:
+def blocks_of(times: np.ndarray, memory_s: float) -> np.ndarray:
     """A block for each time, (M,): spans of equal length that outlast the memory of the motion."""
     duration = float(np.ptp(times))
     count = int(np.clip(duration / max(BLOCK_S, 4.0 * memory_s), FEWEST_BLOCKS, MOST_BLOCKS))
@@ -388,22 +386,6 @@ def _chance(response: Response, motion: Motion) -> float:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Root mean square error of predictions over a horizon, before and after.
-
-    Attributes:
-        horizon_s: How far ahead.
-        before, after: In the unit of the motion, or of the position that it moves.
-        ratio: After over before.
-    """
-
-    horizon_s: float
-    before: Estimate
-    after: Estimate
-    ratio: Estimate
-
-
-@dataclass(frozen=True)
 class Model:
     """Numbers of the model: delay and lag in s, gain and bias."""
 
@@ -411,73 +393,3 @@ class Model:
     lag: float
     gain: float
     bias: float = 0.0
-
-
-def prediction_errors(
-    drive: Drive, times: np.ndarray, values: np.ndarray, is_position: bool, *models: Model
-) -> list[Prediction]:
-    """How far off two models are that know the commands and the measured motion at the start.
-
-    Args:
-        drive: The recorded commands.
-        times: (M,) in s.
-        values: (M,) of the motion; of the position, where that is what moves.
-        is_position: Whether the values are those of a position.
-        models: Before and after.
-    """
-    response = Response(drive, float(times[-1]))
-    starts = np.unique(np.linspace(0, len(times) - 1, min(len(times), 4000)).astype(int))
-    found = []
-    for horizon in HORIZONS_S:
-        begin = times[starts]
-        end = begin + horizon
-        after = np.searchsorted(times, end)
-        inside = after < len(times)
-        after = np.minimum(after, len(times) - 1)
-        inside &= times[after] - times[after - 1] < 0.5
-        inside &= drive.covers(begin, end)
-        begin, end = begin[inside], end[inside]
-        if len(begin) < FEWEST_SAMPLES:
-            continue
-        then = np.interp(end, times, values)
-        errors = [
-            _ahead(response, model, begin, end, values[starts][inside], is_position) - then
-            for model in models
-        ]
-        found.append(_compared(horizon, begin, *(e**2 for e in errors)))
-    return found
-
-
-def _ahead(
-    response: Response,
-    model: Model,
-    begin: np.ndarray,
-    end: np.ndarray,
-    now: np.ndarray,
-    is_position: bool,
-) -> np.ndarray:
-    m = model.gain * response.filtered(model.lag) + model.bias
-    if is_position:
-        return now + response.moved(begin, end, model.delay, m)
-    first, last = (np.interp(t - model.delay, response.grid, m) for t in (begin, end))
-    keep = np.exp(-(end - begin) / model.lag) if model.lag > 1e-6 else np.zeros(len(now))
-    return last + (now - first) * keep
-
-
-def _compared(
-    horizon: float, times: np.ndarray, before: np.ndarray, after: np.ndarray
-) -> Prediction:
-    """From squared errors (M,) of both; the intervals come from blocks of time left out."""
-    block_of = _blocks(times, horizon)
-    names = np.unique(block_of)
-
-    def estimate(figure: np.ndarray) -> Estimate:
-        whole, parts = figure[0], figure[1:]
-        half = student.ppf(0.975, max(1, len(parts) - 1)) * np.sqrt(
-            (len(parts) - 1) / len(parts) * ((parts - parts.mean()) ** 2).sum()
-        )
-        return Estimate(float(whole), max(0.0, float(whole - half)), float(whole + half))
-
-    kept = [np.ones(len(times), dtype=bool), *(block_of != name for name in names)]
-    b, a = (np.sqrt([squares[keep].mean() for keep in kept]) for squares in (before, after))
-    return Prediction(horizon, estimate(b), estimate(a), estimate(a / np.maximum(b, 1e-300)))
