@@ -18,10 +18,10 @@ from rclpy.publisher import Publisher
 from rclpy.timer import Timer
 
 from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.rebuild import Rebuild
 from mpc_banded.control.tick import Reason, Tick
 from mpc_banded.ocp.solver import Status
 from mpc_banded.ros import graph
-from mpc_banded.ros.renewal import Renewal
 from mpc_banded.ros.timing import Timing
 
 #: Reasons that are no error although the robot is not driven by a new plan: it was asked to stand,
@@ -57,17 +57,17 @@ class Diagnostics:
         node: The node that publishes.
         loop: The control loop that is reported on.
         commands: The publisher of the commands; other nodes on its topic are reported.
-        renewal: Knows which derivatives are in use and what is being built.
+        rebuild: Knows which derivatives are in use and what is being built.
 
     Attributes:
         counters: Counts of the cycles so far.
     """
 
     def __init__(
-        self, node: Node, loop: ControlLoop, commands: Publisher[Any], renewal: Renewal
+        self, node: Node, loop: ControlLoop, commands: Publisher[Any], rebuild: Rebuild
     ) -> None:
         self._node, self._loop, self._commands = node, loop, commands
-        self._renewal = renewal
+        self._rebuild = rebuild
         self._is_active = False
         self.counters = Counters()
         self._reported = Counters()
@@ -140,8 +140,9 @@ class Diagnostics:
             "code": tick.code.name if tick and self._is_active else "INACTIVE",
             "reason": tick.reason if tick and self._is_active else "",
             "state age [s]": f"{tick.state_age_s:.3f}" if tick else "inf",
-            "derivatives": self._renewal.derivatives,
-            "under way": self._renewal.under_way,
+            "derivatives": self._rebuild.derivatives,
+            "under way": self._rebuild.under_way,
+            "refused change": self._rebuild.refused,
             "executor": type(self._node.executor).__name__,
             "last rejection": self._rejection,
         }
@@ -171,7 +172,7 @@ class Diagnostics:
         remarks = [*self._bad_cycles(), *graph.complaints(self._node, self._commands)]
         # Derivatives that are being compiled are no trouble.
         is_well = tick.driving and not (remarks or tick.held)
-        sentence = "; ".join(filter(None, [tick.reason, *remarks, self._renewal.under_way]))
+        sentence = "; ".join(filter(None, [tick.reason, *remarks, self._rebuild.under_way]))
         if tick.driving or tick.code in HARMLESS:
             return OK if is_well else WARN, sentence
         return ERROR, sentence

@@ -112,12 +112,20 @@ class LiveParameters:
     def __init__(self, node: Node) -> None:
         # Humble cannot tell a node after a change.
         is_live = hasattr(node, "add_post_set_parameters_callback")
+        self._node = node
         self.config = declare(node, is_live)
         self.adopt: Adopt | None = None
         self._checked: tuple[dict[str, Any], Config] | None = None
         if is_live:
             node.add_on_set_parameters_callback(self._check)
             node.add_post_set_parameters_callback(self._changed)
+
+    def revert(self, config: Config) -> None:
+        """Set the parameters back to a configuration, without calling ``adopt``."""
+        adopt, self.adopt = self.adopt, None
+        changed = {name: x for name, x in config.values.items() if x != self.config[name]}
+        self._node.set_parameters([Parameter(name, value=x) for name, x in changed.items()])
+        self.adopt = adopt
 
     def _ours(self, parameters: list[Parameter[Any]]) -> dict[str, Any]:
         """Return name -> value of those that are in the table."""

@@ -16,13 +16,13 @@ from std_srvs.srv import SetBool, Trigger
 
 from mpc_banded.control.config import Config, ConfigError
 from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.rebuild import Rebuild
 from mpc_banded.control.record import Journal
 from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.robots import messages
 from mpc_banded.ros import interfaces, tf
 from mpc_banded.ros.diagnostics import Diagnostics
 from mpc_banded.ros.parameters import LiveParameters
-from mpc_banded.ros.renewal import Renewal
 from mpc_banded.ros.telemetry import RecordPublisher, Telemetry
 from mpc_banded.ros.timing import CycleClock
 from mpc_banded.ros.visualization import Visualization
@@ -67,7 +67,7 @@ class MpcTask:
         self._clock = CycleClock(config.period_s)
         self._journal, self._recorded = Journal(), config
         self._journal.changed(config.values)  # the first record has all of them
-        self._renewal = Renewal(self._loop, node.get_logger())
+        self._rebuild = Rebuild(self._loop, node.get_logger())
         self._loop.warm_up()  # with compiled derivatives if the cache has them
         self._frame = ""
         self._timer: Timer | None = None
@@ -75,7 +75,7 @@ class MpcTask:
         self._commands = node.create_publisher(self._port.message_class, self._port.topic, 1)
         self._records = RecordPublisher(node)
         self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
-        self._diagnostics = Diagnostics(node, self._loop, self._commands, self._renewal)
+        self._diagnostics = Diagnostics(node, self._loop, self._commands, self._rebuild)
         self._visualization = Visualization(node, self._loop)
         self._states = {topic.topic for topic in self._loop.robot.state_topics}
         #: While the node is inactive: topic -> time of receipt of the newest message, and it.
@@ -94,13 +94,14 @@ class MpcTask:
             node.create_service(SetBool, "~/enable", self._enable),
         ]
         self._loop.transform = tf.transform_lookup(node)
-        live.adopt = self._renewal.want
+        live.adopt = self._rebuild.want
+        self._rebuild.revert = live.revert
         gc.collect()
         gc.freeze()  # spares the collector a search through what lives as long as the node
 
     def activate(self) -> None:
         """Start to send commands."""
-        self._renewal.poll()
+        self._rebuild.poll()
         self._loop.start()
         self._journal.start()
         self._clock = CycleClock(self._loop.config.period_s)
@@ -127,7 +128,7 @@ class MpcTask:
         """Destroy every topic and service, and end what is being compiled."""
         gc.unfreeze()
         self._live.adopt = None
-        self._renewal.close()
+        self._rebuild.close()
         self._diagnostics.close()
         self._records.close()
         self._telemetry.close()
@@ -175,9 +176,9 @@ class MpcTask:
 
     def _adopt_changes(self) -> None:
         """Adopt what was set or built since the last cycle."""
-        self._renewal.poll()
+        self._rebuild.poll()
         before, after = self._recorded, self._loop.config
-        self._journal.derivatives = self._renewal.derivatives
+        self._journal.derivatives = self._rebuild.derivatives
         if after is before:
             return
         self._recorded = after
