@@ -2,6 +2,8 @@
 """Obstacles from a topic: read from any layout, carried along the horizon, forgotten in time."""
 
 import math
+import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -106,6 +108,48 @@ def test_what_is_no_obstacle_is_refused_and_the_last_ones_stay(message, why):
         read_circles(message)
     assert loop.on_message("obstacles", message, ns(NOW))
     assert loop.obstacles.circles(ns(NOW)).tolist() == [[1.0, 2.0, 0.5]]
+
+
+def sized(**sizes):
+    """An otherwise valid message with other sizes."""
+    message = cloud([[1.0, 2.0, 0.5, 0.0, 0.0]])
+    for name, size in sizes.items():
+        setattr(message, name, size)
+    return message
+
+
+def with_field(**values):
+    message = cloud([[1.0, 2.0, 0.5, 0.0, 0.0]])
+    for name, value in values.items():
+        setattr(message.fields[2], name, value)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        (sized(width=2**32 - 1, point_step=0, data=b""), "4294967295 points; allowed are up to"),
+        (sized(width=2**32 - 1), "points; allowed are up to"),
+        (sized(width=2), "has 40 bytes; 2 points need 80"),
+        (sized(height=2**31), "allowed is one row of points"),
+        (sized(point_step=0), "a point has 0 bytes and the field needs 8"),
+        (sized(point_step=2**31), "1 points need 2147483648"),
+        (with_field(offset=2**32 - 8), "'radius' at byte 4294967288"),
+        (with_field(offset=33), "'radius' at byte 33; a point has 40 bytes"),
+        (with_field(datatype=0), "datatype 0; allowed are 1 to 8"),
+        (with_field(datatype=9), "datatype 9; allowed are 1 to 8"),
+    ],
+)
+def test_sizes_that_contradict_the_data_are_refused_before_anything_is_allocated(message, why):
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=re.escape(why)):
+        read_circles(message)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+    loop = ControlLoop(Config({"horizon": 8}))
+    loop.on_message("odom", odometry(NOW), ns(NOW))
+    assert why in loop.on_message("obstacles", message, ns(NOW))
 
 
 def test_obstacles_move_on_along_the_horizon_from_the_time_of_their_stamp():

@@ -9,6 +9,7 @@ from loop_messages import AHEAD, ns, odometry
 
 from mpc_banded.control import background
 from mpc_banded.control.background import CompilationFailed
+from mpc_banded.control.build import build_controller
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.rebuild import Rebuild
@@ -76,14 +77,14 @@ def test_waiting_for_the_compiler_builds_one_controller(compiled, compilations, 
         rebuild.poll()
     assert (len(built), len(compilations)) == (1, 1)
     assert rebuild.under_way
-    assert loop.config["dt"] == 0.1
+    assert loop.config.values["dt"] == 0.1
 
 
 def test_change_that_the_library_covers_needs_no_compiler(compiled, compilations):
     loop, rebuild = compiled
     want(loop, rebuild, solver__max_iterations=7)
     rebuild.poll()
-    assert loop.config["solver.max_iterations"] == 7
+    assert loop.config.values["solver.max_iterations"] == 7
     assert (compilations, rebuild.derivatives, rebuild.under_way) == ([], "compiled", "")
 
 
@@ -95,7 +96,7 @@ def test_change_that_cannot_be_compiled_is_refused_and_the_robot_drives_on(compi
     rebuild.poll()
     compilations[-1].outcome = CompilationFailed("no C compiler")
     rebuild.poll()
-    assert (loop.controller, rebuild.derivatives, loop.config["dt"]) == (
+    assert (loop.controller, rebuild.derivatives, loop.config.values["dt"]) == (
         controller,
         "compiled",
         0.1,
@@ -117,12 +118,12 @@ def test_change_that_needs_no_rebuild_waits_for_none(compiled, compilations):
     rebuild.poll()
     both = {"dt": 0.07, "weights.effort": 0.5}
     rebuild.want(loop.config.changed(both), {"weights.effort": 0.5})
-    assert (loop.config["weights.effort"], loop.config["dt"]) == (0.5, 0.1)
-    twin = Config(SHORT | {"dt": 0.07}).controller()
+    assert (loop.config.values["weights.effort"], loop.config.values["dt"]) == (0.5, 0.1)
+    twin = build_controller(Config(SHORT | {"dt": 0.07}))
     twin.compile()
     compilations[-1].outcome = twin.library
     rebuild.poll()
-    assert (loop.config["dt"], loop.controller.library) == (0.07, twin.library)
+    assert (loop.config.values["dt"], loop.controller.library) == (0.07, twin.library)
     assert loop.controller.weights["effort"] == 0.5
     assert len(compilations) == 1
 
@@ -133,11 +134,11 @@ def test_newest_change_replaces_the_one_that_is_being_compiled(compiled, compila
         want(loop, rebuild, dt=dt)
         rebuild.poll()
     assert [each.is_cancelled for each in compilations] == [True, False]
-    twin = Config(SHORT | {"dt": 0.08}).controller()
+    twin = build_controller(Config(SHORT | {"dt": 0.08}))
     twin.compile()
     compilations[-1].outcome = twin.library
     rebuild.poll()
-    assert loop.config["dt"] == 0.08
+    assert loop.config.values["dt"] == 0.08
 
 
 def test_loop_without_a_library_takes_a_change_at_once(compilations):
@@ -145,7 +146,7 @@ def test_loop_without_a_library_takes_a_change_at_once(compilations):
     rebuild = Rebuild(loop, logging.getLogger("test"))
     want(loop, rebuild, dt=0.07)
     rebuild.poll()
-    assert (loop.config["dt"], rebuild.derivatives, compilations) == (0.07, "eager", [])
+    assert (loop.config.values["dt"], rebuild.derivatives, compilations) == (0.07, "eager", [])
 
 
 def test_missing_compiler_is_no_reason_to_leave_compiled_derivatives(compiled, monkeypatch):
@@ -163,5 +164,5 @@ def test_missing_compiler_is_no_reason_to_leave_compiled_derivatives(compiled, m
         assert time.monotonic() < end
         time.sleep(0.02)
     rebuild.close()
-    assert (rebuild.derivatives, loop.config["dt"]) == ("compiled", 0.1)
+    assert (rebuild.derivatives, loop.config.values["dt"]) == ("compiled", 0.1)
     assert "not in PATH" in rebuild.refused

@@ -70,7 +70,7 @@ class ControlLoop:
         self._tracker = Tracker(config, self._estimate, self._frames)
         self.obstacles = Obstacles(config, self._frames)
         self._horizon = Horizon(config, self.obstacles)
-        self._motion = Motion(config, PREDICTION_SUBSTEP_S)
+        self._motion = Motion(config, PREDICTION_SUBSTEP_S, lambda: self.controller.evaluator)
         self._prediction = Prediction(config, self._motion)
         self._stuck = StuckCheck(config, self._motion)
         self._limiter = Limiter(config)

@@ -8,34 +8,20 @@ from collections import deque
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from mpc_banded.control.build import build_problem
 from mpc_banded.control.config import Config
+from mpc_banded.control.errors import user_code
 from mpc_banded.control.tick import Instant
+from mpc_banded.ocp.eager import EagerEvaluator
+from mpc_banded.ocp.evaluator import Evaluator
+from mpc_banded.ocp.transcription import Transcription
 from mpc_banded.robots.messages import Values
 
 #: Longest integration step of a simulation: far below the interval of any controller.
 SUBSTEP_S = 0.005
 #: Longest integration step of a prediction. Commands that are shorter are averaged over it.
 PREDICTION_SUBSTEP_S = 0.02
-#: (state (nx,), input (nu,)) -> rate of the state (nx,).
-Dynamics = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-def eager_dynamics(config: Config) -> Dynamics:
-    """Return the dynamics of a robot, evaluated by torch."""
-    dynamics = config.robot.dynamics
-    parameters = {
-        name: torch.tensor(value, dtype=torch.float64)
-        for name, value in config.parameters.model.items()
-    }
-
-    def rate(x: np.ndarray, u: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return dynamics(torch.from_numpy(x), torch.from_numpy(u), parameters).numpy()
-
-    return rate
 
 
 class Motion:
@@ -46,25 +32,45 @@ class Motion:
     Args:
         config: Configuration of the robot.
         substep_s: Longest integration step.
-        dynamics: Dynamics of the robot; evaluated by torch if not given.
+        evaluator: Returns the evaluator to ask for the dynamics, compiled or eager; torch
+            evaluates them if it is not given.
     """
 
-    def __init__(self, config: Config, substep_s: float, dynamics: Dynamics | None = None) -> None:
-        self._substep_s = substep_s
-        self._dynamics = dynamics or eager_dynamics(config)
+    def __init__(
+        self,
+        config: Config,
+        substep_s: float,
+        evaluator: Callable[[], Evaluator] | None = None,
+    ) -> None:
+        self._substep_s, self._given = substep_s, evaluator
         self.adopt(config)
 
     def adopt(self, config: Config) -> None:
-        """Take over another configuration of the same robot; the dynamics stay the given ones."""
+        """Take over another configuration of the same robot."""
+        problem = build_problem(config)
         self._robot = config.robot
         self._model = config.parameters.model
-        self._lower, self._upper = build_problem(config).input_bounds
+        self._lower, self._upper = problem.input_bounds
+        # The dynamics depend on the model; on anything else they are unknown between solves.
+        unknown = {name: np.full(shape, np.nan) for name, shape in problem.parameters.items()}
+        model = {name: np.array(value, dtype=np.float64) for name, value in self._model.items()}
+        self._values = {**unknown, **model}
+        if self._given is not None:
+            self._evaluator = self._given
+        else:
+            eager = EagerEvaluator(Transcription(problem, "rk4"))
+            self._evaluator = lambda: eager
 
     def advanced(self, state: np.ndarray, command: Values, duration_s: float) -> np.ndarray:
-        """Return the state (nx,) after a command has been in effect for a time."""
+        """Return the state (nx,) after a command has been in effect for a time.
+
+        Raises:
+            UserCodeError: The dynamics or ``Robot.actuate`` raise.
+        """
         count = math.ceil(duration_s / self._substep_s)
-        for _ in range(count):
-            state = self._step(state, command, duration_s / count)
+        with user_code("the motion cannot be predicted"):
+            for _ in range(count):
+                state = self._step(state, command, duration_s / count)
         return state
 
     def _step(self, x: np.ndarray, command: Values, h: float) -> np.ndarray:
@@ -76,7 +82,8 @@ class Motion:
 
     def _rate(self, x: np.ndarray, command: Values) -> np.ndarray:
         u = self._robot.input_of(x, command, self._model)
-        return self._dynamics(x, np.minimum(np.maximum(u, self._lower), self._upper))
+        u = np.minimum(np.maximum(u, self._lower), self._upper)
+        return self._evaluator().dynamics(x, u, self._values)
 
 
 class Simulation:
@@ -158,12 +165,19 @@ class SentCommands:
 
     def between(self, begin_ns: int, end_ns: int) -> list[tuple[Values, float]]:
         """Return the commands in effect in an interval, and for how long each, in s."""
-        ends = [*(effect_ns for effect_ns, _ in self._sent), end_ns][1:]
-        pieces = []
-        for (effect_ns, command), until_ns in zip(self._sent, ends, strict=False):
-            duration_ns = min(until_ns, end_ns) - max(effect_ns, begin_ns)
-            if duration_ns > 0:
-                pieces.append((command, 1e-9 * duration_ns))
+        pieces: list[tuple[Values, float]] = []
+        current: Values | None = None
+        for effect_ns, command in self._sent:
+            if effect_ns > begin_ns:
+                until_ns = min(effect_ns, end_ns)
+                if current is not None and until_ns > begin_ns:
+                    pieces.append((current, 1e-9 * (until_ns - begin_ns)))
+                begin_ns = max(begin_ns, effect_ns)
+            current = command
+            if begin_ns >= end_ns:
+                return pieces
+        if current is not None:
+            pieces.append((current, 1e-9 * (end_ns - begin_ns)))
         return pieces
 
 

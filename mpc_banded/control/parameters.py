@@ -192,7 +192,7 @@ class Parameters:
         1.0, "Time a state may stay the same when the robot should move; 0: any.", "s", 0.0, 60.0
     )
     state_frame: str = parameter(
-        "", "Frame of the state; empty takes the one that its messages name."
+        "", "Frame of the state; empty takes the one that its messages name.", read_only=True
     )
     jump_margin: float = parameter(
         0.5, "How much further than its limits allow a position may move at once.", "m or rad", 0.0

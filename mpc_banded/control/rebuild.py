@@ -16,8 +16,10 @@ from mpc_banded.codegen.cache import NotBuilt
 from mpc_banded.codegen.trace import UnsupportedOperation
 from mpc_banded.control import background
 from mpc_banded.control.background import Compilation
-from mpc_banded.control.config import REBUILDING, Config
+from mpc_banded.control.build import build_controller
+from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.parameters import REBUILDING
 from mpc_banded.ocp.controller import RecedingHorizonController
 
 
@@ -56,7 +58,7 @@ class Rebuild:
         self._ending: list[Compilation] = []
         self.refused = ""
         self.revert: Callable[[Config], None] | None = None
-        if loop.config["compile"]:
+        if loop.config.parameters.compile:
             self._look_in_cache()
 
     @property
@@ -124,11 +126,11 @@ class Rebuild:
             loop.adopt(wanted)
             self.refused = ""
             return
-        candidate = wanted.controller()
+        candidate = build_controller(wanted)
         library = loop.controller.library
         if library is None:
             self._switch(candidate, "with eager derivatives")
-            if wanted["compile"]:
+            if wanted.parameters.compile:
                 self._compile(wanted)
             return
         try:
@@ -159,7 +161,7 @@ class Rebuild:
 
     def _switch(self, controller: RecedingHorizonController, how: str) -> None:
         # Weights may have changed while it was built.
-        controller.set_weights(self._wanted.section("weights"))
+        controller.set_weights(self._wanted.parameters.weights)
         self._loop.adopt(self._wanted, controller)
         self._candidate, self.refused = None, ""
         self._log.info(f"the new problem drives, {how}")

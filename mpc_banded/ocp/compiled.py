@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,9 @@ class CompiledEvaluator:
         self._given, self._addresses = given.parts, given.addresses
         self._workspace = np.zeros(library.integer("workspace_size"))
         self._workspace_address = self._workspace.ctypes.data
+        self._dynamics = library.function("dynamics", 2 + live)
+        self._instant = _Inputs(x=problem.nx, u=problem.nu, rate=problem.nx)
+        self._values: tuple[Mapping[str, np.ndarray] | None, list[int]] = (None, [])
         self._live: tuple[StageData | None, list[int]] = (None, [])
 
     def system(self, point: Point, data: StageData, penalty: float) -> NewtonSystem:
@@ -148,6 +151,19 @@ class CompiledEvaluator:
         w = np.concatenate([data.state, padded.reshape(-1)])
         _call(self._rollout, (w,), self._live_addresses(data), out)
         return out.reshape(shape)
+
+    def dynamics(
+        self, x: np.ndarray, u: np.ndarray, values: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """See Evaluator.dynamics."""
+        if values is not self._values[0]:
+            names = self._layout.parameter_names
+            self._values = (values, [values[name].ctypes.data for name in names])
+        instant = self._instant.parts
+        instant["x"][:], instant["u"][:] = x, u
+        of_x, of_u, of_rate = self._instant.addresses
+        self._dynamics(of_x, of_u, *self._values[1], of_rate)
+        return instant["rate"].copy()
 
     def mean_curvature(self, z: np.ndarray, data: StageData) -> float:
         """See Evaluator.mean_curvature."""

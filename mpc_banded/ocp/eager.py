@@ -16,7 +16,7 @@ global and is not thread-safe. The Hessian can be found in two ways:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,6 +62,7 @@ class EagerEvaluator:
         self.barrier = Barrier(transcription.problem)
         self.half_bandwidth = half_bandwidth or transcription.half_bandwidth
         self.recovery = recovery
+        self._values: tuple[Mapping[str, np.ndarray] | None, dict[str, Tensor]] = (None, {})
         self._comb = None
         if recovery != "stagewise":
             self._comb = comb.Comb(transcription.n, self.half_bandwidth, recovery)
@@ -151,6 +152,18 @@ class EagerEvaluator:
     def rollout(self, inputs: np.ndarray, data: StageData) -> np.ndarray:
         """See Evaluator.rollout."""
         return self.transcription.rollout(inputs, data).states
+
+    def dynamics(
+        self, x: np.ndarray, u: np.ndarray, values: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """See Evaluator.dynamics."""
+        if values is not self._values[0]:
+            self._values = (values, {name: torch.from_numpy(v) for name, v in values.items()})
+        with torch.inference_mode():
+            rate = self.transcription.problem.dynamics(
+                torch.from_numpy(x), torch.from_numpy(u), self._values[1]
+            )
+        return rate.numpy()
 
     def mean_curvature(self, z: np.ndarray, data: StageData) -> float:
         """Mean absolute diagonal of the Hessian of the costs at z (n,)."""

@@ -7,6 +7,7 @@ differentiate them; ``compiled.py`` calls machine code that was generated from t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,6 +84,18 @@ class Evaluator(Protocol):
 
     def rollout(self, inputs: np.ndarray, data: StageData) -> np.ndarray:
         """The states (N + 1, nx) that inputs (N, nu) lead to; see Transcription.predicted."""
+
+    def dynamics(
+        self, x: np.ndarray, u: np.ndarray, values: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """The rate (nx,) of a state (nx,) under an input (nu,).
+
+        Args:
+            x: State.
+            u: Input.
+            values: Name of each parameter -> its value at one stage, float64 in C order. They are
+                looked up once: pass another mapping for other values.
+        """
 
     def mean_curvature(self, z: np.ndarray, data: StageData) -> float:
         """Mean absolute diagonal of the Hessian of the costs at z (n,)."""

@@ -94,6 +94,7 @@ class _Kernels:
                 (self._cost_curvature(), self._terminal_curvature()),
                 self._problem.nx + self._t.n,
             ),
+            function("dynamics", ("x", "u", *live[1:]), (self._dynamics(),), self._problem.nx),
         ]
         signature = f'const char signature[] = "{layout.signature}";\n'
         newton = resources.files(__package__).joinpath("newton.c").read_text(encoding="utf-8")
@@ -279,6 +280,11 @@ class _Kernels:
     def _terminal_curvature(self) -> Section:
         last = Result(self._problem.horizon * self._t.block)
         return Section(self._stage.terminal_curvature, self._terminal_arguments(), (last,), 1)
+
+    def _dynamics(self) -> Section:
+        p = self._problem
+        arguments = (Argument("x", (p.nx,)), Argument("u", (p.nu,)), *self._parameters(0))
+        return Section(self._stage.dynamics, arguments, (Result(0),), 1)
 
     # Arguments
 

@@ -59,6 +59,10 @@ class Stage:
         ]
         return weighted, defect, torch.cat(rows) if rows else w[:0]
 
+    def dynamics(self, x: Tensor, u: Tensor, *parameters: Tensor) -> list[Tensor]:
+        """The rate of the state (nx,), with the parameters of one stage."""
+        return [_traced("dynamics", self._problem.dynamics, x, u, self._named(parameters))]
+
     def system(
         self,
         w: Tensor,

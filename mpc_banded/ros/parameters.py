@@ -123,7 +123,7 @@ class LiveParameters:
     def revert(self, config: Config) -> None:
         """Set the parameters back to a configuration, without calling ``adopt``."""
         adopt, self.adopt = self.adopt, None
-        changed = {name: x for name, x in config.values.items() if x != self.config[name]}
+        changed = {name: x for name, x in config.values.items() if x != self.config.values[name]}
         self._node.set_parameters([Parameter(name, value=x) for name, x in changed.items()])
         self.adopt = adopt
 
