@@ -24,7 +24,8 @@ Started = Callable[[subprocess.Popen[str]], None]
 SIGNATURE = 64
 #: Without -ffast-math, so that NaN and infinity reach the checks of the solver. At -O1,
 #: -fexpensive-optimizations is what makes gcc emit vzeroupper before calls into libm; with the
-#: upper halves of the vector registers dirty, a logarithm takes 30 times as long.
+#: upper halves of the vector registers dirty, a logarithm takes 30 times as long, and a step of
+#: the bicycle twice as long.
 FLAGS = (
     *("-O1", "-ftree-vectorize", "-fexpensive-optimizations", "-march=native"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"),
