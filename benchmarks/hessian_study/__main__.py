@@ -11,15 +11,13 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.hessian_study import definite, growth, optimizers, recoveries, routes
+from benchmarks.hessian_study import growth, recoveries, routes
 from benchmarks.pages import DOCS, ROOT, places, provenance, update
 from benchmarks.timing import settle
 
 PARTS = {
     "recoveries": recoveries,
     "routes": routes,
-    "optimizers": optimizers,
-    "definite": definite,
     "growth": growth,
 }
 PAGE = DOCS / "banded_hessian.md"

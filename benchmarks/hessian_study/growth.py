@@ -39,12 +39,12 @@ class Subject:
 
     Args:
         horizon: Number of intervals.
-        backend: One of problems.BACKENDS.
+        backend: One of problems.EVALUATORS.
     """
 
     def __init__(self, horizon: int, backend: str) -> None:
-        self.task = problems.task("bicycle", horizon)
-        self.evaluator = problems.BACKENDS[backend](self.task.transcription)
+        self.task = problems.bicycle(horizon)
+        self.evaluator = problems.EVALUATORS[backend](self.task.transcription)
         self.solver = NewtonSolver(
             self.evaluator, replace(SolverOptions(), max_iterations=ITERATIONS)
         )
@@ -119,7 +119,7 @@ def measure(quick: bool) -> Figures:
     """Solve over all horizons in rounds, and some horizons in processes of their own."""
     horizons = (5, 10, 20) if quick else (10, 50, 100, 500, 1_000, 5_000, 10_000)
     measured = horizons[-1:] if quick else (100, 1_000, 10_000)
-    backends = problems.available_backends()
+    backends = problems.available_evaluators()
     subjects = {(backend, h): Subject(h, backend) for backend in backends for h in horizons}
     rounds: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for warming in (True, *[False] * (2 if quick else 7)):

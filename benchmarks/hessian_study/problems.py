@@ -1,52 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The problems of the study: built-in robots in the hard moments of their demonstrations."""
+"""The problem of the study: the built-in bicycle on a long straight road."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from benchmarks.pages import ROOT
 from mpc_banded.codegen.build import NoCompiler, c_compiler
 from mpc_banded.codegen.cache import LibraryCache
 from mpc_banded.control.build import build_problem
 from mpc_banded.control.config import Config
-from mpc_banded.control.joints import JointReference
 from mpc_banded.control.path import PathReference
 from mpc_banded.control.reference import stacked
 from mpc_banded.ocp.compiled import compile_evaluator
 from mpc_banded.ocp.eager import EagerEvaluator
 from mpc_banded.ocp.evaluator import Evaluator
-from mpc_banded.ocp.problem import Inequality, Parameters, Trajectory
+from mpc_banded.ocp.problem import Trajectory
 from mpc_banded.ocp.transcription import StageData, Transcription
 
-ROBOTS = ("unicycle", "bicycle", "cartpole")
+#: Position, yaw and speed of the bicycle.
+_STATE = np.array([12.0, 0.5, 0.0, 5.0])
 
 
 def _compiled(transcription: Transcription) -> Evaluator:
     return compile_evaluator(EagerEvaluator(transcription), LibraryCache())
 
 
-#: Derivatives of the package by name.
-BACKENDS: dict[str, Callable[[Transcription], Evaluator]] = {
+#: Evaluators of the package by name.
+EVALUATORS: dict[str, Callable[[Transcription], Evaluator]] = {
     "eager": EagerEvaluator,
     "compiled": _compiled,
 }
 
 
-def available_backends() -> list[str]:
-    """Names of the backends that work here; compiled derivatives need a C compiler."""
+def available_evaluators() -> list[str]:
+    """Names of the evaluators that work here; compiled ones need a C compiler."""
     try:
         c_compiler()
     except NoCompiler:
         return ["eager"]
-    return list(BACKENDS)
+    return list(EVALUATORS)
 
 
 def verdict(holds: bool) -> str:
@@ -56,24 +53,15 @@ def verdict(holds: bool) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """A robot's problem at one moment.
+    """The bicycle's problem at one moment.
 
     Attributes:
-        name: Name of the robot.
         transcription: Discrete problem.
         data: State, parameters and weights.
     """
 
-    name: str
     transcription: Transcription
     data: StageData
-
-    @cached_property
-    def start(self) -> np.ndarray:
-        """Cold start (n,): inputs that are a little noise, and the states that they lead to."""
-        problem = self.transcription.problem
-        noise = np.random.default_rng(0).standard_normal((problem.horizon, problem.nu))
-        return self.transcription.pack(self.transcription.rollout(1e-3 * noise, self.data))
 
     @property
     def coasting(self) -> np.ndarray:
@@ -85,91 +73,22 @@ class Task:
         return self.transcription.pack(Trajectory(states, inputs, problem.dt))
 
 
-#: State of each robot.
-_STATES = {
-    "unicycle": [0.0, 0.5, 0.0, 0.0, 0.0],
-    "bicycle": [12.0, 0.5, 0.0, 5.0],
-    "cartpole": [0.0, np.pi, 0.0, 0.0],
-}
-
-
-def task(robot: str, horizon: int = 0, **changes: Any) -> Task:
-    """A robot in front of its obstacle, or with its pole hanging down.
+def bicycle(horizon: int, **changes: Any) -> Task:
+    """The bicycle in front of its obstacle.
 
     Args:
-        robot: One of ROBOTS; the parameters are those of its file in config/.
-        horizon: Number of intervals; 0 for that of the file.
-        changes: Changes to the parameters of the file.
+        horizon: Number of intervals.
+        changes: Changes to the parameters of its file in config/.
     """
-    overrides = {"horizon": horizon} if horizon else {}
-    config = Config.load(ROOT / "config" / f"{robot}.yaml", {**overrides, **changes})
-    problem = build_problem(config)
-    values = config.parameters
-    scheme = values.transcription or config.robot.transcription
+    config = Config.load(ROOT / "config" / "bicycle.yaml", {"horizon": horizon, **changes})
+    problem, values, robot = build_problem(config), config.parameters, config.robot
+    scheme = values.transcription or robot.transcription
     transcription = Transcription(problem, scheme, values.substeps)
-    state = np.array(_STATES[robot])
-    times = np.arange(problem.horizon + 1) * problem.dt
-    if config.robot.reference_message == "path":
-        along = np.linspace(0.0, 10.0 + values.reference_speed * times[-1] + state[0], 500)
-        reference: Any = PathReference(
-            np.column_stack([along, np.zeros(500)]), values.reference_speed
-        )
-    else:
-        reference = JointReference(dict.fromkeys(config.robot.reference, 0.0))
-    columns = reference.columns(dict(zip(config.robot.states, state, strict=True)), times)
+    times = np.arange(horizon + 1) * problem.dt
+    along = np.linspace(0.0, 10.0 + values.reference_speed * times[-1] + _STATE[0], 500)
+    road = PathReference(np.column_stack([along, np.zeros(500)]), values.reference_speed)
+    columns = road.columns(dict(zip(robot.states, _STATE, strict=True)), times)
     parameters: dict[str, Any] = dict(values.model)
-    parameters["reference"] = stacked(columns, config.robot.reference, times)
-    if config.robot.obstacles:
-        parameters["obstacles"] = config.obstacles()
-    data = transcription.stage_data(state, parameters, problem.weights)
-    return Task(robot, transcription, data)
-
-
-def without_inequalities(task: Task, softness: float = 0.0) -> Task:
-    """The same robot and costs, constrained by its dynamics alone.
-
-    Args:
-        task: A task whose inequalities do not depend on inputs.
-        softness: If positive, ``softness / 2`` times the squares of all violations of bounds and
-            inequalities is added to the costs.
-    """
-    problem = task.transcription.problem
-    stage, terminal = dict(problem.stage_costs), dict(problem.terminal_costs)
-    weights = dict(problem.weights)
-    if softness:
-        of_inputs = _outside(*problem.input_bounds)
-        of_states, rows = _outside(*problem.state_bounds), problem.inequalities.values()
-        stage["violation"] = lambda x, u, p: of_inputs(u) + of_states(x) + _missing(rows, x, u, p)
-        terminal["final violation"] = lambda x, p: of_states(x) + _missing(rows, x, None, p)
-        weights |= {"violation": 0.5 * softness, "final violation": 0.5 * softness}
-    freed = replace(
-        problem,
-        stage_costs=stage,
-        terminal_costs=terminal,
-        weights=weights,
-        inequalities={},
-        penalties={},
-        input_bounds=(-np.inf, np.inf),
-        state_bounds=(-np.inf, np.inf),
-    )
-    transcription = Transcription(freed, task.transcription.scheme, task.transcription.substeps)
-    data = transcription.stage_data(
-        task.data.initial_state.numpy(), task.data.parameters, freed.weights
-    )
-    return Task(task.name, transcription, data)
-
-
-def _outside(lower: np.ndarray, upper: np.ndarray) -> Callable[[Tensor], Tensor]:
-    low, high = torch.from_numpy(lower), torch.from_numpy(upper)
-
-    def squares(values: Tensor) -> Tensor:
-        return (torch.relu(low - values) ** 2 + torch.relu(values - high) ** 2).sum(dim=-1)
-
-    return squares
-
-
-def _missing(rows: Iterable[Inequality], x: Tensor, u: Tensor | None, p: Parameters) -> Tensor:
-    total = x.new_zeros(x.shape[:-1])
-    for h in rows:
-        total = total + (torch.relu(-h(x, u, p)) ** 2).sum(dim=-1)
-    return total
+    parameters["reference"] = stacked(columns, robot.reference, times)
+    parameters["obstacles"] = config.obstacles()
+    return Task(transcription, transcription.stage_data(_STATE, parameters, problem.weights))

@@ -20,16 +20,19 @@ from torch import Tensor
 
 from benchmarks import plots
 from benchmarks.hessian_study import problems
-from benchmarks.hessian_study.problems import verdict, without_inequalities
-from benchmarks.hessian_study.stagewise import Stagewise
+from benchmarks.hessian_study.problems import Task, verdict
 from benchmarks.pages import number, table
 from benchmarks.timing import exponent, interleaved
 from mpc_banded.ocp import banded
 from mpc_banded.ocp.comb import Comb, hessian_vector_products
+from mpc_banded.ocp.eager import EagerEvaluator
+from mpc_banded.ocp.evaluator import Evaluator
 from mpc_banded.ocp.newton import Point
 from mpc_banded.ocp.transcription import merit
 
 PENALTY = 100.0
+#: Barrier parameter that leaves no trace in a Hessian far from the bounds.
+THIN = 1e-30
 #: rho of the solver's Newton matrix on this robot, in order of magnitude.
 SOLVER_PENALTY = 1e7
 #: Largest horizon and largest n at which dense matrices are tried.
@@ -62,8 +65,7 @@ class Hessians:
 
     def __init__(self, horizon: int, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
-        whole = problems.task("bicycle", horizon, obstacles=[])
-        self.task = task = without_inequalities(whole)
+        self.task = task = problems.bicycle(horizon, obstacles=[])
         self.transcription = task.transcription
         problem = self.transcription.problem
         noise = torch.randn(self.transcription.n, generator=generator, dtype=torch.float64)
@@ -71,24 +73,15 @@ class Hessians:
         self.multipliers = torch.randn(
             problem.horizon, problem.nx, generator=generator, dtype=torch.float64
         )
-        self.none = torch.zeros(problem.horizon, 0).double()
         self.b = self.transcription.half_bandwidth
         self.direct = Comb(self.transcription.n, self.b)
         self.half = Comb(self.transcription.n, self.b, "substitution")
-        self.by_stages = Stagewise(task)
+        with torch.no_grad():
+            terms = self.transcription.terms(self.z, task.data)
+        self.none = torch.zeros_like(terms.inequalities)
         # A Newton matrix leaves out the curvature of the penalty of a nonzero defect. These
         # multipliers bring it back, so that all ways compute the same matrix.
-        with torch.no_grad():
-            defects = self.transcription.terms(self.z, task.data).defects
-        self.shifted = (self.multipliers + PENALTY * defects).numpy()
-        self.compiled = None
-        if "compiled" in problems.available_backends():
-            # The whole problem has the same Hessian to rounding, because the point is far from
-            # its bounds and the barrier is thin.
-            self.compiled = problems.BACKENDS["compiled"](whole.transcription)
-            duals = np.zeros((problem.horizon, self.compiled.barrier.width))
-            self.point = Point(self.z.numpy(), self.shifted, duals, 1e-30)
-            self.whole = whole.data
+        self.shifted = (self.multipliers + PENALTY * terms.defects).numpy()
 
     def value(self, z: Tensor) -> Tensor:
         """The merit function of z (..., n), summed over leading dimensions."""
@@ -133,14 +126,10 @@ class Hessians:
         """Every column."""
         return banded.from_dense(torch.func.hessian(self.value)(self.z).numpy(), self.b)
 
-    def stagewise(self) -> np.ndarray:
-        """Stage by stage in eager torch, which brings values, gradient and Jacobians as well."""
-        return self.by_stages.evaluate(self.z.numpy(), self.shifted, PENALTY).bands
-
-    def by_machine_code(self) -> np.ndarray:
-        """Newton system of the package, with barrier, gradients and Jacobians."""
-        assert self.compiled is not None
-        return self.compiled.system(self.point, self.whole, PENALTY).bands
+    def evaluated(self, name: str) -> Callable[[], np.ndarray]:
+        """Newton system of an evaluator of the package, with barrier, gradients and Jacobians."""
+        evaluator = problems.EVALUATORS[name](self.transcription)
+        return lambda: bands(evaluator, self.task, self.z.numpy(), self.shifted, PENALTY)
 
     def ways(self) -> dict[str, Callable[[], np.ndarray]]:
         """All ways that are feasible at this size."""
@@ -150,30 +139,38 @@ class Hessians:
             BATCHED: lambda: self.batched(self.direct),
             HALF: lambda: self.batched(self.half),
             REPLICAS: self.replicas,
-            STAGEWISE: self.stagewise,
+            STAGEWISE: self.evaluated("eager"),
         }
-        if self.compiled is not None:
-            ways[COMPILED] = self.by_machine_code
+        if "compiled" in problems.available_evaluators():
+            ways[COMPILED] = self.evaluated("compiled")
         if self.transcription.problem.horizon <= DENSE_HORIZON:
             ways[DENSE] = self.dense
         return ways
 
 
-def solvers(bands: np.ndarray, rhs: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
+def bands(
+    evaluator: Evaluator, task: Task, z: np.ndarray, multipliers: np.ndarray, penalty: float
+) -> np.ndarray:
+    """Bands of the Newton matrix (b + 1, n) with a barrier so thin that it does not count."""
+    duals = np.zeros((task.transcription.problem.horizon, evaluator.barrier.width))
+    return evaluator.system(Point(z, multipliers, duals, THIN), task.data, penalty).bands
+
+
+def solvers(matrix: np.ndarray, rhs: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
     """All solvers of ``A x = rhs`` that are feasible at this size."""
-    b, n = len(bands) - 1, bands.shape[1]
+    b, n = len(matrix) - 1, matrix.shape[1]
     full = np.zeros((2 * b + 1, n))  # LU takes both halves
     for d in range(b + 1):
-        full[b + d, : n - d] = full[b - d, d:] = bands[d, : n - d]
+        full[b + d, : n - d] = full[b - d, d:] = matrix[d, : n - d]
     sparse = scipy.sparse.dia_array((full, np.arange(b, -b - 1, -1)), shape=(n, n)).tocsc()
     ways: dict[str, Callable[[], np.ndarray]] = {
-        BANDED: lambda: banded.cholesky(bands).solve(rhs),
-        SCIPY: lambda: scipy.linalg.solveh_banded(bands, rhs, lower=True),
+        BANDED: lambda: banded.cholesky(matrix).solve(rhs),
+        SCIPY: lambda: scipy.linalg.solveh_banded(matrix, rhs, lower=True),
         BANDED_LU: lambda: scipy.linalg.solve_banded((b, b), full, rhs),
         SPARSE: lambda: scipy.sparse.linalg.splu(sparse).solve(rhs),
     }
     if n <= DENSE_N:
-        dense = banded.to_dense(bands)
+        dense = banded.to_dense(matrix)
         ways[DENSE_CHOLESKY] = lambda: scipy.linalg.cho_solve(scipy.linalg.cho_factor(dense), rhs)
         ways[DENSE_LU] = lambda: np.linalg.solve(dense, rhs)
     return ways
@@ -203,13 +200,14 @@ def measure(quick: bool) -> Figures:
         ways = Hessians(horizon).ways()
         hessians.update({(name, horizon): way for name, way in ways.items()})
     for horizon in long:
-        task = without_inequalities(problems.task("bicycle", horizon))
+        task = problems.bicycle(horizon)
         nothing = np.zeros((horizon, task.transcription.problem.nx))
-        evaluation = Stagewise(task).evaluate(task.coasting, nothing, SOLVER_PENALTY)
-        bands, rhs = evaluation.bands, -evaluation.gradient
-        solves = {(name, len(rhs)): way for name, way in solvers(bands, rhs).items()}
+        evaluator = EagerEvaluator(task.transcription)
+        matrix = bands(evaluator, task, task.coasting, nothing, SOLVER_PENALTY)
+        rhs = np.random.default_rng(0).standard_normal(matrix.shape[1])
+        solves = {(name, len(rhs)): way for name, way in solvers(matrix, rhs).items()}
         for key, way in solves.items():
-            residual = np.abs(banded.matvec(bands, way()) - rhs).max() / np.abs(rhs).max()
+            residual = np.abs(banded.matvec(matrix, way()) - rhs).max() / np.abs(rhs).max()
             residuals[key] = float(residual)
         # One size after the other: a large solve would empty the caches for a small one.
         solve_s.update(interleaved(solves, 0.0 if quick else 1.0))
@@ -220,12 +218,12 @@ def measure(quick: bool) -> Figures:
     references = {horizon: found[SEQUENTIAL, horizon] for horizon in horizons}
     errors = {
         (name, horizon): float(
-            np.abs(bands - references[horizon]).max() / np.abs(references[horizon]).max()
+            np.abs(result - references[horizon]).max() / np.abs(references[horizon]).max()
         )
-        for (name, horizon), bands in found.items()
+        for (name, horizon), result in found.items()
     }
     sizes = tuple(dict.fromkeys(n for _, n in solve_s))
-    return Figures(horizons, sizes, len(bands) - 1, hessian_s, errors, solve_s, residuals)
+    return Figures(horizons, sizes, len(matrix) - 1, hessian_s, errors, solve_s, residuals)
 
 
 def values(figures: Figures) -> dict[str, str]:
