@@ -2,6 +2,7 @@
 """A result is held against a stored one: what differs first, by how much, and what is allowed."""
 
 import csv
+import json
 
 import bags
 import pytest
@@ -70,6 +71,43 @@ def test_words_and_absent_numbers_differ_whatever_the_tolerance(field, value, tm
     expected, found = stored(tmp_path / "a"), stored(tmp_path / "b", **{field: {5: value}})
     (difference,) = compare(found, expected, {"command": 1e9}).differences
     assert (difference.field, difference.cycle, difference.found) == (field, 5, str(value))
+
+
+@pytest.mark.parametrize(("machine", "differ"), [("b", False), ("a", True), (None, True)])
+def test_a_reference_of_another_machine_has_other_last_digits(machine, differ, tmp_path):
+    expected = stored(tmp_path / "a")
+    found = stored(tmp_path / "b", **{"command.v": {4: 0.40005}, "iterations": {6: 3.0}})
+    for folder, name in ((expected, "a"), (found, machine)):
+        text = json.dumps({} if name is None else {"machine": name})
+        (folder / "summary.json").write_text(text, encoding="utf-8")
+    if machine is None:
+        (expected / "summary.json").write_text("[" * 9, encoding="utf-8")
+    result = compare(found, expected)
+    assert bool(result.differences) == differ
+    assert ("another machine (a)" in result.sentence) == (not differ)
+    assert compare(found, expected, {"iterations": 0.0}).differences
+
+
+@pytest.mark.parametrize("value", ["1e-3", True, float("nan"), -1.0, None])
+def test_a_tolerance_is_a_number(value, tmp_path):
+    with pytest.raises(ComparisonError, match="tolerance of command"):
+        compare(stored(tmp_path / "a"), stored(tmp_path / "b"), {"command": value})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cycle,time_ns\n1,x\n",
+        "cycle,time_ns,code\n1\n",
+        "cycle,time_ns\n\0\n",
+        "cycle,time_ns\nx,1,2\n",
+    ],
+)
+def test_a_damaged_reference_is_refused(text, tmp_path):
+    found = stored(tmp_path / "b")
+    (tmp_path / "other.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(ComparisonError, match="--update"):
+        compare(found, tmp_path / "other.csv")
 
 
 @pytest.mark.parametrize("count", [8, 12])

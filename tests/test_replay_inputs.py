@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mpc_banded.cli import main
+from mpc_banded.codegen.build import machine
 from mpc_banded.control.config import Config
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.offline.replay import Replay
@@ -164,6 +165,19 @@ def test_a_record_of_another_version_is_left_aside(tmp_path):
     assert "/a/cycle is not followed" in made.remarks.notes[0]
     with Bag(path) as bag, pytest.raises(BagError, match="no record of a cycle"):
         Replay(bag)
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_record_of_another_machine_is_named(elsewhere, tmp_path):
+    strange = record(SMALL)
+    name = "x86_64, another processor" if elsewhere else machine()
+    pair = bags.make("diagnostic_msgs/msg/KeyValue", key="machine", value=name)
+    strange.status[0].values.append(pair)
+    messages = [("/odom", SECOND, bags.odometry(SECOND, 0.0, 0.0)), ("/a/cycle", SECOND, strange)]
+    with Bag(bags.write(tmp_path / "bag", messages)) as bag:
+        made = Replay(bag, compiled=False)
+    assert made.recorded_on == name
+    assert any("another machine" in note for note in made.remarks.notes) == elsewhere
 
 
 ESCAPE = "\x1b]0;TITLE\x07\x1b[31m"

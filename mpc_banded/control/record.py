@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from mpc_banded.codegen.build import machine
 from mpc_banded.control.tick import Tick
 from mpc_banded.ocp.solver import Status
 from mpc_banded.robots.messages import stamp_ns_of
@@ -52,6 +53,8 @@ class Cycle:
         changed: Parameters that changed since then, by name.
         command: Name -> value.
         code, reason: Of the tick.
+        machine: Processor and C library of the node, on which the last bits depend; in the first
+            record only, and empty in others.
     """
 
     number: int
@@ -68,6 +71,7 @@ class Cycle:
     command: dict[str, float]
     code: str
     reason: str
+    machine: str = ""
 
     def values(self) -> dict[str, str]:
         """As pairs of strings; ``parse`` gives back exactly the same."""
@@ -87,6 +91,7 @@ class Cycle:
             **{f"command.{name}": repr(float(x)) for name, x in self.command.items()},
             "code": self.code,
             "reason": self.reason,
+            **({"machine": self.machine} if self.machine else {}),
         }
 
     @classmethod
@@ -108,6 +113,7 @@ class Cycle:
                 command=_section(values, "command."),
                 code=values["code"],
                 reason=values["reason"],
+                machine=values.get("machine", ""),
             )
         except KeyError as error:
             raise ValueError(f"the record of a cycle lacks {error}") from error
@@ -170,6 +176,7 @@ class Journal:
             command=dict(tick.command),
             code=tick.code.value,
             reason=tick.reason,
+            machine=machine() if number == 0 else "",
         )
 
 

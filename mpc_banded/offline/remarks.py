@@ -15,6 +15,8 @@ from mpc_banded.offline.text import printable
 NUMBER = re.compile(r"(?<![\w.])-?\d+(\.\d+)?(e[-+]?\d+)?")
 #: Most sentences, and most kinds of rejection, that a replay keeps.
 MOST = 50
+#: Difference of commands, relative beyond 1, up to which another machine repeats a recording.
+ELSEWHERE = 1e-6
 #: Stamps of a topic from which the offset of its clock is taken, and how far they may be ahead.
 SAMPLES, AHEAD_S = 1000, 0.05
 
@@ -61,6 +63,14 @@ class Remarks:
                 f"the bag lacks a message of {topic}, stamped {1e-9 * stamp_ns:.3f} s, that the "
                 f"node had before cycle {cycle}: commands after it may differ; record on the "
                 "machine of the node, with enough disk"
+            )
+
+    def compare_machines(self, recorded: str, here: str) -> None:
+        """Note that the recording comes from a machine that computes other last digits."""
+        if recorded and recorded != here:
+            self.note(
+                f"recorded on another machine ({recorded}; this one is {here}): the last digits "
+                f"of sine, cosine and others differ, and commands agree to about {ELSEWHERE:g}"
             )
 
     def compare_sequence(self, cycle: Cycle, last: Cycle | None) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mpc_banded.codegen.build import machine
 from mpc_banded.codegen.trace import UnsupportedOperation
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
@@ -109,6 +110,7 @@ class Replay:
         names: Relative name -> name in the recording, of all topics that are used.
         frame: Frame of the state, as its messages say.
         exact: Whether the records of the cycles are followed.
+        recorded_on: Processor and C library of the node, as its record says; empty if it does not.
         remarks: Grows while ``cycles`` is consumed.
 
     Raises:
@@ -140,6 +142,8 @@ class Replay:
                 "the parameters differ from those on record: what a deadline cut off then is not "
                 "repeated"
             )
+        self.recorded_on = first.machine if first is not None else ""
+        self.remarks.compare_machines(self.recorded_on, machine())
         self._journal = Journal()
         self._may_compile = self._options.compiled
         if not self.exact:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from mpc_banded import __version__
+from mpc_banded.codegen.build import machine
 from mpc_banded.offline.recording import Recording
 from mpc_banded.offline.replay import Replay, Replayed
 from mpc_banded.offline.timeline import Timeline
@@ -268,11 +269,13 @@ class Results:
             "rejected": dict(remarks.rejected.most_common(20)),
             "remarks": remarks.notes,
             "follows_the_record": replay.exact,
+            "machine": machine(),
         }
         if replay.exact:
             result["messages_missing"] = remarks.missing
             result["messages_missing_until_cycle"] = remarks.missing_until
             result["largest_difference_from_the_record"] = _number(self.exact_difference)
+            result["recorded_on"] = replay.recorded_on or None
         if self.folder is not None:
             result["digest"] = self._digest.hexdigest()
         return result
