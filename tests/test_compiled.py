@@ -524,13 +524,13 @@ def test_a_library_of_equal_sizes_but_other_parameters_is_refused(libraries):
         for shapes in ({"a": (3,), "b": (1,)}, {"a": (1,), "b": (3,)})
     )
     library = compile_evaluator(first, libraries).library
-    with pytest.raises(ValueError, match="is of another problem"):
+    with pytest.raises(ValueError, match="belongs to another problem"):
         compiled_evaluator(other, library)
 
 
 def test_a_library_of_another_problem_is_refused(machine):
     (_, one), (_, other) = problem_of("unicycle"), problem_of("bicycle")
-    with pytest.raises(ValueError, match="is of another problem"):
+    with pytest.raises(ValueError, match="belongs to another problem"):
         compiled_evaluator(other, machine(one).library)
 
 

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever happens the command is finite and inside its bounds; otherwise it is optimal."""
 
+import copy
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -253,3 +257,17 @@ def test_the_unicycle_drives_round_the_disc_to_its_goal():
         clearances.append(np.hypot(*(state[:2] - disc[:2])) - disc[2])
     assert min(clearances) > -0.01
     assert np.hypot(*(state[:2] - goal)) < 0.15
+
+
+def test_steps_can_be_kept_sent_and_compared():
+    case = unicycle()
+    controller = controller_of(case)
+    solved = controller.step(case.state, case.parameters)
+    failed = controller.step(NAN, case.parameters)
+    assert np.isnan(failed.kkt_residual)
+    for step in (solved, failed):
+        for same in (pickle.loads(pickle.dumps(step)), copy.copy(step), copy.deepcopy(step)):
+            assert same == step
+        assert step != replace(step, command=step.command + 1.0)
+        assert step != replace(step, status=Status.DEADLINE)
+    assert solved != failed

@@ -269,6 +269,19 @@ def test_jacobians_are_dense_ones_without_their_zeros(name, scheme, recovery):
     assert_close(of_rows, d.row_jacobian)
 
 
+@pytest.mark.parametrize("recovery", ["stagewise", "direct"])
+@every_problem
+def test_the_gradient_of_the_costs_does_not_depend_on_the_multipliers(name, recovery):
+    """However large: no digit of it is lost in a difference from the Lagrangian's gradient."""
+    d, transcription = dense(name, "rk4"), Transcription(PROBLEMS[name]().problem, "rk4")
+    evaluator = EagerEvaluator(transcription, recovery=recovery)
+    light, heavy = (
+        evaluator.system(replace(d.point, multipliers=f * d.point.multipliers), d.data, RHO)
+        for f in (0.0, 1e12)
+    )
+    np.testing.assert_array_equal(light.cost_gradient, heavy.cost_gradient)
+
+
 @every_problem
 def test_a_cold_start_is_on_the_central_path(name):
     d = dense(name, "euler")

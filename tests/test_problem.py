@@ -2,6 +2,10 @@
 # ruff: noqa: ARG005
 """A problem says what it is, and every argument that cannot be right is named."""
 
+import copy
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -191,3 +195,28 @@ def test_an_interval_begins_at_its_stage_however_the_time_is_rounded(dt):
     for k in range(30):
         assert trajectory.input_at(k * dt)[0] == k
         assert trajectory.input_at(sum([dt] * k))[0] == k
+
+
+def test_trajectories_are_equal_if_their_values_are():
+    one = Trajectory(np.array([[1.0], [np.nan]]), np.array([[2.0]]), 0.1)
+    for same in (copy.deepcopy(one), pickle.loads(pickle.dumps(one)), replace(one)):
+        assert one == same
+    for other in (
+        replace(one, states=np.array([[1.0], [2.0]])),
+        replace(one, states=np.array([[1.0], [np.nan], [2.0]])),
+        replace(one, inputs=np.array([[3.0]])),
+        replace(one, dt=0.2),
+        None,
+    ):
+        assert one != other
+    with pytest.raises(TypeError, match="cannot be hashed"):
+        hash(one)
+
+
+def test_a_problem_is_copied_with_all_that_it_holds():
+    one = unicycle().problem
+    other = copy.deepcopy(one)
+    assert other.cost_names == one.cost_names
+    assert dict(other.weights) == dict(one.weights)
+    assert dict(other.inequality_widths) == dict(one.inequality_widths)
+    np.testing.assert_array_equal(other.input_bounds, one.input_bounds)

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from mpc_banded.ocp.banded import matvec
-from mpc_banded.ocp.differences import check_derivatives
+from mpc_banded.ocp.differences import check_function
 
 # Numbers in one batch of vectors; bounds the memory that large problems take.
 _BATCH = 1 << 20
@@ -109,7 +109,7 @@ def banded_hessian(
     gradient, point = _gradient(f, z)
     generator = generator or torch.Generator().manual_seed(0)
     if check:
-        _check_derivatives(f, point)
+        check_function(f, point)
     comb = Comb(point.numel(), half_bandwidth, recovery, point.dtype, generator)
     products = hessian_vector_products(gradient, point, comb.probes.to(point.device))
     _require_finite(products, point)
@@ -268,15 +268,6 @@ def _gradient(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]
             value, point, create_graph=True, allow_unused=True, materialize_grads=True
         )
     return gradient, point
-
-
-def _check_derivatives(f: Callable[[Tensor], Tensor], point: Tensor) -> None:
-    """Compare the derivatives of ``f`` along a random direction with differences."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.inference_mode(False):
-        z = point.detach()
-        direction = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
-        check_derivatives(["f"], lambda step: f(z + step * direction)[None], z.dtype)
 
 
 def _require_finite(products: Tensor, z: Tensor) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -209,8 +210,12 @@ class _System(NewtonSystem):
             _parts=parts,
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are plain systems: the address would be that of the original."""
+        return NewtonSystem, tuple(getattr(self, f.name) for f in fields(NewtonSystem))
+
     def __getattr__(self, name: str) -> Any:
-        if name not in self.__dict__["_parts"]:
+        if name not in self.__dict__.get("_parts", ()):
             raise AttributeError(name)
         value = self._parts[name].of(self._out)
         self.__dict__[name] = value.T if name == "bands" else value

@@ -19,7 +19,7 @@ from mpc_banded.ocp import checks, compiled, warm_start
 from mpc_banded.ocp.eager import EagerEvaluator
 from mpc_banded.ocp.evaluator import Evaluator
 from mpc_banded.ocp.newton import Point
-from mpc_banded.ocp.problem import OptimalControlProblem, Trajectory
+from mpc_banded.ocp.problem import ComparesArrays, OptimalControlProblem, Trajectory
 from mpc_banded.ocp.solver import NewtonSolver, Solution, SolverOptions, Status
 from mpc_banded.ocp.transcription import StageData, Transcription
 
@@ -43,8 +43,8 @@ class CommandSource(Enum):
     """The fallback command: there is neither a solve nor a plan that still reaches this far."""
 
 
-@dataclass(frozen=True)
-class ControlStep:
+@dataclass(frozen=True, eq=False)
+class ControlStep(ComparesArrays):
     """What one step of the controller decided, and how well it knows.
 
     Attributes:

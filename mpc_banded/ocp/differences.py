@@ -78,6 +78,19 @@ def check_derivatives(
                 )
 
 
+def check_function(f: Callable[[Tensor], Tensor], z: Tensor) -> None:
+    """Compare the derivatives of a scalar function at z (n,), along a random direction.
+
+    Raises:
+        WrongDerivative: See check_derivatives.
+    """
+    generator = torch.Generator().manual_seed(1)
+    with torch.inference_mode(False):
+        here = z.detach()
+        direction = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(here)
+        check_derivatives(["f"], lambda step: f(here + step * direction)[None], z.dtype)
+
+
 def _check_first(
     names: Sequence[str], curve: Curve, dtype: torch.dtype
 ) -> tuple[np.ndarray, np.ndarray]:

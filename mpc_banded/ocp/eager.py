@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from mpc_banded.ocp.newton import (
     summary,
     transposed_product,
 )
-from mpc_banded.ocp.transcription import StageData, Terms, Transcription, merit
+from mpc_banded.ocp.transcription import StageData, Terms, Transcription, constraints
 
 #: Ways to find the Hessian.
 RECOVERIES = ("stagewise", *comb.RECOVERIES)
@@ -197,13 +197,7 @@ class EagerEvaluator:
         inequalities that ``of_inequalities`` returns for their values (N, m).
         """
         way = self._by_stages if self._comb is None else self._by_combs
-        parts, of_h = way(z, data, torch.from_numpy(multipliers), penalty, of_inequalities)
-        gradient = (
-            parts.gradient
-            - transposed_product(parts.defect_jacobian, multipliers)
-            + _inequalities_transposed(parts.inequality_jacobian, of_h.numpy())
-        )
-        return replace(parts, gradient=gradient)
+        return way(z, data, torch.from_numpy(multipliers), penalty, of_inequalities)
 
     def _by_stages(
         self,
@@ -212,7 +206,7 @@ class EagerEvaluator:
         multipliers: Tensor,
         penalty: float,
         of_inequalities: Callable[[Tensor], Tensor],
-    ) -> tuple[_Parts, Tensor]:
+    ) -> _Parts:
         problem, block = self.transcription.problem, self.transcription.block
         nx, width = problem.nx, block + problem.nx
         padded = np.concatenate([data.state, z])
@@ -225,8 +219,9 @@ class EagerEvaluator:
         x, u, x_next = copies.split([nx, problem.nu, nx], dim=-1)
         terms = self.transcription.stage_terms(x, u, x_next, data)
         of_h = of_inequalities(terms.inequalities[0].detach())
-        scalar = merit(terms, multipliers, torch.zeros_like(multipliers[0, 0]), of_h)
-        (slope,) = torch.autograd.grad(scalar, copies, create_graph=True)
+        of_costs = _gradient(terms.costs.sum(), copies)
+        none = torch.zeros_like(multipliers[0, 0])
+        slope = of_costs + _gradient(constraints(terms, multipliers, none, of_h), copies)
         outputs = (slope, terms.defects, terms.inequalities)
         live = [
             pair for pair in zip(outputs, self._stage_probes, strict=True) if pair[0].requires_grad
@@ -239,12 +234,12 @@ class EagerEvaluator:
         )
         of_defects[0, :, :nx] = 0.0  # x_0 is no unknown
         blocks = blocks + penalty * np.matmul(of_defects.swapaxes(1, 2), of_defects)
-        each = slope[0].detach().numpy()
+        each = of_costs[0].detach().numpy()
         total = each[:, nx:].copy()
         total[:-1, -nx:] += each[1:, :nx]
         bands = _overlapped(blocks, nx, self.half_bandwidth)
         first = Terms(terms.costs[0], terms.defects[0], terms.inequalities[0])
-        return _Parts(first, total.reshape(-1), bands, of_defects, jacobian[:, :, nx:]), of_h
+        return _Parts(first, total.reshape(-1), bands, of_defects, jacobian[:, :, nx:])
 
     def _by_combs(
         self,
@@ -253,19 +248,20 @@ class EagerEvaluator:
         multipliers: Tensor,
         penalty: float,
         of_inequalities: Callable[[Tensor], Tensor],
-    ) -> tuple[_Parts, Tensor]:
+    ) -> _Parts:
         assert self._comb is not None
         point = torch.tensor(z, dtype=torch.float64, requires_grad=True)
         terms = self.transcription.terms(point, data)
         rho = _scalar(penalty)
         of_h = of_inequalities(terms.inequalities.detach())
         # Shifting the multipliers removes the curvature that the penalty adds at nonzero defects.
-        scalar = merit(terms, multipliers - rho * terms.defects.detach(), rho, of_h)
-        (slope,) = torch.autograd.grad(scalar, point, create_graph=True)
+        shifted = multipliers - rho * terms.defects.detach()
+        of_costs = _gradient(terms.costs.sum(), point)
+        slope = of_costs + _gradient(constraints(terms, shifted, rho, of_h), point)
         products = comb.hessian_vector_products(slope, point, self._comb.probes)
         bands = self._comb.decompress(products)
-        gradient = slope.detach().numpy()
-        return _Parts(terms, gradient, bands, *self._jacobians(terms, point)), of_h
+        gradient = of_costs.detach().numpy()
+        return _Parts(terms, gradient, bands, *self._jacobians(terms, point))
 
     def _jacobians(self, terms: Terms, point: Tensor) -> tuple[np.ndarray, np.ndarray]:
         problem, block = self.transcription.problem, self.transcription.block
@@ -290,7 +286,7 @@ class _Parts:
 
     Attributes:
         terms: Values.
-        gradient: Of the costs (n,); of the Lagrangian before ``_derive`` has corrected it.
+        gradient: Of the costs, (n,).
         bands: ``H_L + rho J'J``, (b + 1, n).
         defect_jacobian: (N, nx, 2 nx + nu).
         inequality_jacobian: (N, m, nu + nx).
@@ -301,6 +297,16 @@ class _Parts:
     bands: np.ndarray
     defect_jacobian: np.ndarray
     inequality_jacobian: np.ndarray
+
+
+def _gradient(value: Tensor, by: Tensor) -> Tensor:
+    """Gradient with its graph; zero where the value does not depend on ``by``."""
+    if not value.requires_grad:
+        return torch.zeros_like(by)
+    (gradient,) = torch.autograd.grad(
+        value, by, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return gradient
 
 
 def _scalar(value: float) -> Tensor:
@@ -339,11 +345,6 @@ def _overlapped(blocks: np.ndarray, overlap: int, half_bandwidth: int) -> np.nda
     bands[:, :, :shown] += lower[:, overlap:, :shown]
     bands[:-1, -overlap:, :shown] += lower[1:, :overlap, :shown]
     return bands.reshape(-1, half_bandwidth + 1).T
-
-
-def _inequalities_transposed(jacobian: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
-    """J' nu of the inequality Jacobian and multipliers (N, m); (n,)."""
-    return np.matmul(multipliers[:, None, :], jacobian).reshape(-1)
 
 
 def _defect_rows(transcription: Transcription) -> Tensor:

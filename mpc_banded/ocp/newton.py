@@ -16,13 +16,14 @@ import torch
 
 from mpc_banded.ocp import banded
 from mpc_banded.ocp.barrier import Barrier
+from mpc_banded.ocp.problem import ComparesArrays
 
 #: Multiplier sweeps with one factor.
 MAX_SWEEPS = 6
 
 
-@dataclass(frozen=True)
-class Point:
+@dataclass(frozen=True, eq=False)
+class Point(ComparesArrays):
     """Primal and dual iterate: what a warm start consists of.
 
     Attributes:
@@ -38,8 +39,8 @@ class Point:
     mu: float
 
 
-@dataclass(frozen=True)
-class NewtonSystem:
+@dataclass(frozen=True, eq=False)
+class NewtonSystem(ComparesArrays):
     """All that a Newton step from one point needs.
 
     Attributes:
@@ -82,8 +83,8 @@ class NewtonSystem:
     row_jacobian: np.ndarray
 
 
-@dataclass(frozen=True)
-class NewtonStep:
+@dataclass(frozen=True, eq=False)
+class NewtonStep(ComparesArrays):
     """A Newton step, and what it changes to first order.
 
     Attributes:

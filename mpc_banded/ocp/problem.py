@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from types import MappingProxyType
 from typing import Any
@@ -44,8 +44,27 @@ Inequality = Callable[[Tensor, Tensor, Parameters], Tensor]
 STATE_BOUND_PENALTY = (1e3, 1e3)
 
 
-@dataclass(frozen=True)
-class Trajectory:
+class ComparesArrays:
+    """Compares dataclasses that hold arrays by value; NaN equals itself."""
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        return all(_same(one, another) for one, another in pairs)
+
+    def __hash__(self) -> int:
+        raise TypeError(f"{type(self).__name__} holds arrays and cannot be hashed")
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        return bool(np.array_equal(one, other, equal_nan=True))
+    return bool(one == other or (one != one and other != other))
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory(ComparesArrays):
     """States (N + 1, nx) and inputs (N, nu) on a grid of ``dt`` seconds."""
 
     states: np.ndarray
@@ -176,6 +195,12 @@ class OptimalControlProblem:
     def with_grid(self, horizon: int, dt: float) -> OptimalControlProblem:
         """The same problem on another grid."""
         return replace(self, horizon=horizon, dt=dt)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle by the arguments: read-only mappings can do neither."""
+        values = (getattr(self, f.name) for f in fields(self) if f.init)
+        plain = (dict(v) if isinstance(v, MappingProxyType) else v for v in values)
+        return type(self), tuple(plain)
 
     def _freeze(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

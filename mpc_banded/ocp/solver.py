@@ -21,6 +21,7 @@ import numpy as np
 from mpc_banded.ocp.banded import NotPositiveDefinite
 from mpc_banded.ocp.evaluator import Evaluator, Merit
 from mpc_banded.ocp.newton import NewtonStep, NewtonSystem, Point
+from mpc_banded.ocp.problem import ComparesArrays
 from mpc_banded.ocp.transcription import StageData
 
 #: Step lengths that the line search tries after the first.
@@ -111,8 +112,8 @@ class Iteration:
     factorizations: int
 
 
-@dataclass(frozen=True)
-class Solution:
+@dataclass(frozen=True, eq=False)
+class Solution(ComparesArrays):
     """Where a solve ended.
 
     Attributes:

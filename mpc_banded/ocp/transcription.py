@@ -257,10 +257,16 @@ def merit(
         penalty: rho, ().
         inequality_multipliers: nu >= 0, (N, m).
     """
+    return terms.costs.sum() + constraints(terms, multipliers, penalty, inequality_multipliers)
+
+
+def constraints(
+    terms: Terms, multipliers: Tensor, penalty: Tensor, inequality_multipliers: Tensor
+) -> Tensor:
+    """The share of ``merit`` that the constraints have."""
     d = terms.defects
     return (
-        terms.costs.sum()
-        + (multipliers * d).sum()
+        (multipliers * d).sum()
         + 0.5 * penalty * (d * d).sum()
         - (inequality_multipliers * terms.inequalities).sum()
     )
