@@ -4,6 +4,7 @@
 import copy
 import pickle
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import (
     CASES,
+    Case,
     assert_same_bits,
     controller_of,
     double_integrator,
@@ -152,6 +154,57 @@ def test_a_plan_is_driven_on_while_it_lasts_and_no_longer(reason):
             assert step.source is CommandSource.FALLBACK
             np.testing.assert_array_equal(step.command, 0.0)
     assert controller.step(case.state, case.parameters).source is CommandSource.SOLUTION
+
+
+def rising_unicycle():
+    """Where ``rise`` is 1 the costs are higher at every evaluation: no line search succeeds."""
+    case = unicycle(horizon=20, dt=0.1)
+    goal, calls = case.problem.stage_costs["goal"], count()
+    problem = replace(
+        case.problem,
+        stage_costs={
+            **case.problem.stage_costs,
+            "goal": lambda x, u, p: goal(x, u, p) + 1e3 * next(calls) * p["rise"][..., 0],
+        },
+        parameters={**case.problem.parameters, "rise": (1,)},
+    )
+    return Case(problem, case.state, {**case.parameters, "rise": np.zeros(1)})
+
+
+def test_a_reference_that_is_not_finite_costs_one_cycle():
+    """The plan is not at fault if a cold start is not finite either: it stays the warm start."""
+    case = unicycle()
+    controller, undisturbed = controller_of(case), controller_of(case)
+    for each in (controller, undisturbed):
+        assert each.step(case.state, case.parameters).status is Status.CONVERGED
+    bad = {name: np.full_like(value, np.nan) for name, value in case.parameters.items()}
+    step = controller.step(case.state, bad, elapsed_s=0.0)
+    assert (step.source, step.status) == (CommandSource.SHIFTED, Status.NON_FINITE)
+    step = controller.step(case.state, case.parameters, max_iterations=1)
+    assert step.source is CommandSource.SOLUTION
+    expected = undisturbed.step(case.state, case.parameters, max_iterations=1)
+    np.testing.assert_allclose(step.command, expected.command, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_after_a_failure_few_iterations_a_cycle_are_enough_to_recover(limit):
+    """Solves go on where the last one stopped; until they converge the plan is driven."""
+    case = rising_unicycle()
+    cold = controller_of(case).step(case.state, case.parameters)
+    assert cold.iterations > 2 * limit
+    controller = controller_of(case)
+    plan = controller.step(case.state, case.parameters).plan
+    rise = {**case.parameters, "rise": np.ones(1)}
+    step = controller.step(case.state + 0.1, rise, elapsed_s=0.0)
+    assert (step.status, step.source) == (Status.LINE_SEARCH_FAILED, CommandSource.SHIFTED)
+    cycles = 0
+    while step.source is CommandSource.SHIFTED:
+        np.testing.assert_array_equal(step.plan.inputs, plan.inputs)
+        step = controller.step(case.state, case.parameters, elapsed_s=0.0, max_iterations=limit)
+        cycles += 1
+        assert cycles <= -(-cold.iterations // limit) + 1
+    assert step.status is Status.CONVERGED
+    np.testing.assert_allclose(step.command, plan.inputs[0], atol=1e-4)
 
 
 def test_a_long_pause_begins_anew():

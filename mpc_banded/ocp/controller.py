@@ -146,6 +146,7 @@ class RecedingHorizonController:
         self._point: Point | None = None
         self._age_s = 0.0
         self._restart = False
+        self._recovery: Point | None = None
         self._last_state = np.zeros(self.problem.nx)
         self._solver.reset()
 
@@ -165,7 +166,7 @@ class RecedingHorizonController:
                 f"the plan has {its.nx} states and {its.nu} inputs; allowed are {mine.nx} and "
                 f"{mine.nu}"
             )
-        self._age_s, self._restart = other._age_s, other._restart
+        self._age_s, self._restart, self._recovery = other._age_s, other._restart, None
         self._last_state = other._last_state.copy()
         self._point = other._point
         if other._point is not None and (mine.horizon, mine.dt) != (its.horizon, its.dt):
@@ -242,46 +243,70 @@ class RecedingHorizonController:
         if max_iterations is not None and max_iterations < 0:
             raise ValueError(f"max_iterations is {max_iterations}; allowed are integers >= 0")
         data = self.transcription.stage_data(state, parameters, self._weights)
-        self._age_s += elapsed_s
-        start = self._shifted(elapsed_s)
+        start = self._shift(elapsed_s)
         if start is not None and not start.duals.size:
             duals = self.evaluator.central_duals(start.z, start.mu, data)
-            start = replace(start, duals=duals)
+            start = self._point = replace(start, duals=duals)
         solution = None
         if np.isfinite(state).all():
             deadline = np.inf if deadline_s is None else began + deadline_s
-            begin = self._cold(data) if start is None or self._restart else start
-            solution = self._solver.solve(begin, data, deadline, max_iterations)
-            if begin is start and solution.status is Status.NON_FINITE:
-                # The plan may be at fault, after a state that was finite and nonsense.
-                solution = self._solver.solve(self._cold(data), data, deadline, max_iterations)
+            solution = self._solve(start, data, deadline, max_iterations)
         return self._decide(state, start, solution, time.perf_counter() - began)
+
+    def _shift(self, elapsed_s: float) -> Point | None:
+        """Move plan and recovery forward in time; returns the plan while it reaches that far."""
+        problem = self.problem
+        self._age_s += elapsed_s
+        if self._age_s / problem.dt >= problem.horizon - 1e-9:
+            self._point = None
+        if self._point is not None:
+            self._point = warm_start.shifted(self._point, self._last_state, problem, elapsed_s)
+        if self._recovery is not None:
+            first = self._last_state
+            self._recovery = warm_start.shifted(self._recovery, first, problem, elapsed_s)
+        return self._point
+
+    def _solve(
+        self, start: Point | None, data: StageData, deadline: float, max_iterations: int | None
+    ) -> Solution:
+        """Solve from the plan; after a failure from the recovery, which begins cold."""
+        usable = start is not None and not self._restart
+        begin = start if usable else self._recovery
+        if begin is None:
+            return self._solver.solve(self._cold(data), data, deadline, max_iterations)
+        solution = self._solver.solve(begin, data, deadline, max_iterations)
+        if solution.status is not Status.NON_FINITE:
+            return solution
+        # The plan may be at fault, after a state that was finite and nonsense.
+        return self._solver.solve(self._cold(data), data, deadline, max_iterations)
 
     def _decide(
         self, state: np.ndarray, start: Point | None, solution: Solution | None, solve_s: float
     ) -> ControlStep:
         status = Status.NON_FINITE if solution is None else solution.status
-        failed = solution is not None and status in _RESTART
-        if status is Status.NON_FINITE:
+        is_converged = status is Status.CONVERGED
+        failed = status in (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE)
+        # A solve that began cold is no better than the plan until it has converged. Meanwhile the
+        # plan is driven, and each solve goes on where the last one stopped.
+        recovering = self._restart and start is not None and not is_converged
+        if solution is not None and status is Status.NON_FINITE:
+            # Not even a cold start is finite: the data are at fault, not the plan.
+            self._solver.rescale()
             solution = None
-        converged = status is Status.CONVERGED
-        # A solve that began cold again is no better than the plan until it has converged.
-        begun_cold = self._restart and start is not None
-        if solution and (converged or (solution.iterations and not begun_cold)):
-            source, point = CommandSource.SOLUTION, solution.point
-            self._age_s, self._restart = 0.0, False
-        elif start is not None:
-            source, point = CommandSource.SHIFTED, start
-        else:
-            source, point = CommandSource.FALLBACK, None
-        self._point = point
+        elif solution is not None and recovering:
+            self._recovery = None if failed else solution.point
+        self._point = start
+        source = CommandSource.FALLBACK if start is None else CommandSource.SHIFTED
+        if solution is not None and not recovering and (solution.iterations or is_converged):
+            source, self._point = CommandSource.SOLUTION, solution.point
+            self._age_s, self._restart, self._recovery = 0.0, False, None
         self._restart = self._restart or failed
         if np.isfinite(state).all():
             self._last_state = state
-        if point is None:
+        if self._point is None:
             plan = self._standing(self._last_state)
         else:
-            plan = self.transcription.unpack(point.z, self._last_state)
+            plan = self.transcription.unpack(self._point.z, self._last_state)
         return ControlStep(
             command=self._inside_bounds(plan.inputs[0]),
             plan=plan,
@@ -320,13 +345,6 @@ class RecedingHorizonController:
         states = self.evaluator.rollout(inputs, data)
         return self.transcription.pack(Trajectory(states, inputs, problem.dt))
 
-    def _shifted(self, elapsed_s: float) -> Point | None:
-        """The plan moved forward in time; None if its solution does not reach that far."""
-        problem, point = self.problem, self._point
-        if point is None or self._age_s / problem.dt >= problem.horizon - 1e-9:
-            return None
-        return warm_start.shifted(point, self._last_state, problem, elapsed_s)
-
     def _cost_terms(self, solution: Solution) -> dict[str, float]:
         return dict(zip(self.problem.cost_names, solution.costs.tolist(), strict=True))
 
@@ -338,7 +356,3 @@ class RecedingHorizonController:
             column += width
         result["state_bounds"] = float(solution.violations[:, column:].max(initial=0.0))
         return result
-
-
-#: After these the next solve starts cold; the plan is kept only to be driven on.
-_RESTART = (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE, Status.NON_FINITE)
