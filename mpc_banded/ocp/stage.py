@@ -82,8 +82,7 @@ class Stage:
             duals: Duals of the inequalities, see Barrier.
             mu: Barrier parameter.
             penalty: rho of the Newton matrix.
-            weights: See Stage.
-            parameters: See Stage.
+            weights, parameters: See Stage.
             second_order: Whether the matrix has the Hessian of the Lagrangian and ``rho J'J``, and
                 the Jacobian of the defect is returned too; otherwise the matrix is the curvature
                 of the barrier alone.
