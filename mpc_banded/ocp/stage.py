@@ -82,10 +82,10 @@ class Stage:
             duals: Duals of the inequalities, see Barrier.
             mu: Barrier parameter.
             penalty: rho of the Newton matrix.
-            weights, parameters: See Stage.
+            weights: See Stage.
+            parameters: See Stage.
             second_order: Whether the matrix has the Hessian of the Lagrangian and ``rho J'J``, and
-                the Jacobian of the defect is returned too; otherwise the matrix is the curvature
-                of the barrier alone.
+                the defect's Jacobian is returned too; otherwise it is the barrier's curvature.
 
         Returns:
             The costs, the barrier's value, the defect, rows, distances and safe duals; gradients
