@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles while the control loop goes on.
+"""Compiles derivatives while the control loop drives on.
 
-Where the functions of a problem are traced already, only the C compiler is left to run, and a
-thread waits for it. Tracing long functions holds the interpreter for seconds, which the control
-loop must not do: then all is left to another process, the command ``mpc_banded compile``. Either
-way all that comes back is the path of a library in the cache.
+If the functions of a problem are traced already, only the C compiler has to run, and a thread
+waits for it. Tracing long functions would hold the interpreter, and so the control loop, for
+seconds: then another process does everything, by the command ``mpc_banded compile``. Either way
+the result is the path of a library in the cache.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import yaml
 from mpc_banded.codegen.cache import NotBuilt
 from mpc_banded.control.config import Config
 
-#: How the sentence of the command begins if it fails.
+#: Beginning of what the command says if it fails.
 NOT_COMPILED = "not compiled: "
-#: Niceness of compilers: the control loop goes first.
+#: Niceness of compilers, so that the control loop goes first.
 NICENESS = 10
-#: How long the other process may take to clear up when it is ended early.
+#: How long the other process may take to clean up if it is ended early.
 GRACE_S = 2.0
-#: Modules are looked for where this process finds them: the robot may be anywhere.
+#: It searches modules where this process does: the robot may be anywhere.
 _SCRIPT = """\
 import sys
 sys.path[:] = {path!r}
@@ -41,45 +41,45 @@ sys.exit(main(["compile", "--params", "/dev/stdin"]))
 
 
 class CompilationFailed(RuntimeError):
-    """There will be no library; the message says why."""
+    """The compilation failed; the message says why."""
 
 
 class Compilation(Protocol):
     """A compilation under way.
 
     Attributes:
-        remarks: What it had to say, line by line, once it is done.
+        remarks: Lines that it wrote, once it has ended.
     """
 
     remarks: list[str]
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the compilation began."""
 
     def poll(self) -> Path | None:
-        """The library in the cache once it is there, None before.
+        """Return the path of the library in the cache; None until it is there.
 
         Raises:
-            CompilationFailed: There will be none.
+            CompilationFailed: There will be no library.
         """
 
     def cancel(self) -> bool:
-        """Ask it to end, without waiting; whether it has, and ``close`` is quick."""
+        """Ask the compilation to end; returns whether it has ended, so that ``close`` is quick."""
 
     def close(self) -> None:
-        """End it, and all that it has started, if it is still under way."""
+        """End the compilation and all processes that it started."""
 
 
 def begin(config: Config, missing: NotBuilt | None = None) -> Compilation:
-    """Compile the derivatives of a configuration.
+    """Begin to compile the derivatives of a configuration.
 
     Args:
-        config: What to compile.
-        missing: What its controller did not find in the cache, if it has looked there.
+        config: The configuration.
+        missing: The error of its controller if it did not find its library in the cache.
 
     Raises:
-        OSError: There can be no other process.
+        OSError: No other process can be started.
     """
     if missing is None or missing.build is None:
         return OtherProcess(config)
@@ -87,10 +87,10 @@ def begin(config: Config, missing: NotBuilt | None = None) -> Compilation:
 
 
 class Compiler:
-    """Runs the C compiler on functions that have been traced.
+    """Runs the C compiler, in a thread, on functions that are traced already.
 
     Args:
-        missing: What to build.
+        missing: Says what to build.
     """
 
     def __init__(self, missing: NotBuilt) -> None:
@@ -112,7 +112,7 @@ class Compiler:
     def _run(self) -> None:
         try:
             self._outcome = self._build(self._started)
-        except Exception as error:  # of any kind: it is raised again where it is asked for
+        except Exception as error:  # poll raises it
             self._outcome = error
 
     def _started(self, compiler: subprocess.Popen[str]) -> None:
@@ -145,17 +145,17 @@ class OtherProcess:
     """Traces and compiles in another process.
 
     Args:
-        config: What to compile.
+        config: The configuration.
 
     Raises:
-        OSError: There can be no other process.
+        OSError: The process cannot be started.
     """
 
     def __init__(self, config: Config) -> None:
         self.remarks: list[str] = []
         self._began = time.monotonic()
         self._is_cancelled = False
-        # Files, not pipes: neither side ever waits for the other.
+        # Files instead of pipes, so that neither side ever waits for the other.
         with ExitStack() as opened:
             given, self._output, self._errors = (
                 opened.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
@@ -168,7 +168,7 @@ class OtherProcess:
                 stdin=given,
                 stdout=self._output,
                 stderr=self._errors,
-                start_new_session=True,  # an interrupt of the node is not one of the compiler
+                start_new_session=True,  # an interrupt of the node must not reach it
             )
             opened.pop_all()
         given.close()
@@ -186,7 +186,7 @@ class OtherProcess:
             return None
         output, self.remarks = _lines(self._output), _lines(self._errors)
         if status == 0 and output:
-            return Path(output[-1])  # a robot's module may print as well
+            return Path(output[-1])  # the module of a robot may print, too
         told = self.remarks.pop() if status > 0 and self.remarks else f"exit status {status}"
         raise CompilationFailed(told.removeprefix(NOT_COMPILED))
 
@@ -203,7 +203,7 @@ class OtherProcess:
             self.cancel()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE_S)
-        if self._is_cancelled:  # what it has started may be in no hurry
+        if self._is_cancelled:  # its child processes may still run
             _signal(self._process, signal.SIGKILL)
             self._process.wait()
         self._output.close()
@@ -212,13 +212,13 @@ class OtherProcess:
 
 def _yield_to_others(process: subprocess.Popen[Any]) -> None:
     with suppress(OSError):  # a sandbox may forbid it
-        # A real-time node would have a real-time compiler, which no niceness holds back.
+        # The compiler of a real-time node would inherit a priority that ignores niceness.
         os.sched_setscheduler(process.pid, os.SCHED_BATCH, os.sched_param(0))
         os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
 
 
 def _signal(leader: subprocess.Popen[Any], number: int) -> None:
-    """Signal a process group."""
+    """Send a signal to a process group."""
     with suppress(ProcessLookupError):
         os.killpg(leader.pid, number)
 
