@@ -149,6 +149,12 @@ class FirstPlan:
         self.effect_ns = instant.effect_ns
         return None
 
+    def elapsed_s(self, instant: Instant) -> float:
+        """Return the time since the newest solve; zero before the first plan, while it stands."""
+        if self.effect_ns is None:
+            return 0.0
+        return max(0.0, 1e-9 * (instant.effect_ns - self.effect_ns))
+
     def _is_planning(self, instant: Instant, solve: Solve) -> bool:
         if self._begun_ns is None:
             self._begun_ns = instant.now_ns

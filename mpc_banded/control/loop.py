@@ -86,9 +86,8 @@ class ControlLoop:
         ]
         self._judges: list[Judge] = [self._first_plan, SolveUsable(self._fallback)]
         self._parts = (
-            *(self._estimate, self._tracker, self.obstacles, self._horizon),
-            *(self._motion, self._prediction, self._stuck),
-            *(self._limiter, self._fallback, self._fresh),
+            *(self._estimate, self._tracker, self.obstacles, self._horizon, self._motion),
+            *(self._prediction, self._stuck, self._limiter, self._fallback, self._fresh),
         )
         self._inputs = Inputs(self.robot, self._estimate, self._tracker, self.obstacles)
         self._ticked_ns: int | None = None
@@ -169,8 +168,7 @@ class ControlLoop:
         for gate in self._gates:
             if tick := gate(instant):
                 return tick
-        state = self._predict(instant)
-        solve = self._solve(instant, state, deadline_s, iterations)
+        solve = self._solve(instant, deadline_s, iterations)
         for judge in self._judges:
             if tick := judge(instant, solve):
                 return replace(tick, step=solve.step)
@@ -192,32 +190,26 @@ class ControlLoop:
             return None
         return self._fallback.stop(instant, Reason.DISABLED, "disabled on request")
 
-    def _predict(self, instant: Instant) -> np.ndarray:
-        """Return the state (nx,) in which a command sent now takes effect."""
-        estimate = self._estimate
-        assert estimate.state is not None
-        return self._prediction.predict(estimate.state, estimate.time_ns, instant.effect_ns)
-
     def _solve(
         self,
         instant: Instant,
-        state: np.ndarray,
         deadline_s: float | None,
         iterations: int | None,
     ) -> Solve:
+        """Predict where the robot is when the command acts, and solve from there."""
+        measured, measured_ns = self._estimate.state, self._estimate.time_ns
+        assert measured is not None  # the gates made sure
         assert self.reference is not None
+        state = self._prediction.predict(measured, measured_ns, instant.effect_ns)
         parameters = self._horizon.parameters(
             self.reference, state, instant.effect_ns, self.controller.problem
         )
         self.reference_ahead = self._horizon.columns
-        elapsed_s = 0.0  # the plan of a robot that stands does not move on
-        if self._first_plan.effect_ns is not None:
-            elapsed_s = max(0.0, 1e-9 * (instant.effect_ns - self._first_plan.effect_ns))
         with user_code("the solve failed"):
             step = self.controller.step(
                 state,
                 parameters,
-                elapsed_s=elapsed_s,
+                elapsed_s=self._first_plan.elapsed_s(instant),
                 deadline_s=deadline_s,
                 max_iterations=iterations,
             )
@@ -226,31 +218,21 @@ class ControlLoop:
     def _drive(self, instant: Instant, solve: Solve) -> Tick:
         """Return the command of a usable solve, within its limits."""
         step = solve.step
+        lead_s = self.config.parameters.command_lead
         with user_code("the command of the plan failed"):
-            values = self.robot.command_values(
-                step.plan, self.config.parameters.command_lead, self._model
-            )
+            values = self.robot.command_values(step.plan, lead_s, self._model)
             is_finite = np.isfinite(list(values.values())).all()
         if not is_finite:
             why = f"the command of the plan is not finite: {values}"
             return replace(self._fallback.fall_back(instant, why), step=step)
         self._fallback.keep_plan(step.plan, instant.effect_ns)
         command = self._limiter.within_limits(values)
-        held, has_ended = self._held(solve), self._has_ended(instant)
+        problem, weights = self.controller.problem, self.controller.weights
+        with user_code("the plan cannot be explained"):
+            held = explain.held(self.robot, problem, weights, step.plan, solve.parameters)
+            has_ended = bool(self.reference and self.reference.ended(1e-9 * instant.effect_ns))
         reason = explain.driving(step, held, has_ended, self._estimate.remark)
         return instant.tick(command, Reason.DRIVING, reason, step, bool(held))
-
-    def _held(self, solve: Solve) -> str:
-        """Return what holds the robot far from its reference; empty if nothing does."""
-        problem, weights = self.controller.problem, self.controller.weights
-        plan, parameters = solve.step.plan, solve.parameters
-        with user_code("the costs failed"):
-            return explain.held(self.robot, problem, weights, plan, parameters)
-
-    def _has_ended(self, instant: Instant) -> bool:
-        assert self.reference is not None
-        with user_code("the reference failed"):
-            return self.reference.ended(1e-9 * instant.effect_ns)
 
     def _finish(self, instant: Instant, tick: Tick) -> None:
         if tick.code not in KEEPS_PLAN:
