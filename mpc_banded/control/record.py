@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of one cycle: all that a replay must know to repeat it bit for bit.
+"""The record of a cycle: all that a replay must know to repeat it bit for bit.
 
 The node publishes one at each tick, as pairs of strings; a replay reads it back. Which message
 came in time for which tick, how long a solve was allowed to take, when a parameter changed: none
@@ -21,7 +21,7 @@ from mpc_banded.robots.messages import stamp_ns_of
 
 
 class Receipt(NamedTuple):
-    """One message that was handed to the loop.
+    """A message that was handed to the loop.
 
     Attributes:
         topic: Its relative name.
@@ -36,23 +36,23 @@ class Receipt(NamedTuple):
 
 @dataclass(frozen=True)
 class Cycle:
-    """What one tick was given, and what it decided.
+    """The record of one cycle.
 
     Attributes:
-        number: Of the cycle, counted from 0.
+        number: Number of the cycle, from 0.
         now_ns: Time of the tick.
         latency_s: Expected time from the tick until its command is sent.
         iterations: Newton iterations after which the deadline cut the solve off; None if nothing
             was cut off.
         deadline: Whether there was a deadline.
-        derivatives: Those in use, ``eager`` or ``compiled``.
-        enabled: Whether the loop was.
-        starts: How often it had begun to command.
+        derivatives: Derivatives in use, ``eager`` or ``compiled``.
+        enabled: Whether the loop was enabled.
+        starts: How often the loop had started to command.
         resets: How often it had been reset on request.
         received: Messages handed over since the cycle before, in their order.
         changed: Parameters that changed since then, by name.
         command: Name -> value.
-        code, reason: Of the tick.
+        code, reason: See Tick.
         machine: Processor and C library of the node, on which the last bits depend; in the first
             record only, and empty in others.
     """
@@ -74,7 +74,7 @@ class Cycle:
     machine: str = ""
 
     def values(self) -> dict[str, str]:
-        """As pairs of strings; ``parse`` gives back exactly the same."""
+        """Return the record as pairs of strings; ``parse`` returns exactly the same record."""
         receipts = (f"{topic} {stamp} {time}" for topic, stamp, time in self.received)
         return {
             "cycle": str(self.number),
@@ -96,7 +96,7 @@ class Cycle:
 
     @classmethod
     def parse(cls, values: Mapping[str, str]) -> Cycle:
-        """The cycle that ``values`` came from; raises ValueError naming what is wrong."""
+        """Return the record of pairs of strings; raises ValueError that names what is wrong."""
         try:
             return cls(
                 number=int(values["cycle"]),
@@ -122,10 +122,10 @@ class Cycle:
 
 
 class Journal:
-    """Keeps account of what reaches a loop, and makes the record of each cycle from it.
+    """Collects what reaches a loop, and makes the record of each cycle from it.
 
     Attributes:
-        derivatives: Those in use, ``eager`` or ``compiled``.
+        derivatives: Derivatives in use, ``eager`` or ``compiled``.
     """
 
     def __init__(self) -> None:
@@ -136,23 +136,23 @@ class Journal:
         self._changed: dict[str, Any] = {}
 
     def received(self, topic: str, message: Any, received_ns: int) -> None:
-        """A message was handed to the loop."""
+        """Note a message that was handed to the loop."""
         self._received.append(Receipt(topic, stamp_ns_of(message), received_ns))
 
     def changed(self, values: Mapping[str, Any]) -> None:
-        """The loop adopted parameters that differ from those before."""
+        """Note parameters that changed."""
         self._changed.update(values)
 
     def start(self) -> None:
-        """The loop begins to command."""
+        """Note that the loop starts to command."""
         self._starts += 1
 
     def reset(self) -> None:
-        """The loop was reset on request."""
+        """Note that the loop was reset on request."""
         self._resets += 1
 
     def cycle(self, tick: Tick, *, deadline: bool, enabled: bool) -> Cycle:
-        """The record of a tick, with all that has come since the one before.
+        """Return the record of a cycle, with all that was noted since the one before.
 
         Args:
             tick: What the loop decided.
