@@ -195,7 +195,7 @@ class Bag:
         """
         chosen = {topic: self._readable(topic) for topic in topics}
         with _in_one_sentence(self.path):
-            streams = [self._stream(storage, chosen) for storage in self._storages]
+            streams = [_stream(storage, chosen) for storage in self._storages]
             for channel, time_ns, data in merge(*streams, key=lambda item: item[1]):
                 try:
                     if not 0 <= time_ns <= LATEST_NS:
@@ -206,18 +206,6 @@ class Bag:
                         on_bad(channel.topic, _not_a_message(channel.type, error))
                     continue
                 yield channel.topic, time_ns, message
-
-    def _stream(
-        self, storage: Storage, chosen: Mapping[str, str]
-    ) -> Iterator[tuple[Channel, int, bytes]]:
-        channels = {
-            channel.id: channel
-            for channel in storage.channels
-            if channel.encoding == "cdr" and chosen.get(channel.topic) == channel.type
-        }
-        if channels:
-            for number, time_ns, data in storage.messages(list(channels)):
-                yield channels[number], time_ns, data
 
     def _message(self, channel: Channel, data: bytes) -> Any:
         if data[:4] == ZSTD_MAGIC:
@@ -302,6 +290,17 @@ class Bag:
                 except UnknownTypeError as error:
                     raise BagError(f"{topic} cannot be read: {error}") from error
         return kind
+
+
+def _stream(storage: Storage, chosen: Mapping[str, str]) -> Iterator[tuple[Channel, int, bytes]]:
+    channels = {
+        channel.id: channel
+        for channel in storage.channels
+        if channel.encoding == "cdr" and chosen.get(channel.topic) == channel.type
+    }
+    if channels:
+        for number, time_ns, data in storage.messages(list(channels)):
+            yield channels[number], time_ns, data
 
 
 def _not_a_message(kind: str, error: Exception) -> str:

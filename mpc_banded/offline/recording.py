@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes ROS messages into a rosbag2 folder, as they came or filled anew."""
+"""Writes ROS messages into a rosbag2 folder, as bytes or as values that are filled in."""
 
 from __future__ import annotations
 

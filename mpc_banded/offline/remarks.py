@@ -70,7 +70,7 @@ class Remarks:
         if recorded and recorded != here:
             self.note(
                 f"recorded on another machine ({recorded}; this one is {here}): the last digits "
-                f"of sine, cosine and others differ, and commands agree to about {ELSEWHERE:g}"
+                f"of sine, cosine and others may differ, and commands by about {ELSEWHERE:g}"
             )
 
     def compare_sequence(self, cycle: Cycle, last: Cycle | None) -> None:

@@ -298,7 +298,7 @@ class Replay:
         # Records come later than the tick: by then another command has been heard.
         recorded = dict(self._recorded if original is None else original.command)
         state = self.loop.state
-        reference, errors = self._reference(tick, state)
+        reference, errors = _reference(self.loop, tick, state, self._options.window_s)
         return Replayed(tick, cycle, state, reference, errors, recorded, original)
 
     def _hand(self, topic: str, message: Any, time_ns: int) -> None:
@@ -323,22 +323,6 @@ class Replay:
         if rejected:
             self.remarks.reject(rejected)
 
-    def _reference(
-        self, tick: Tick, state: Mapping[str, float]
-    ) -> tuple[dict[str, float], dict[str, float]]:
-        """Return where the robot should be now, and how far its plan is from the reference."""
-        if tick.step is None:
-            return {}, {}
-        robot, ahead = self.loop.robot, self.loop.reference_ahead
-        columns = {name: ahead[name] for name in robot.reference if name in ahead}
-        now = {name: float(column[0]) for name, column in columns.items()}
-        for name in set(now) & set(robot.cyclic) & set(state):  # the same angle, near the state's
-            now[name] = state[name] + float(difference(now[name], state[name], is_angle=True))
-        plan = tick.step.plan
-        rows = {name: plan.states[:, i] for i, name in enumerate(robot.states)}
-        window_s = self._options.window_s
-        return now, plan_errors(rows, columns, robot.cyclic, plan.dt, window_s)
-
     def _compile(self) -> None:
         if not self._may_compile:
             return
@@ -355,3 +339,19 @@ class Replay:
     def derivatives(self) -> str:
         """Which derivatives are in use, eager or compiled."""
         return self._journal.derivatives
+
+
+def _reference(
+    loop: ControlLoop, tick: Tick, state: Mapping[str, float], window_s: float | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return where the robot should be now, and how far its plan is from the reference."""
+    if tick.step is None:
+        return {}, {}
+    robot, ahead = loop.robot, loop.reference_ahead
+    columns = {name: ahead[name] for name in robot.reference if name in ahead}
+    now = {name: float(column[0]) for name, column in columns.items()}
+    for name in set(now) & set(robot.cyclic) & set(state):  # the same angle, near the state's
+        now[name] = state[name] + float(difference(now[name], state[name], is_angle=True))
+    plan = tick.step.plan
+    rows = {name: plan.states[:, i] for i, name in enumerate(robot.states)}
+    return now, plan_errors(rows, columns, robot.cyclic, plan.dt, window_s)
