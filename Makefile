@@ -20,21 +20,26 @@ REQUIREMENTS := runtime test $(if $(filter wheels,$(ROS)),ros)
 
 VENV_PYTHON := .venv/bin/python
 PIP := $(VENV_PYTHON) -m pip install -qq --disable-pip-version-check
+# A file stays with one worker, as its tests share nodes and compiled problems.
+PYTEST := $(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup check-system demo test bench lint architecture clean
+.PHONY: help setup check-system demo test test-fast bench lint architecture clean
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
 
 setup: $(READY)  ## install everything into .venv (PYTHON=python3.12 names another Python)
 
 demo: $(READY)  ## drive a simulated robot over DDS (ROBOT=unicycle|bicycle|cartpole|joint_space, ARGS="...")
 	@$(VENV_PYTHON) -m mpc_banded demo --robot $(ROBOT) $(ARGS)
 
-test: $(READY)  ## run all tests (ARGS="-k comb -x")
-	@$(VENV_PYTHON) -m pytest $(ARGS)
+test: $(READY)  ## run all tests, on all cores (ARGS="-k comb -x", one process: ARGS="-n 0")
+	@$(PYTEST) $(ARGS)
+
+test-fast: $(READY)  ## run the tests that start no node and compile little
+	@$(PYTEST) -m "not ros and not slow" $(ARGS)
 
 bench: $(READY)  ## all figures, about an hour (ARGS="--task bicycle50 --peers mpc_banded,acados")
 	@$(VENV_PYTHON) -m benchmarks $(ARGS)

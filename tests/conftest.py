@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: one thread, seeds, a ROS domain and a cache of their own, the bags."""
+"""What all tests share: one thread, seeds, a private ROS domain, compiled libraries, the bags."""
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,18 +16,32 @@ import pytest
 import torch
 from hypothesis import settings
 
+from mpc_banded.codegen.cache import LibraryCache
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+DOMAINS = 101
 
 # Every run tries the same examples, and a slow machine fails none of them.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     # A domain of its own, so that neither a robot nor another test run hears the tests. The upper
     # end keeps DDS ports below those that Linux hands out to other programs.
-    os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 101)
+    worker = getattr(config, "workerinput", None)
+    if worker is None:
+        os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % DOMAINS)
+        # One cache of compiled libraries for all workers and the nodes they start, not the user's.
+        folder = tempfile.mkdtemp(prefix="mpc_banded_tests_")
+        os.environ["MPC_BANDED_CACHE"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    else:  # a worker of pytest-xdist, which inherits the environment
+        number = int(worker["workerid"].removeprefix("gw"))
+        os.environ["ROS_DOMAIN_ID"] = str(
+            1 + (int(os.environ["ROS_DOMAIN_ID"]) + number) % DOMAINS
+        )
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     if os.environ.get("ROS_DISTRO") == "humble":  # which knows only the older name
         os.environ["ROS_LOCALHOST_ONLY"] = "1"
@@ -37,12 +53,10 @@ def _ros_logs(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["ROS_LOG_DIR"] = str(tmp_path_factory.mktemp("ros_logs"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _compiled_here(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One cache of compiled libraries for all tests and the nodes they start, not the user's."""
-    folder = tmp_path_factory.mktemp("compiled")
-    folder.chmod(0o700)
-    os.environ["MPC_BANDED_CACHE"] = str(folder)
+@pytest.fixture(scope="session")
+def libraries() -> LibraryCache:
+    """The cache of compiled libraries that all tests of a run share."""
+    return LibraryCache()
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from problems import (
 )
 
 from mpc_banded.codegen import build, emit
-from mpc_banded.codegen.cache import LibraryCache, NotBuilt
+from mpc_banded.codegen.cache import NotBuilt
 from mpc_banded.codegen.emit import Argument, Result, Section
 from mpc_banded.codegen.trace import UnsupportedOperation
 from mpc_banded.control.build import build_controller, build_problem
@@ -100,11 +100,6 @@ def problem_of(name):
     make, scheme, substeps = PROBLEMS[name]
     case = make()
     return case, EagerEvaluator(Transcription(case.problem, scheme, substeps))
-
-
-@pytest.fixture(scope="session")
-def libraries(tmp_path_factory):
-    return LibraryCache(tmp_path_factory.mktemp("libraries"))
 
 
 @pytest.fixture(scope="session")

@@ -22,10 +22,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPC_BANDED_CACHE", str(tmp_path_factory.mktemp("cache", numbered=True)))
-        return {part: part.measure(True) for part in PARTS.values()}
+def figures():
+    return {part: part.measure(True) for part in PARTS.values()}
 
 
 def dense_hessian(f, z):

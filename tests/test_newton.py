@@ -17,7 +17,6 @@ from problems import (
     tangled,
 )
 
-from mpc_banded.codegen.cache import LibraryCache
 from mpc_banded.ocp import banded
 from mpc_banded.ocp.banded import NotPositiveDefinite
 from mpc_banded.ocp.checks import check_problem
@@ -30,11 +29,6 @@ from mpc_banded.ocp.transcription import SCHEMES, Transcription
 #: every remainder of both is here.
 SIZES = [(1, 1, 1), (1, 1, 2), (1, 3, 3), (2, 1, 4), (3, 2, 3), (2, 3, 5), (4, 2, 3), (5, 3, 2)]
 PENALTY = 1e3
-
-
-@pytest.fixture(scope="session")
-def libraries(tmp_path_factory):
-    return LibraryCache(tmp_path_factory.mktemp("libraries"))
 
 
 @cache
