@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Defaults that protect somebody: a change is a decision that users are told of, never a slip.
+
+The tables repeat the values on purpose. The laws below them say what the values add up to.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mpc_banded.control import fallback, gates, state
+from mpc_banded.control.config import Config
+from mpc_banded.ocp.problem import STATE_BOUND_PENALTY
+from mpc_banded.robots import load_robot
+
+FILES = Path(__file__).resolve().parents[1] / "config"
+PROTECTING = {
+    "controller_frequency": 20.0,
+    "deadline": 0.8,
+    "max_state_age": 0.3,
+    "use_header_stamps": True,
+    "max_frozen_time": 1.0,
+    "jump_margin": 0.5,
+    "jump_samples": 5,
+    "max_obstacle_age": 0.5,
+    "fallback.follow_time": 0.3,
+    "fallback.slow_time": 3.0,
+    "actuation_delay": 0.0,
+    "command_lead": 0.1,
+    "reference_speed": 0.5,
+    "simulator.command_timeout": 0.5,
+    "solver.max_iterations": 100,
+    "solver.kkt_tolerance": 1e-6,
+    "solver.defect_tolerance": 1e-6,
+    "solver.barrier": 1e-5,
+}
+LIMITS = {
+    "unicycle": {
+        "v": (-0.3, 1.2),
+        "w": (-1.8, 1.8),
+        "linear_acceleration": (-1.0, 1.0),
+        "angular_acceleration": (-4.0, 4.0),
+    },
+    "bicycle": {"v": (0.0, 8.0), "acceleration": (-4.0, 3.0), "steering": (-0.5, 0.5)},
+    "cartpole": {"cart": (-2.0, 2.0), "force": (-15.0, 15.0)},
+    "joint_space": {
+        **{f"joint{i}": (-math.pi, math.pi) for i in range(1, 8)},
+        **{f"joint{i}_velocity": (-2.0, 2.0) for i in range(1, 8)},
+        **{f"joint{i}_acceleration": (-5.0, 5.0) for i in range(1, 8)},
+    },
+}
+#: Radius of the footprint, margin beyond it, both in m, and the penalty of the clearance.
+CLEARANCES = {"unicycle": (0.25, 0.05, (100.0, 100.0)), "bicycle": (1.0, 0.2, (200.0, 100.0))}
+
+
+@pytest.mark.parametrize(("key", "value"), PROTECTING.items())
+def test_parameter_that_protects_keeps_its_default(key, value):
+    assert Config({}).values[key] == value
+
+
+def test_constants_that_protect_keep_their_values():
+    assert gates.FIRST_PLAN_NS == 2_000_000_000
+    assert fallback.LONGEST_CYCLE_S == 0.5
+    assert state.AHEAD_NS == 50_000_000
+    assert state.FROZEN == 0.1
+    assert STATE_BOUND_PENALTY == (1e3, 1e3)
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits_of_a_robot_are_those_of_its_table_and_its_file(name):
+    assert dict(load_robot(name).limits) == LIMITS[name]
+    config = Config.load(FILES / f"{name}.yaml")
+    assert {key: tuple(config.values[f"limits.{key}"]) for key in LIMITS[name]} == LIMITS[name]
+
+
+@pytest.mark.parametrize("name", CLEARANCES)
+def test_plan_keeps_the_margin_between_the_rim_and_an_obstacle(name):
+    robot, (radius, margin, penalty) = load_robot(name), CLEARANCES[name]
+    assert (robot.radius, robot.penalties) == (radius, {"clearance": penalty})
+    obstacles = torch.tensor([[3.0, 4.0, 0.5]], dtype=torch.float64)
+    x = torch.zeros(len(robot.states), dtype=torch.float64)
+    u = torch.zeros(len(robot.inputs), dtype=torch.float64)
+    free = robot.inequalities["clearance"](x, u, {"obstacles": obstacles})
+    np.testing.assert_allclose(free, [5.0 - 0.5 - radius - margin], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CLEARANCES)
+def test_robot_that_lost_its_state_stands_before_slowing_down_is_cut_short(name):
+    robot, config = load_robot(name), Config.load(FILES / f"{name}.yaml")
+    strongest = -robot.limits[robot.braking["v"]][0]
+    assert robot.limits["v"][1] / strongest < config.values["fallback.slow_time"]
+
+
+@pytest.mark.parametrize("name", CLEARANCES)
+def test_horizon_is_long_enough_to_stop_in(name):
+    robot = load_robot(name)
+    strongest = -robot.limits[robot.braking["v"]][0]
+    assert robot.limits["v"][1] / strongest < robot.horizon * robot.dt
