@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast a base may move along a path, and how it speeds up and brakes there.
+
+The fastest speed at each point obeys the wanted speed, the turn rate that the path's curvature
+asks for, and a constant deceleration before everything slower ahead. Its square is piecewise
+linear in the arc length (v^2 = v0^2 + 2 a s), so linear interpolation of the square is exact
+where the base brakes (Bobrow, Dubowsky and Gibson, Int. J. Robotics Research 4(3), 1985, for the
+backward pass; Macenski et al., Autonomous Robots 47, 2023, for the regulation by curvature).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Share of a limit that a reference uses: the rest is for catching up with it.
+SHARE = 0.9
+#: Share of the deceleration limit with which a reference brakes.
+BRAKING_SHARE = 0.8
+#: Length of the chords that measure the curvature of a path, in m.
+CORNER = 0.25
+#: Longest distance between two points of the table, and the most points, of a profile.
+RESOLUTION, POINTS = 0.05, 20_000
+
+
+@dataclass(frozen=True)
+class MotionLimits:
+    """What a base can do along a path; infinite where nothing limits it.
+
+    Attributes:
+        forward, backward: Fastest speeds in m/s, both positive.
+        acceleration: Along the path in m/s^2.
+        turn_rate: In rad/s.
+        turn_acceleration: In rad/s^2.
+    """
+
+    forward: float = math.inf
+    backward: float = math.inf
+    acceleration: float = math.inf
+    turn_rate: float = math.inf
+    turn_acceleration: float = math.inf
+
+
+class SpeedProfile:
+    """The fastest speed at each point of a curve that ends standing.
+
+    Args:
+        arc: (M,) increasing arc lengths of the points of the curve, from 0, in m.
+        points: (M, 2) of the curve in m; their curvature limits the speed.
+        speed: Wanted along the curve, in m/s.
+        limits: Of the base.
+        backwards: Whether it drives backwards.
+    """
+
+    def __init__(
+        self,
+        arc: np.ndarray,
+        points: np.ndarray,
+        speed: float,
+        limits: MotionLimits,
+        backwards: bool = False,
+    ) -> None:
+        self._limits = limits
+        fastest = SHARE * (limits.backward if backwards else limits.forward)
+        length = float(arc[-1])
+        count = min(POINTS, max(2, math.ceil(length / RESOLUTION) + 1))
+        self._arc = np.linspace(0.0, length, count)
+        squared = np.full(count, min(speed, fastest) ** 2)
+        if math.isfinite(limits.turn_rate) and len(points) > 2:
+            curvature = _curvature(arc, points, self._arc)
+            with np.errstate(divide="ignore"):
+                squared = np.minimum(squared, (SHARE * limits.turn_rate / curvature) ** 2)
+        self._deceleration = BRAKING_SHARE * limits.acceleration
+        if math.isfinite(self._deceleration):
+            squared[-1] = 0.0
+            # Braking from each point must reach every slower one ahead of it.
+            reach = squared + 2.0 * self._deceleration * self._arc
+            reach = np.minimum.accumulate(reach[::-1])[::-1]
+            squared = reach - 2.0 * self._deceleration * self._arc
+        self._squared = np.maximum(squared, 0.0)
+
+    def fastest_at(self, s: float) -> float:
+        """The fastest speed at arc length ``s``, in m/s."""
+        return math.sqrt(np.interp(s, self._arc, self._squared))
+
+    def travel(self, s: float, speed: float, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Arc lengths and speeds at ``times`` (N + 1,) from 0 on, from ``s`` and ``speed``.
+
+        The base speeds up with constant acceleration until it reaches the fastest speed.
+        """
+        length, gain = float(self._arc[-1]), self._limits.acceleration
+        arc, speeds = np.empty(len(times)), np.empty(len(times))
+        v = min(max(speed, 0.0), self.fastest_at(s)) if math.isfinite(gain) else self.fastest_at(s)
+        arc[0], speeds[0] = s, v
+        for k, dt in enumerate(np.diff(times), start=1):
+            faster = v + gain * dt
+            ahead = min(length, s + min(0.5 * (v + faster), self.fastest_at(s)) * dt)
+            reached = min(faster, self.fastest_at(ahead))
+            if reached < faster:  # held by the profile: the mean of both ends
+                ahead = min(length, s + 0.5 * (v + reached) * dt)
+            s, v = ahead, reached if ahead < length else 0.0
+            arc[k], speeds[k] = s, v
+        return arc, speeds
+
+
+def turn(angle: float, rate: float, times: np.ndarray, limits: MotionLimits) -> np.ndarray:
+    """How far a turn on the spot by ``angle`` has got at ``times`` (N + 1,), in rad.
+
+    Args:
+        angle: In rad; its sign is the direction.
+        rate: The base's turn rate now, in rad/s.
+        times: From 0 on, in s.
+        limits: Of the base.
+    """
+    size, sign = abs(angle), math.copysign(1.0, angle)
+    if size == 0.0:
+        return np.zeros(len(times))
+    straight = MotionLimits(limits.turn_rate, limits.turn_rate, limits.turn_acceleration)
+    profile = SpeedProfile(np.array([0.0, size]), np.zeros((2, 2)), math.inf, straight)
+    if not math.isfinite(profile.fastest_at(0.0)):
+        return np.full(len(times), angle)
+    return sign * profile.travel(0.0, sign * rate, times)[0]
+
+
+def _curvature(arc: np.ndarray, points: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Curvature in 1/m at arc lengths ``at``: the angle between the chords before and after.
+
+    Chords rather than edges, so that a millimetre of noise on a dense path is no curve.
+    """
+
+    def point(s: np.ndarray) -> np.ndarray:
+        return np.stack([np.interp(s, arc, points[:, i]) for i in range(2)], axis=-1)
+
+    here = point(at)
+    before, after = here - point(at - CORNER), point(at + CORNER) - here
+    cross = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
+    return np.abs(np.arctan2(cross, (before * after).sum(axis=1))) / CORNER
