@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leads a reference around circles that lie on it, on the better side.
+
+A solver that starts on a path which runs through an obstacle has no side to prefer, so the robot
+would stand in front of it. Each point of the reference is moved sideways, all to the same side,
+until it is clear of every circle at its time; the solver does the rest. The side is kept until
+the reference is clear again, so that the robot does not dither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+import numpy as np
+
+#: Farthest sideways move, and step in which it is looked for, in m.
+FARTHEST, STEP = 2.5, 0.05
+#: Steepest way out and back, in m sideways for each m along the reference.
+SLOPE = 1.0
+#: The other side is taken instead where it needs less than this share of the move.
+BETTER = 0.5
+#: Times the reference must be clear in a row until the side is forgotten.
+CLEAR_CYCLES = 10
+
+
+class Side(Enum):
+    """The side on which the reference passes, as the factor of its left normal."""
+
+    LEFT = 1.0
+    RIGHT = -1.0
+
+
+class Detour:
+    """Chooses a side, and keeps it.
+
+    Attributes:
+        side: On which the reference passes now; None where it is clear, or blocked on both sides.
+    """
+
+    def __init__(self) -> None:
+        self.side: Side | None = None
+        self._clear_cycles = 0
+
+    def lead(
+        self, columns: Mapping[str, np.ndarray], circles: np.ndarray, clearance: float
+    ) -> dict[str, np.ndarray]:
+        """The columns of a planar reference, moved to one side of the circles on it.
+
+        Args:
+            columns: With x, y, yaw (N + 1,), in m and rad.
+            circles: x, y, radius at each of these times, (N + 1, M, 3).
+            clearance: Distance that the position keeps from each circle, in m.
+        """
+        points = np.stack([columns["x"], columns["y"]], axis=1)
+        edges = np.diff(points, axis=0)
+        lengths = np.hypot(edges[:, 0], edges[:, 1])
+        moving = np.append(lengths, 0.0) > 1e-6
+        if not moving.any() or not circles.shape[1] or _is_clear(points, circles, clearance):
+            self._clear_cycles += 1
+            if self._clear_cycles >= CLEAR_CYCLES:
+                self.side = None
+            return dict(columns)
+        self._clear_cycles = 0
+        last = int(np.flatnonzero(moving)[-1])
+        tangents = edges / np.maximum(lengths, 1e-9)[:, None]
+        tangents = np.vstack([tangents, tangents[last]])
+        tangents[last + 1 :] = tangents[last]
+        normals = np.stack([-tangents[:, 1], tangents[:, 0]], axis=1)
+        found = {
+            side: _offsets(points, side.value * normals, circles, clearance, lengths, moving)
+            for side in Side
+        }
+        self.side = self._better(found)
+        offsets = None if self.side is None else found[self.side]
+        if offsets is None:
+            return dict(columns)
+        assert self.side is not None
+        moved = points + self.side.value * offsets[:, None] * normals
+        return {**columns, **_retimed(moved, edges, lengths, columns["yaw"])}
+
+    def _better(self, found: Mapping[Side, np.ndarray | None]) -> Side | None:
+        sizes = {s: float(o.max()) for s, o in found.items() if o is not None}
+        if not sizes:
+            return None
+        best = min(sizes, key=lambda side: sizes[side])
+        if self.side in sizes and sizes[best] > BETTER * sizes[self.side]:
+            return self.side
+        return best
+
+
+def _is_clear(points: np.ndarray, circles: np.ndarray, clearance: float) -> bool:
+    gaps = np.linalg.norm(circles[:, :, :2] - points[:, None], axis=2) - circles[:, :, 2]
+    return bool((gaps >= clearance).all())
+
+
+def _offsets(
+    points: np.ndarray,
+    normals: np.ndarray,
+    circles: np.ndarray,
+    clearance: float,
+    lengths: np.ndarray,
+    moving: np.ndarray,
+) -> np.ndarray | None:
+    """The smallest moves along the normals that are clear, (N + 1,); None where there are none."""
+    tried = np.arange(0.0, FARTHEST + STEP, STEP)
+    at = points + tried[:, None, None] * normals  # (K, N + 1, 2)
+    gaps = (
+        np.linalg.norm(circles[None, :, :, :2] - at[:, :, None], axis=3) - circles[None, :, :, 2]
+    )
+    clear = (gaps >= clearance).all(axis=2)
+    clear[:, ~moving] = True  # where it stands it means that place
+    if not clear.any(axis=0).all():
+        return None
+    offsets = tried[np.argmax(clear, axis=0)]
+    # A way out and back: each point reaches every larger move ahead of it and behind it.
+    s = SLOPE * np.concatenate([[0.0], np.cumsum(lengths)])
+    ahead = np.maximum.accumulate((offsets - s)[::-1])[::-1] + s
+    behind = np.maximum.accumulate(offsets + s) - s
+    return np.maximum(ahead, behind) * moving
+
+
+def _retimed(
+    moved: np.ndarray, edges: np.ndarray, lengths: np.ndarray, yaw: np.ndarray
+) -> dict[str, np.ndarray]:
+    """x, y, yaw along the longer way at the speed of the shorter one."""
+    longer = np.diff(moved, axis=0)
+    turned = np.arctan2(longer[:, 1], longer[:, 0]) - np.arctan2(edges[:, 1], edges[:, 0])
+    turned = np.append(np.where(lengths > 1e-6, turned, 0.0), 0.0)
+    turned = np.arctan2(np.sin(turned), np.cos(turned))
+    arc = np.concatenate([[0.0], np.cumsum(np.hypot(longer[:, 0], longer[:, 1]))])
+    arc += 1e-9 * np.arange(len(arc))  # increasing where it stands
+    at = np.concatenate([[0.0], np.cumsum(lengths)])
+    columns = {"x": moved[:, 0], "y": moved[:, 1], "yaw": yaw + turned}
+    return {name: np.interp(at, arc, values) for name, values in columns.items()}
