@@ -86,9 +86,7 @@ class GoalChecker:
             self._settled_ns = None
         elif self._settled_ns is None:
             self._settled_ns = now_ns
-        settled = (
-            self._settled_ns is not None and 1e-9 * (now_ns - self._settled_ns) >= SETTLED_S
-        )
+        settled = self._settled_ns is not None and 1e-9 * (now_ns - self._settled_ns) >= SETTLED_S
         slow = speed <= wanted.speed and rate <= wanted.turn_rate
         self._arrived = settled or (reference_ended and slow)
         return self._arrived
