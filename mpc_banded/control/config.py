@@ -7,6 +7,7 @@ The node, the simulator and the offline tools read the same files (``/**: ros__p
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -68,11 +69,9 @@ class Config:
     def _check_together(self) -> None:
         """Check what one entry cannot know of its value."""
         circles, state = self.parameters.obstacles, self.parameters.simulator.initial_state
-        if len(circles) % 3 or len(circles) > 3 * self.robot.obstacles:
-            raise ConfigError(
-                f"obstacles is {circles}; allowed are x, y, radius of up to "
-                f"{self.robot.obstacles} circles"
-            )
+        if len(circles) % 3 or (circles and not self.robot.obstacles):
+            allowed = "x, y, radius of any number of circles" if self.robot.obstacles else "none"
+            raise ConfigError(f"obstacles is {circles}; allowed are {allowed}")
         if len(state) not in (0, len(self.robot.states)):
             raise ConfigError(
                 f"simulator.initial_state is {state}; allowed are an empty list and one number "
@@ -84,10 +83,24 @@ class Config:
                     f"limits.{name} is {[lower, upper]}; allowed are a lower and a greater upper "
                     f"limit"
                 )
+        self._check_stop()
         try:
             check_scheme(self.transcription, self.parameters.substeps)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def _check_stop(self) -> None:
+        """Refuse limits that exclude the command at which the robot stands."""
+        if self.robot.slow is not None:  # it stands wherever it is
+            return
+        limits = self.parameters.limits
+        for name, stop in self.robot.stop_values(self.parameters.model).items():
+            lower, upper = limits.get(name, (-math.inf, math.inf))
+            if not lower <= stop <= upper:
+                raise ConfigError(
+                    f"limits.{name} is {[lower, upper]}; allowed are limits that include "
+                    f"{stop:g}, at which the robot stands"
+                )
 
     @classmethod
     def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -130,6 +143,17 @@ class Config:
         return 1.0 / self.parameters.controller_frequency
 
     @property
+    def lead_s(self) -> float:
+        """Time into the plan whose velocities a command asks for, in seconds.
+
+        A velocity controller with the lag ``command_lead`` approaches a command that is held for
+        one period exponentially; asked for these, it reaches the planned change of a period at the
+        period's end.
+        """
+        period, lag = self.period_s, self.parameters.command_lead
+        return period if lag < 1e-3 * period else -period / math.expm1(-period / lag)
+
+    @property
     def horizon(self) -> int:
         """Number of control intervals."""
         return self.parameters.horizon or self.robot.horizon
@@ -150,10 +174,8 @@ class Config:
         return np.array(given or np.zeros(len(self.robot.states)), dtype=np.float64)
 
     def obstacles(self) -> np.ndarray:
-        """Return circles (slots, 3); unused slots hold one too far away to matter."""
-        circles = np.array(self.parameters.obstacles, dtype=np.float64).reshape(-1, 3)
-        unused = np.tile([1e4, 1e4, 0.0], (self.robot.obstacles - len(circles), 1))
-        return np.vstack([circles, unused])
+        """Return the static circles x, y, radius in m, (M, 3)."""
+        return np.array(self.parameters.obstacles, dtype=np.float64).reshape(-1, 3)
 
 
 def _robot(given: Mapping[str, Any]) -> Robot:

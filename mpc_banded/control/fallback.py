@@ -118,7 +118,7 @@ class Fallback:
         into_s = 1e-9 * (effect_ns - begin_ns)
         if not 0.0 <= into_s < plan.horizon * plan.dt:
             return None
-        lead_s = self._config.parameters.command_lead
+        lead_s = self._config.lead_s
         try:
             with user_code("the command of the last plan failed"):
                 values = self._robot.command_values(plan, lead_s, self._model, into_s)

@@ -8,16 +8,25 @@ below and add it to the list in ``ControlLoop``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from mpc_banded.control.arrival import GoalChecker, GoalTolerance
 from mpc_banded.control.config import Config
+from mpc_banded.control.dubins import Pose
 from mpc_banded.control.fallback import Fallback
+from mpc_banded.control.horizon import Horizon
+from mpc_banded.control.legs import base_of
+from mpc_banded.control.obstacles import Obstacles
 from mpc_banded.control.state import CLOCKS, StateEstimate, StuckCheck
 from mpc_banded.control.tick import Instant, Reason, Tick
 from mpc_banded.control.tracker import Tracker
 from mpc_banded.ocp.controller import CommandSource, ControlStep
+from mpc_banded.ocp.problem import Trajectory
 from mpc_banded.ocp.solver import Status
 from mpc_banded.robots import Robot
 
@@ -43,6 +52,13 @@ class Solve:
     parameters: dict[str, Any]
     has_deadline: bool
 
+
+#: Poses of a goal that differ by less than this are the same, in m and rad.
+SAME_GOAL = 0.01
+#: Overlap of a plan and an obstacle that counts as none, in m.
+TOUCHING = 0.01
+#: Time of the plan that is looked at beyond the time it takes to brake, in s.
+REACTION_S = 0.5
 
 #: Decides, or returns None.
 Gate = Callable[[Instant], Tick | None]
@@ -174,3 +190,95 @@ class SolveUsable:
         if step.source is CommandSource.SOLUTION and step.status not in FAILED:
             return None
         return self._fallback.fall_back(instant, f"the solve failed: {step.status.value}")
+
+
+class ObstaclesKnown:
+    """Stops the robot if a source of obstacles has fallen silent."""
+
+    def __init__(self, obstacles: Obstacles, fallback: Fallback) -> None:
+        self._obstacles, self._fallback = obstacles, fallback
+
+    def __call__(self, instant: Instant) -> Tick | None:
+        """Return a stop, or None."""
+        why = self._obstacles.trouble(instant.now_ns)
+        return self._fallback.wait(instant, Reason.BLIND, why) if why else None
+
+
+class NotArrived:
+    """Holds the stop once the robot has arrived at the end of its reference."""
+
+    def __init__(
+        self, config: Config, estimate: StateEstimate, tracker: Tracker, fallback: Fallback
+    ) -> None:
+        self._robot, self._estimate = config.robot, estimate
+        self._tracker, self._fallback = tracker, fallback
+        self._goal: Pose | None = None
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Take over another configuration."""
+        parameters = config.parameters
+        tolerance = GoalTolerance(
+            parameters.xy_goal_tolerance,
+            parameters.yaw_goal_tolerance,
+            parameters.trans_stopped_velocity,
+            parameters.rot_stopped_velocity,
+        )
+        if not hasattr(self, "_checker"):
+            self._checker = GoalChecker(tolerance)
+        self._checker.tolerance = tolerance
+
+    def __call__(self, instant: Instant) -> Tick | None:
+        """Return a stop, or None."""
+        reference, state = self._tracker.reference, self._estimate.state
+        goal = getattr(reference, "goal", None)
+        if reference is None or state is None or goal is None:
+            return None
+        if self._goal is None or math.dist(goal, self._goal) > SAME_GOAL:
+            self._goal = goal
+            self._checker.reset()
+        values = dict(zip(self._robot.states, state.tolist(), strict=True))
+        ended = reference.ended(1e-9 * instant.effect_ns)
+        if not self._checker.check(goal, values, ended, instant.now_ns):
+            return None
+        x, y, yaw = goal
+        why = f"arrived at ({x:.2f}, {y:.2f}) facing {math.degrees(yaw):.0f} degrees"
+        return self._fallback.wait(instant, Reason.ARRIVED, why)
+
+
+class PlanClear:
+    """Brakes before obstacles that the next metres of the plan would touch."""
+
+    def __init__(
+        self, config: Config, horizon: Horizon, estimate: StateEstimate, fallback: Fallback
+    ) -> None:
+        self._robot, self._horizon = config.robot, horizon
+        self._estimate, self._fallback = estimate, fallback
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Take over another configuration."""
+        parameters = config.parameters
+        self._base = base_of(config.robot, parameters.limits, parameters.model)
+
+    def __call__(self, instant: Instant, solve: Solve) -> Tick | None:
+        """Return a stop, or None."""
+        circles, plan = self._horizon.circles, solve.step.plan
+        if not self._robot.obstacles or not circles.shape[1]:
+            return None
+        points = plan.states[:, :2]
+        gaps = np.linalg.norm(circles[:, :, :2] - points[:, None], axis=2)
+        gaps = gaps - circles[:, :, 2] - self._robot.radius
+        stages = 1 + math.ceil(self._braking_s(plan) / plan.dt)
+        # A robot that something touches already may move away from it.
+        worst = (gaps[1:stages] - np.minimum(0.0, gaps[0])).min(axis=0)
+        which = int(np.argmin(worst))
+        if worst[which] >= -TOUCHING:
+            return None
+        x, y, radius = circles[0, which]
+        why = f"an obstacle at ({x:.2f}, {y:.2f}) with a radius of {radius:.2f} m is in the way"
+        return self._fallback.wait(instant, Reason.BLOCKED, why)
+
+    def _braking_s(self, plan: Trajectory) -> float:
+        speed = np.linalg.norm(plan.states[1, :2] - plan.states[0, :2]) / plan.dt
+        return REACTION_S + float(speed) / max(self._base.limits.acceleration, 1e-3)

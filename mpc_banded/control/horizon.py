@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 
 from mpc_banded.control.config import Config
+from mpc_banded.control.detour import Detour
 from mpc_banded.control.errors import user_code
 from mpc_banded.control.obstacles import Obstacles
-from mpc_banded.control.reference import GoalReference, Reference, stacked
+from mpc_banded.control.path import GoalReference
+from mpc_banded.control.reference import Reference, stacked
 from mpc_banded.ocp.problem import OptimalControlProblem
+
+#: Distance from the rim of the robot to obstacles that its reference keeps, in m.
+KEPT = 0.12
 
 
 class Horizon:
@@ -23,11 +28,14 @@ class Horizon:
 
     Attributes:
         columns: Columns (N + 1,) of the reference that was evaluated last, by name.
+        circles: All obstacles x, y, radius along the same horizon, (N + 1, M, 3).
     """
 
     def __init__(self, config: Config, obstacles: Obstacles) -> None:
         self._robot, self._obstacles = config.robot, obstacles
         self.columns: dict[str, np.ndarray] = {}
+        self.circles = np.empty((0, 0, 3))
+        self._detour = Detour()
         self.adopt(config)
 
     def adopt(self, config: Config) -> None:
@@ -56,10 +64,19 @@ class Horizon:
         times = np.arange(problem.horizon + 1) * problem.dt
         parameters: dict[str, Any] = dict(self._model)
         with user_code("the reference failed"):
-            self.columns = reference.columns(values, times, 1e-9 * effect_ns)
-            parameters["reference"] = stacked(self.columns, self._robot.reference, times)
+            columns = reference.columns(values, times, 1e-9 * effect_ns)
         if self._robot.obstacles:
-            parameters["obstacles"] = self._obstacles.ahead(state[:2], effect_ns, times)
+            self.circles = self._obstacles.ahead(effect_ns, times)
+            if {"x", "y", "yaw"} <= set(columns):
+                clearance = self._robot.radius + KEPT
+                columns = self._detour.lead(columns, self.circles, clearance)
+            points = np.tile(state[:2], (len(times), 1))
+            if {"x", "y"} <= set(columns):
+                points = np.stack([columns["x"], columns["y"]], axis=1)
+            parameters["obstacles"] = self._obstacles.chosen(self.circles, points)
+        self.columns = columns
+        with user_code("the reference failed"):
+            parameters["reference"] = stacked(columns, self._robot.reference, times)
         return parameters
 
     def origin(self, problem: OptimalControlProblem) -> tuple[np.ndarray, dict[str, Any]]:

@@ -56,5 +56,5 @@ class Inputs:
 
     def _take_state(self, topic: StateTopic, message: Any, received_ns: int) -> str | None:
         rejected = self._estimate.take(topic, message, received_ns)
-        self._tracker.take_waiting()
+        self._tracker.take_waiting(received_ns)
         return rejected

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of what is sent."""
+"""The last gate before the topic: every command within its limits and its rates."""
 
 from __future__ import annotations
 
@@ -10,25 +10,66 @@ import numpy as np
 from mpc_banded.control.config import Config
 from mpc_banded.robots.messages import Values
 
+#: Longest time between two commands that counts for their difference, in s.
+LONGEST_S = 0.5
+
 
 class Limiter:
-    """Moves commands into their limits.
+    """Moves commands into their limits, and within reach of the command before.
+
+    A value whose rate ``Robot.braking`` names changes by no more than the limits of that rate
+    allow; one that stays in proportion to another keeps the proportion.
 
     Args:
-        config: Configuration with the section ``limits``.
+        config: Configuration with the limits.
     """
 
     def __init__(self, config: Config) -> None:
         self.adopt(config)
+        self.reset()
 
     def adopt(self, config: Config) -> None:
         """Take over another configuration."""
+        self._braking, self._inputs = config.robot.braking, config.robot.inputs
         self.limits = config.parameters.limits
 
+    def reset(self) -> None:
+        """Forget the command before: it is long past."""
+        self._last: dict[str, float] = {}
+        self._last_ns: int | None = None
+
     def within_limits(self, values: Values) -> dict[str, float]:
-        """Return the values within their limits; ``name@time`` has the limits of ``name``."""
+        """Return the values within their limits; ``name@time`` has those of ``name``."""
         everywhere = (-math.inf, math.inf)
         return {
             name: float(np.clip(value, *self.limits.get(name.partition("@")[0], everywhere)))
             for name, value in values.items()
         }
+
+    def within_reach(
+        self, values: dict[str, float], stop: Values, now_ns: int
+    ) -> dict[str, float]:
+        """Return the command that is sent: the values within reach of the one before.
+
+        Args:
+            values: Within their limits.
+            stop: What is in effect before the first command.
+            now_ns: Time of the command.
+        """
+        elapsed_s = LONGEST_S
+        if self._last_ns is not None and now_ns >= self._last_ns:
+            elapsed_s = min(LONGEST_S, 1e-9 * (now_ns - self._last_ns))
+        before = self._last or stop
+        result = dict(values)
+        for name, rate in self._braking.items():
+            if rate in self._inputs and name in values and name in before:
+                low, high = (elapsed_s * bound for bound in self.limits[rate])
+                change = min(max(values[name] - before[name], low), high)
+                result[name] = before[name] + change
+        for name, leader in self._braking.items():
+            if leader in values and name in values and values[leader]:
+                result[name] = values[name] * result[leader] / values[leader]
+        if values:
+            result = self.within_limits(result)
+            self._last, self._last_ns = result, now_ns
+        return result

@@ -23,7 +23,10 @@ from mpc_banded.control.gates import (
     FirstPlan,
     Gate,
     Judge,
+    NotArrived,
     NotStuck,
+    ObstaclesKnown,
+    PlanClear,
     ReferenceKnown,
     Solve,
     SolveUsable,
@@ -77,17 +80,26 @@ class ControlLoop:
         self._fallback = Fallback(config, self._limiter)
         self._fresh = StateFresh(config, self._estimate, self._fallback)
         self._first_plan = FirstPlan(self._fallback)
+        self._not_arrived = NotArrived(config, self._estimate, self._tracker, self._fallback)
+        self._plan_clear = PlanClear(config, self._horizon, self._estimate, self._fallback)
         self._gates: list[Gate] = [
             self._stop_if_disabled,
             StateKnown(self.robot, self._estimate, self._fallback),
             self._fresh,
             ReferenceKnown(self.robot, self._tracker, self._fallback),
+            self._not_arrived,
+            ObstaclesKnown(self.obstacles, self._fallback),
             NotStuck(self._estimate, self._stuck, self._fallback),
         ]
-        self._judges: list[Judge] = [self._first_plan, SolveUsable(self._fallback)]
+        self._judges: list[Judge] = [
+            self._first_plan,
+            SolveUsable(self._fallback),
+            self._plan_clear,
+        ]
         self._parts = (
             *(self._estimate, self._tracker, self.obstacles, self._horizon, self._motion),
             *(self._prediction, self._stuck, self._limiter, self._fallback, self._fresh),
+            *(self._not_arrived, self._plan_clear),
         )
         self._inputs = Inputs(self.robot, self._estimate, self._tracker, self.obstacles)
         self._ticked_ns: int | None = None
@@ -160,6 +172,8 @@ class ControlLoop:
             tick = self._decide(instant, deadline_s, iterations)
         except UserCodeError as error:
             tick = self._fallback.fall_back(instant, str(error))
+        sent = self._limiter.within_reach(tick.command, self.stop_command(), now_ns)
+        tick = replace(tick, command=sent)
         self._finish(instant, tick)
         return tick
 
@@ -218,7 +232,7 @@ class ControlLoop:
     def _drive(self, instant: Instant, solve: Solve) -> Tick:
         """Return the command of a usable solve, within its limits."""
         step = solve.step
-        lead_s = self.config.parameters.command_lead
+        lead_s = self.config.lead_s
         with user_code("the command of the plan failed"):
             values = self.robot.command_values(step.plan, lead_s, self._model)
             is_finite = np.isfinite(list(values.values())).all()
@@ -257,6 +271,7 @@ class ControlLoop:
         self._prediction.reset()
         self._stuck.reset()
         self._fallback.reset()
+        self._limiter.reset()
 
     def warm_up(self) -> None:
         """Step once from the origin and forget it: the first calls of torch are slow."""

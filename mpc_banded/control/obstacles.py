@@ -18,6 +18,10 @@ from mpc_banded.control.frames import Frames
 from mpc_banded.robots.messages import frame_of, stamp_ns_of
 
 TOPIC, TYPE = "obstacles", "sensor_msgs/msg/PointCloud2"
+#: A circle that matters to nobody.
+UNUSED = (1e4, 1e4, 0.0)
+#: Age at which an optional source is forgotten, in s.
+OPTIONAL_S = 0.5
 #: Most points of a message.
 MOST_POINTS = 100_000
 #: Datatypes of sensor_msgs/PointField, from 1 on.
@@ -81,26 +85,23 @@ class Obstacles:
     """The known obstacles, in the frame of the state.
 
     Args:
-        config: Configuration with the static circles, ``max_obstacle_age`` and the slots of the
-            robot.
+        config: Configuration with the static circles and ``obstacle_timeout``.
         frames: Poses of frames in the frame of the state.
-
-    Attributes:
-        static: Static circles x, y, radius in the slots of the robot, (slots, 3); unused slots
-            hold a circle far away.
     """
 
     def __init__(self, config: Config, frames: Frames) -> None:
         self._frames = frames
         self._rows = np.empty((0, len(_COLUMNS)))
-        self._time_ns = 0
+        self._time_ns: int | None = None  # None: nothing valid has been heard
+        self._heard_ns: int | None = None  # when the topic first spoke
+        self._rejected = ""
         self.adopt(config)
 
     def adopt(self, config: Config) -> None:
         """Take over another configuration of the same robot."""
         self._config = config
-        self._used = len(config.parameters.obstacles) // 3
-        self.static = config.obstacles()
+        self._static = config.obstacles()
+        self._slots = config.robot.obstacles
 
     def take(self, message: Any, received_ns: int) -> None:
         """Replace all moving obstacles by those of a message; an empty one removes them.
@@ -109,6 +110,9 @@ class Obstacles:
             LookupError: They are in a frame whose pose is unknown.
             ValueError: The message is not valid.
         """
+        if self._heard_ns is None or received_ns < self._heard_ns:
+            self._heard_ns = received_ns
+        self._rejected = "; the last message was rejected"
         rows = read_circles(message)
         x, y, yaw = self._frames.pose(TOPIC, frame_of(message))
         if (x, y, yaw) != (0.0, 0.0, 0.0):
@@ -118,38 +122,58 @@ class Obstacles:
         stamp = stamp_ns_of(message)
         stamp_counts = stamp and self._config.parameters.use_header_stamps
         self._time_ns = min(stamp, received_ns) if stamp_counts else received_ns
-        self._rows = rows
+        self._rows, self._rejected = rows, ""
+
+    def trouble(self, now_ns: int) -> str:
+        """Return why the obstacles are not known well enough to drive; empty if they are.
+
+        A source that has spoken once is expected to go on, unless ``obstacle_timeout`` is 0.
+        """
+        limit_s = self._config.parameters.obstacle_timeout
+        if self._heard_ns is None or limit_s <= 0.0:
+            return ""
+        since_ns = self._heard_ns if self._time_ns is None else self._time_ns
+        age_s = 1e-9 * (now_ns - since_ns)
+        if 0.0 <= age_s <= limit_s:
+            return ""
+        return (
+            f"the newest valid message on {TOPIC} is {age_s:.2f} s old, obstacle_timeout is "
+            f"{limit_s:g} s{self._rejected}"
+        )
 
     def circles(self, now_ns: int) -> np.ndarray:
         """Return all obstacles at ``now_ns`` as x, y, radius, (M, 3)."""
-        return np.vstack([self.static[: self._used], self._moving(now_ns, np.zeros(1))[0]])
+        return self.ahead(now_ns, np.zeros(1))[0]
 
-    def ahead(self, position: np.ndarray, now_ns: int, times: np.ndarray) -> np.ndarray:
-        """Fill the slots of the robot with the static circles, then the nearest moving ones.
+    def ahead(self, now_ns: int, times: np.ndarray) -> np.ndarray:
+        """Return all obstacles as x, y, radius at ``times`` (K,) in s from now, (K, M, 3)."""
+        static = np.repeat(self._static[None], len(times), axis=0)
+        return np.concatenate([static, self._moving(now_ns, times)], axis=1)
+
+    def chosen(self, circles: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Fill the slots of the robot with the circles that come nearest.
 
         Args:
-            position: Position of the robot (2,).
-            now_ns: Time of the first stage.
-            times: Stage times (N + 1,), in s after ``now_ns``.
+            circles: All circles along the horizon, (N + 1, M, 3).
+            points: Where the robot will be about then, (N + 1, 2).
 
         Returns:
-            Circles (N + 1, slots, 3), or (slots, 3) if none moves.
+            Circles (N + 1, slots, 3); unused slots hold a circle too far away to matter.
         """
-        moving = self._moving(now_ns, times)
-        free = len(self.static) - self._used
-        if not moving.shape[1] or not free:
-            return self.static
-        gaps = np.linalg.norm(moving[:, :, :2] - position, axis=2) - moving[:, :, 2]
-        nearest = np.argsort(gaps.min(axis=0), kind="stable")[:free]
-        result = np.repeat(self.static[None], len(times), axis=0)
-        result[:, self._used : self._used + len(nearest)] = moving[:, nearest]
+        result = np.tile(UNUSED, (len(circles), self._slots, 1))
+        count = circles.shape[1]
+        if count > self._slots:
+            gaps = np.linalg.norm(circles[:, :, :2] - points[:, None], axis=2) - circles[:, :, 2]
+            nearest = np.argsort(gaps.min(axis=0), kind="stable")[: self._slots]
+            circles = circles[:, np.sort(nearest)]
+        result[:, : min(count, self._slots)] = circles
         return result
 
     def _moving(self, now_ns: int, times: np.ndarray) -> np.ndarray:
         """Return the moving circles at ``times`` (K,) from now, (K, M, 3); none if too old."""
-        age_s = 1e-9 * (now_ns - self._time_ns)
-        fresh = 0.0 <= age_s <= self._config.parameters.max_obstacle_age
-        rows = self._rows if fresh else self._rows[:0]
+        age_s = 0.0 if self._time_ns is None else 1e-9 * (now_ns - self._time_ns)
+        limit_s = self._config.parameters.obstacle_timeout or OPTIONAL_S
+        rows = self._rows if 0.0 <= age_s <= limit_s else self._rows[:0]
         result = np.repeat(rows[None, :, :3], len(times), axis=0)
         result[:, :, :2] += (age_s + times)[:, None, None] * rows[None, :, 3:]
         return result

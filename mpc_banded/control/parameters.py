@@ -206,12 +206,55 @@ class Parameters:
         True, "Publish TwistStamped; Twist if false.", read_only=True
     )
     reference_speed: float = parameter(0.5, "Speed along a path.", "m/s", 0.0, 100.0)
+    path_orientation: str = parameter(
+        "auto",
+        "Orientations of a path that count; auto: none where all are identity and it bends.",
+        choices=("auto", "always", "never"),
+    )
+    minimum_rotation_angle: float = parameter(
+        0.785, "Turn on the spot at which a path is cut.", "rad", 0.05, 3.14
+    )
+    inversion_xy_tolerance: float = parameter(
+        0.2, "Distance from a cusp at which the next leg may begin.", "m", 0.02, 10.0
+    )
+    inversion_yaw_tolerance: float = parameter(
+        0.4, "Heading error at which the next leg may begin.", "rad", 0.02, 3.14
+    )
+    xy_goal_tolerance: float = parameter(
+        0.25, "Distance from the goal at which the robot has arrived.", "m", 0.001, 100.0
+    )
+    yaw_goal_tolerance: float = parameter(
+        0.25, "Heading error at which the robot has arrived.", "rad", 0.001, 3.2
+    )
+    trans_stopped_velocity: float = parameter(
+        0.25,
+        "Speed below which a robot at the end of its reference has arrived.",
+        "m/s",
+        0.001,
+        100.0,
+    )
+    rot_stopped_velocity: float = parameter(
+        0.25, "Turn rate below which it has.", "rad/s", 0.001, 100.0
+    )
+    required_movement_radius: float = parameter(
+        0.5, "Move that counts as progress.", "m", 0.001, 100.0
+    )
+    required_movement_angle: float = parameter(
+        0.5, "Turn that counts as progress.", "rad", 0.001, 3.2
+    )
+    movement_time_allowance: float = parameter(
+        10.0, "Time without progress after which the robot is blocked.", "s", 0.1, 3600.0
+    )
     timed_paths: bool = parameter(
-        True, "Follow a path whose poses carry increasing stamps by time, not by reference_speed."
+        False, "Follow stamped paths by time even where their stamps lie in the past."
     )
     obstacles: list[float] = parameter([], "Circles as x, y, radius one after the other.", "m")
-    max_obstacle_age: float = parameter(
-        0.5, "Age beyond which obstacles from the topic are forgotten.", "s", 0.01, 60.0
+    obstacle_timeout: float = parameter(
+        0.5,
+        "Age of the obstacles at which the robot stops; 0: they are forgotten then.",
+        "s",
+        0.0,
+        60.0,
     )
     fallback: FallbackParameters = field(default_factory=FallbackParameters)
     simulator: SimulatorParameters = field(default_factory=SimulatorParameters)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,35 +30,6 @@ class Reference(Protocol):
 
     def ended(self, now_s: float) -> bool:
         """Return whether the reference moves no further."""
-
-
-class GoalReference:
-    """A pose to reach: columns x, y and yaw; the speed is zero.
-
-    Args:
-        x, y: Position in m, in the frame of the state.
-        yaw: Heading in rad.
-
-    Raises:
-        ValueError: A coordinate is not finite.
-    """
-
-    def __init__(self, x: float, y: float, yaw: float) -> None:
-        if not np.isfinite([x, y, yaw]).all():
-            raise ValueError(f"the goal ({x}, {y}, {yaw}) is not finite")
-        self._pose = {"x": x, "y": y, "yaw": yaw}
-
-    def columns(
-        self, state: Mapping[str, float], times: np.ndarray, now_s: float = 0.0
-    ) -> dict[str, np.ndarray]:
-        """Return the pose at all stages."""
-        del state, now_s
-        return {name: np.full(len(times), value) for name, value in self._pose.items()}
-
-    def ended(self, now_s: float) -> bool:
-        """Return False: a goal does not move."""
-        del now_s
-        return False
 
 
 class MovedReference:
@@ -82,14 +53,28 @@ class MovedReference:
         """Return the columns of the inner reference, x, y and yaw in the frame of the state."""
         with suppress(LookupError):
             self._last = self._pose()
+        columns = self.inner.columns({**state, **self.there(state)}, times, now_s)
+        x, y, yaw = self._here(columns["x"], columns["y"], columns["yaw"])
+        return {**columns, "x": x, "y": y, "yaw": yaw}
+
+    def there(self, state: Mapping[str, float]) -> dict[str, float]:
+        """Return x, y and yaw of a state in the frame of the inner reference."""
         x0, y0, turn = self._last
         c, s = np.cos(turn), np.sin(turn)
         dx, dy = state["x"] - x0, state["y"] - y0
-        there = {"x": c * dx + s * dy, "y": c * dy - s * dx, "yaw": state.get("yaw", 0.0) - turn}
-        columns = self.inner.columns({**state, **there}, times, now_s)
-        x, y = columns["x"], columns["y"]
-        moved = {"x": x0 + c * x - s * y, "y": y0 + s * x + c * y, "yaw": columns["yaw"] + turn}
-        return {**columns, **moved}
+        yaw = state.get("yaw", 0.0) - turn
+        return {"x": float(c * dx + s * dy), "y": float(c * dy - s * dx), "yaw": yaw}
+
+    @property
+    def goal(self) -> tuple[float, float, float] | None:
+        """Where it ends, in the frame of the state; None where the inner reference has no end."""
+        goal = getattr(self.inner, "goal", None)
+        return None if goal is None else self._here(*goal)
+
+    def _here(self, x: Any, y: Any, yaw: Any) -> tuple[Any, Any, Any]:
+        x0, y0, turn = self._last
+        c, s = np.cos(turn), np.sin(turn)
+        return x0 + c * x - s * y, y0 + s * x + c * y, yaw + turn
 
     def ended(self, now_s: float) -> bool:
         """Return whether the inner reference has ended."""

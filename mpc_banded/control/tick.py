@@ -23,6 +23,9 @@ class Reason(Enum):
     HOLDING = "holding the stop"
     NO_REFERENCE = "no reference yet"
     PLANNING = "first plan not converged yet"
+    ARRIVED = "arrived"
+    BLOCKED = "blocked"
+    BLIND = "obstacles too old"
 
 
 #: After these the next solve starts from the plan before; after all others it starts cold.

@@ -3,18 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from mpc_banded.control.config import Config
 from mpc_banded.control.errors import reason_for_rejection, user_code
-from mpc_banded.control.frames import Frames
+from mpc_banded.control.frames import Frames, Pose
 from mpc_banded.control.joints import JointPlanReference, JointReference
-from mpc_banded.control.path import PathReference, TimedPathReference
-from mpc_banded.control.reference import GoalReference, MovedReference, Reference
+from mpc_banded.control.legs import CutOptions, base_of, orient
+from mpc_banded.control.path import GoalReference, LegReference, PathReference
+from mpc_banded.control.reference import MovedReference, Reference
 from mpc_banded.control.state import StateEstimate
+from mpc_banded.control.timed_path import TimedPathReference
 from mpc_banded.robots.messages import Goal, JointPlan, PosePath, ReferenceTopic
+
+#: How long a message waits for the pose of its frame, in ns.
+PATIENCE_NS = 30_000_000_000
 
 
 class Tracker:
@@ -27,7 +34,7 @@ class Tracker:
 
     Attributes:
         reference: None before the first one.
-        rejected: Why a message that waited for the first state was rejected; None if it was not.
+        rejected: Why there is no reference, where a message came; None otherwise.
     """
 
     def __init__(self, config: Config, estimate: StateEstimate, frames: Frames) -> None:
@@ -38,24 +45,36 @@ class Tracker:
             self.reference = JointReference({})
         self.rejected: str | None = None
         self._held: dict[str, float] = {}
+        self._frame = ""
         self._waiting: tuple[ReferenceTopic, Any, int] | None = None
+        self.adopt(config)
 
     def adopt(self, config: Config) -> None:
         """Take over another configuration of the same robot."""
         self._config = config
-        if isinstance(path := self._inner, PathReference):
-            path.speed = config.parameters.reference_speed
+        parameters = config.parameters
+        self._base = base_of(config.robot, parameters.limits, parameters.model)
+        self._cut = CutOptions(
+            parameters.minimum_rotation_angle,
+            parameters.inversion_xy_tolerance,
+            parameters.inversion_yaw_tolerance,
+        )
+        if isinstance(path := self._inner, LegReference):
+            path.speed, path.base = parameters.reference_speed, self._base
 
-    def take_waiting(self) -> None:
-        """Take the message that waited for the first state, now that its frame is known."""
-        if self._waiting is not None and self._estimate.state is not None:
-            waiting, self._waiting = self._waiting, None
-            self.rejected = reason_for_rejection(self.take, *waiting)
+    def take_waiting(self, now_ns: int) -> None:
+        """Take the message that waited for the first state, or for the pose of its frame."""
+        if self._waiting is None or self._estimate.state is None:
+            return
+        topic, message, received_ns = self._waiting
+        self.rejected = reason_for_rejection(self.take, topic, message, received_ns)
+        if self._waiting is not None and now_ns - received_ns > PATIENCE_NS:
+            self._waiting = None  # self.rejected says what it waited for
 
     def relocate(self) -> None:
         """Search the robot on the whole path: it has been moved."""
-        if isinstance(path := self._inner, PathReference):
-            path.progress = None
+        if isinstance(path := self._inner, LegReference):
+            path.begin_again()
 
     @property
     def _inner(self) -> Reference | None:
@@ -65,6 +84,9 @@ class Tracker:
 
     def take(self, topic: ReferenceTopic, message: Any, received_ns: int) -> None:
         """Take a message.
+
+        One that came before the first state, or before the pose of its frame is known, is kept
+        and tried again for a while.
 
         Args:
             topic: Its topic.
@@ -79,29 +101,89 @@ class Tracker:
         with user_code(f"{topic.topic} cannot be read"):
             content = topic.read(message)
         frame = getattr(content, "frame", "")
+        self._waiting = None
         if frame and not self._estimate.frame and self._estimate.state is None:
             # The first state shows whether this is its frame.
             self._waiting = (topic, message, received_ns)
             return
-        self._waiting = None
-        reference = self._reference(topic, content, received_ns)
-        if isinstance(reference, PathReference) and reference.is_same(inner := self._inner):
-            reference.progress = inner.progress
+        if isinstance(content, PosePath) and not len(content.points):
+            self.reference, self.rejected = None, f"{topic.topic} has no poses, so the robot stops"
+            return
+        pose = None
         if frame not in ("", self._estimate.frame):
             pose = partial(self._frames.pose, topic.topic, frame)
-            self.reference = MovedReference(reference, pose)
-        else:
-            self.reference = reference
+            try:
+                pose()
+            except LookupError:
+                if self._frames.transform is not None:
+                    self._waiting = (topic, message, received_ns)
+                raise
+        reference = self._reference(topic, content, received_ns, pose)
+        placed = reference if pose is None else MovedReference(reference, pose)
+        self._take_over(reference, placed, frame)
+        self.reference, self._frame, self.rejected = placed, frame, None
 
-    def _reference(self, topic: ReferenceTopic, content: Any, received_ns: int) -> Reference:
+    def _take_over(self, reference: Reference, placed: Reference, frame: str) -> None:
+        """Let a path go on from the progress on the one that it replaces."""
+        before, position = self._inner, self._position(placed)
+        if (
+            isinstance(reference, PathReference)
+            and isinstance(before, LegReference)
+            and frame == self._frame
+            and position is not None
+        ):
+            reference.take_over(before, position)
+
+    def _position(self, placed: Reference) -> np.ndarray | None:
+        """The position of the robot in the frame of a reference."""
+        state = self._estimate.state
+        if state is None:
+            return None
+        values = dict(zip(self._robot.states, state, strict=True))
+        if isinstance(placed, MovedReference):
+            values = {**values, **placed.there(values)}
+        return np.array([values["x"], values["y"]])
+
+    def _start(self, pose: Callable[[], Pose] | None) -> Pose | None:
+        """Where the robot is, for the way to a goal; None where that is not known in its frame."""
+        state = self._estimate.state
+        if state is None or pose is not None:
+            return None
+        values = dict(zip(self._robot.states, state.tolist(), strict=True))
+        return values["x"], values["y"], values.get("yaw", 0.0)
+
+    def _goal(self, x: float, y: float, yaw: float, start: Pose | None) -> LegReference:
+        known, speed = self._inner, self._config.parameters.reference_speed
+        if isinstance(known, GoalReference) and known.goal == (x, y, yaw):
+            return known  # it is on the way already
+        return GoalReference(x, y, yaw, speed, self._base, self._cut, start)
+
+    def _path(self, content: PosePath, start: Pose | None, now_ns: int) -> Reference:
+        parameters = self._config.parameters
+        yaws, final_yaw = orient(content.points, content.yaws, parameters.path_orientation)
+        if content.times_s is not None and (
+            parameters.timed_paths or content.times_s[-1] > 1e-9 * now_ns
+        ):
+            return TimedPathReference(content.points, content.times_s, yaws)
+        path = PathReference(
+            content.points, parameters.reference_speed, yaws, final_yaw, self._base, self._cut
+        )
+        if len(path.legs) == 1 and path.legs[0].is_turn:  # all poses are at one place
+            return self._goal(*path.goal, start)
+        return path
+
+    def _reference(
+        self,
+        topic: ReferenceTopic,
+        content: Any,
+        received_ns: int,
+        pose: Callable[[], Pose] | None,
+    ) -> Reference:
         """Return the reference that a message describes."""
         if isinstance(content, Goal):
-            return GoalReference(content.x, content.y, content.yaw)
+            return self._goal(content.x, content.y, content.yaw, self._start(pose))
         if isinstance(content, PosePath):
-            if content.times_s is not None and self._config.parameters.timed_paths:
-                return TimedPathReference(content.points, content.times_s, content.yaws)
-            speed = self._config.parameters.reference_speed
-            return PathReference(content.points, speed, content.yaws, content.final_yaw)
+            return self._path(content, self._start(pose), received_ns)
         columns: Any = content.columns if isinstance(content, JointPlan) else content
         if not isinstance(columns, Mapping):
             return columns  # a reference of the user's own

@@ -88,6 +88,11 @@ def actuate_ackermann(x, command, model):
     return np.array([(command["v"] - x[3]) / SPEED_LAG, command["steering"]])
 
 
+def turning(limits, model):
+    """Radius at nine tenths of the largest steering angle, in m."""
+    return model["wheelbase"] / math.tan(0.9 * min(abs(angle) for angle in limits["steering"]))
+
+
 @functools.cache
 def variant(command):
     """The car that takes a twist, or the one that takes an Ackermann command."""
@@ -120,7 +125,7 @@ bicycle = Robot(
     },
     terminal_costs={"arrival": arrival},
     inequalities={"clearance": clearance},
-    penalties={"clearance": (200.0, 100.0)},
+    penalties={"clearance": (1000.0, 1000.0)},
     weights={
         "position": 1.0,
         "heading": 5.0,
@@ -134,6 +139,7 @@ bicycle = Robot(
     command=command,
     actuate=actuate,
     braking={"v": "acceleration", "w": "v"},  # the car stays on its curve
+    turning=turning,
     obstacles=4,
     radius=RADIUS,
     cyclic=("yaw",),

@@ -159,15 +159,13 @@ class PosePath:
 
     Attributes:
         points: (M, 2) in m.
-        yaws: (M,) in rad; None where the orientations are left at identity, as many planners do.
-        final_yaw: Of the last pose, where it alone has an orientation.
+        yaws: (M,) in rad; exactly 0 where the orientation is the identity.
         times_s: (M,) of the node's clock; None where the poses carry no increasing stamps.
         frame: Empty where it names none.
     """
 
     points: np.ndarray
-    yaws: np.ndarray | None
-    final_yaw: float | None
+    yaws: np.ndarray
     times_s: np.ndarray | None
     frame: str
 
@@ -205,18 +203,12 @@ def path_of(message: Any) -> PosePath:
         raise ValueError(f"the path is in several frames: {sorted(frames)}")
     points = [(p.pose.position.x, p.pose.position.y) for p in message.poses]
     turns = [p.pose.orientation for p in message.poses]
-    told = [any((q.x, q.y, q.z)) for q in turns]
-    yaws, final_yaw = None, None
-    if any(told[:-1]):
-        yaws = np.array([yaw_of(q) for q in turns])
-    elif told and told[-1]:
-        final_yaw = yaw_of(turns[-1])
+    yaws = np.array([yaw_of(q) for q in turns], dtype=np.float64)
     stamps = np.array([stamp_ns_of(pose) for pose in message.poses], dtype=np.int64)
     timed = len(stamps) > 1 and stamps[0] > 0 and bool((np.diff(stamps) > 0).all())
     return PosePath(
         np.array(points, dtype=np.float64).reshape(-1, 2),
         yaws,
-        final_yaw,
         1e-9 * stamps if timed else None,
         next(iter(frames), ""),
     )

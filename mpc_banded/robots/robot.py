@@ -105,6 +105,8 @@ class Robot:
         variant: Makes it, called with the values of ``options`` by name; the same object for the
             same values.
         rests: Whether a robot that follows joint trajectories goes to zero until one comes.
+        turning: ``(limits, model) -> smallest turning radius`` in m, of a base that does not turn
+            on the spot.
         obstacles: Number of obstacle slots.
         radius: Of the robot's rim around its position, in m.
         cyclic: States that are angles, equal modulo a full turn.
@@ -139,6 +141,7 @@ class Robot:
     rests: bool = True
     options: Mapping[str, Option] = field(default_factory=dict)
     variant: Callable[..., Robot] | None = None
+    turning: Callable[[Mapping[str, tuple[float, float]], Values], float] | None = None
     obstacles: int = 0
     radius: float = 0.0
     cyclic: tuple[str, ...] = ()

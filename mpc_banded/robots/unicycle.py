@@ -88,7 +88,7 @@ unicycle = Robot(
     },
     terminal_costs={"arrival": arrival},
     inequalities={"clearance": clearance},
-    penalties={"clearance": (100.0, 100.0)},
+    penalties={"clearance": (1000.0, 1000.0)},
     weights={
         "position": 10.0,
         "heading": 1.0,
