@@ -12,9 +12,10 @@ from loop_messages import fields, header, ns, odometry, plan, pose
 from mpc_banded.control.config import Config
 from mpc_banded.control.joints import JointPlanReference
 from mpc_banded.control.loop import ControlLoop
-from mpc_banded.control.path import PathReference, TimedPathReference
+from mpc_banded.control.path import PathReference
 from mpc_banded.control.reference import MovedReference
 from mpc_banded.control.tick import Reason
+from mpc_banded.control.timed_path import TimedPathReference
 
 TIMES = np.arange(11) * 0.1
 NOW = 100.0

@@ -171,7 +171,7 @@ def test_obstacles_of_another_frame_are_turned_with_their_velocities_or_refused(
 
 
 def test_old_obstacles_are_forgotten_and_an_empty_message_forgets_at_once():
-    loop = ControlLoop(Config({"horizon": 8, "max_obstacle_age": 0.5, "obstacles": [9, 9, 1]}))
+    loop = ControlLoop(Config({"horizon": 8, "obstacle_timeout": 0.5, "obstacles": [9, 9, 1]}))
     loop.on_message("odom", odometry(NOW), ns(NOW))
     loop.on_message("obstacles", cloud([[1.0, 0.0, 0.5, 0.0, 0.0]]), ns(NOW))
     assert len(loop.obstacles.circles(ns(NOW + 0.49))) == 2

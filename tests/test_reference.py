@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mpc_banded.control.joints import JointReference
-from mpc_banded.control.path import PathReference
-from mpc_banded.control.reference import GoalReference, stacked
+from mpc_banded.control.path import GoalReference, PathReference
+from mpc_banded.control.reference import stacked
 from mpc_banded.ros.demo.scenarios import figure_of_eight
 
 TIMES = np.arange(21) * 0.1
