@@ -93,8 +93,7 @@ def test_overrides_win_over_the_file_and_are_checked_alike():
         ("obstacles", 1.0, "lists of any number of numbers"),
         ("obstacles", "near", "lists of any number of numbers"),
         ("obstacles", [0.0, math.nan, 1.0], "lists of any number of numbers"),
-        ("obstacles", [1.0, 2.0], "x, y, radius of up to 4 circles"),
-        ("obstacles", [1.0] * 15, "x, y, radius of up to 4 circles"),
+        ("obstacles", [1.0, 2.0], "x, y, radius of any number of circles"),
         ("limits.v", [1.0], "lists of 2 numbers"),
         ("limits.v", [1.0, -1.0], "a lower and a greater upper limit"),
         ("weights.position", -1.0, "numbers from 0 to 1e+30"),
@@ -159,11 +158,17 @@ def test_every_option_of_the_solver_has_a_key():
     assert (options.half_bandwidth, options.max_iterations) == (13, 3)
 
 
-def test_unused_slots_of_obstacles_are_far_away():
-    obstacles = Config({"obstacles": [1, 2, 0.5]}).obstacles()
-    assert obstacles.shape == (4, 3)
-    assert obstacles[0].tolist() == [1.0, 2.0, 0.5]
-    assert (np.linalg.norm(obstacles[1:, :2], axis=1) > 1e3).all()
+def test_any_number_of_obstacles_is_taken():
+    obstacles = Config({"obstacles": [1, 2, 0.5] * 30}).obstacles()
+    assert obstacles.tolist() == [[1.0, 2.0, 0.5]] * 30
+    with pytest.raises(ConfigError, match=r"obstacles is .*; allowed are none"):
+        Config({"robot": "cartpole", "obstacles": [1, 2, 0.5]})
+
+
+@pytest.mark.parametrize("limits", [{"limits.v": [0.3, 1.2]}, {"limits.w": [-1.0, -0.1]}])
+def test_limits_that_exclude_the_stop_are_refused(limits):
+    with pytest.raises(ConfigError, match="allowed are limits that include 0, at which the robot"):
+        Config(limits)
 
 
 def test_sections_drop_their_prefix():

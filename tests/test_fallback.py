@@ -99,7 +99,7 @@ def test_planning_anew_while_moving_goes_on_slowing():
 
 def test_failing_solves_take_the_same_grades():
     loop, simulation, now = driving()
-    loop.obstacles.static = np.full_like(loop.obstacles.static, np.nan)  # nothing can be solved
+    loop.obstacles._static = np.full((1, 3), np.nan)  # nothing can be solved
     codes = []
     for k in range(100):
         loop.on_message("odom", odometry(**simulation.values), ns(now + PERIOD * k))
@@ -111,7 +111,7 @@ def test_failing_solves_take_the_same_grades():
         assert lower <= tick.command["v"] <= upper
     order = [code for code, _ in itertools.groupby(codes)]
     assert order == [Reason.FOLLOWING, Reason.SLOWING, Reason.HOLDING]
-    loop.obstacles.static = loop.config.obstacles()
+    loop.obstacles._static = loop.config.obstacles()
     loop.on_message("odom", odometry(**simulation.values), ns(now + 5.0))
     assert loop.tick(ns(now + 5.0)).driving
 

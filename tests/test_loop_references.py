@@ -44,12 +44,20 @@ def test_path_with_stamps_is_followed_in_time():
     assert columns["v"].tolist() == [0.0, 0.5, 0.5, 2.0, 0.0]
     assert columns["yaw"] == pytest.approx([0.0, 0.0, 0.0, math.pi / 2, math.pi / 2])
     assert "ended" not in loop.tick(ns(NOW)).reason
-    there = odometry(NOW + 5.0, x=1.0, y=2.0)
+    there = odometry(NOW + 5.0, x=1.0, y=2.0, yaw=math.pi / 2)
     assert loop.on_message("odom", there, ns(NOW + 5.0)) is None
-    assert "the reference has ended" in loop.tick(ns(NOW + 5.0)).reason
-    loop = loop_at(timed_paths=False)
-    loop.on_message("plan", message, ns(NOW))
-    assert isinstance(loop.reference, PathReference)
+    loop.tick(ns(NOW + 5.0))
+    later = odometry(NOW + 6.1, x=1.0, y=2.0, yaw=math.pi / 2)
+    assert loop.on_message("odom", later, ns(NOW + 6.1)) is None
+    assert loop.tick(ns(NOW + 6.1)).code is Reason.ARRIVED
+
+
+def test_path_whose_stamps_lie_in_the_past_is_followed_by_time_only_where_asked_for():
+    message = timed((0.0, 0.0, NOW - 9.0), (1.0, 0.0, NOW - 8.0), (1.0, 2.0, NOW - 7.0))
+    for asked, kind in ((False, PathReference), (True, TimedPathReference)):
+        loop = loop_at(timed_paths=asked)
+        assert loop.on_message("plan", message, ns(NOW)) is None
+        assert isinstance(loop.reference, kind)
 
 
 def test_orientations_along_the_path_are_followed_backwards_if_need_be():
@@ -64,8 +72,9 @@ def test_orientations_along_the_path_are_followed_backwards_if_need_be():
 
 def test_last_orientation_alone_counts_at_the_end_alone():
     reference = PathReference(np.array([[0.0, 0.0], [1.0, 0.0]]), 1.0, None, 2.0)
-    yaw = reference.columns(HERE, np.array([0.0, 0.5, 0.9, 1.0, 5.0]))["yaw"]
-    assert yaw.tolist() == [0.0, 0.0, 0.0, 2.0, 2.0]
+    assert reference.columns(HERE, np.array([0.0, 0.5, 5.0]))["yaw"].tolist() == [0.0] * 3
+    there = {"x": 1.0, "y": 0.0, "yaw": 0.0}
+    assert reference.columns(there, np.array([0.0, 5.0]))["yaw"][1] == 2.0
 
 
 @given(
@@ -106,12 +115,43 @@ def test_reference_in_another_frame_is_transformed_or_refused(topic):
     asked = []
     loop.transform = lambda *frames: asked.append(frames) or (0.0, 2.0, 0.0)
     assert loop.on_message(topic, message, ns(NOW)) is None
-    assert asked == [("odom", "map")]
-    assert loop.reference.columns(HERE, TIMES)["y"] == pytest.approx(np.full(11, 2.0))
+    assert set(asked) == {("odom", "map")}
+    loop.reference.columns(HERE, TIMES)
+    assert loop.reference.goal[1] == pytest.approx(2.0)
     loop.transform = lambda *_: (0.0, 3.0, 0.0)  # the frames drift
-    assert loop.reference.columns(HERE, TIMES)["y"] == pytest.approx(np.full(11, 3.0))
+    loop.reference.columns(HERE, TIMES)
+    assert loop.reference.goal[1] == pytest.approx(3.0)
     loop.transform = unknown  # and for a while nobody knows
-    assert loop.reference.columns(HERE, TIMES)["y"] == pytest.approx(np.full(11, 3.0))
+    loop.reference.columns(HERE, TIMES)
+    assert loop.reference.goal[1] == pytest.approx(3.0)
+
+
+def test_plan_that_comes_before_its_transform_is_kept_and_tried_again():
+    def unknown(target, source):
+        raise LookupError(f"no transform from {source} to {target} yet")
+
+    message = plan((0.0, 0.0), (5.0, 0.0), frame="map")
+    for waits, code in ((1.0, Reason.DRIVING), (40.0, Reason.NO_REFERENCE)):
+        loop = loop_at()
+        loop.transform = unknown
+        assert "no transform" in loop.on_message("plan", message, ns(NOW))
+        loop.on_message("odom", odometry(NOW + waits), ns(NOW + waits))
+        assert "no transform" in loop.tick(ns(NOW + waits)).reason
+        loop.transform = lambda *_: (0.0, 0.0, 0.0)
+        loop.on_message("odom", odometry(NOW + waits + 0.1), ns(NOW + waits + 0.1))
+        assert loop.tick(ns(NOW + waits + 0.1)).code is code
+
+
+def test_empty_plan_stops_the_robot_and_the_next_one_drives():
+    loop = loop_at()
+    loop.on_message("plan", plan((0.0, 0.0), (5.0, 0.0)), ns(NOW))
+    assert loop.tick(ns(NOW)).driving
+    assert loop.on_message("plan", plan(), ns(NOW)) is None
+    tick = loop.tick(ns(NOW + 0.05))
+    assert tick.code is Reason.NO_REFERENCE
+    assert "plan has no poses, so the robot stops" in tick.reason
+    loop.on_message("plan", plan((0.0, 0.0), (5.0, 0.0)), ns(NOW + 0.1))
+    assert loop.tick(ns(NOW + 0.1)).driving
 
 
 def test_frame_of_a_reference_that_came_before_the_state_is_checked_with_the_state():
@@ -200,5 +240,5 @@ def test_car_may_be_commanded_by_speed_and_steering_angle():
     tick = loop.tick(ns(NOW))
     assert tick.driving
     assert config.command_topic.type == "ackermann_msgs/msg/AckermannDriveStamped"
-    assert tick.command["steering"] == tick.step.plan.inputs[0, 1]
+    assert tick.command["steering"] == pytest.approx(tick.step.plan.inputs[0, 1], rel=0.05)
     assert loop.stop_command() == {"v": 0.0, "steering": 0.0}

@@ -55,9 +55,11 @@ def test_columns_lie_on_the_path_and_move_at_its_speed(points, speed, x, y):
     assert max(reference.distance(point) for point in walked) < 1e-6
     steps = np.linalg.norm(np.diff(walked, axis=0), axis=1)
     assert (steps <= speed * 0.1 + 1e-9).all()
-    moving = columns["v"] > 0
-    assert (columns["v"][moving] == speed).all()
-    assert np.allclose(walked[~moving], reference.points[-1]) or speed == 0
+    speeds = np.hypot(columns["v"], columns["vy"])
+    assert (np.isclose(speeds, speed) | (speeds == 0.0)).all()
+    ends = np.array([leg.points[-1] for leg in reference.legs])
+    standing = walked[speeds == 0.0]
+    assert speed == 0 or all(np.abs(ends - point).max(axis=1).min() < 1e-6 for point in standing)
 
 
 @given(points=POINTS, x=COORDINATES, y=COORDINATES)
@@ -73,7 +75,7 @@ def test_turning_and_moving_everything_turns_and_moves_the_reference(points, x, 
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     here, there = path(points, 1.0), path(np.array(points) @ turn.T + shift, 1.0)
     state = turn @ [x, y] + shift
-    distances = np.sqrt(here._project(np.array([x, y]))[0])
+    distances = np.concatenate([leg.project(np.array([x, y]))[0] for leg in here.legs])
     # Where stretches of the path are equally near, rounding may choose either.
     ties = np.abs(np.subtract.outer(distances, [distances.min(), distances.min() + 0.2]))
     assume((ties > 1e-6).sum() == ties.size - 1)
@@ -116,14 +118,12 @@ def test_path_that_starts_where_it_comes_by_again_begins_at_its_start():
 @pytest.mark.parametrize(
     ("points", "message"),
     [
-        ([], "0 distinct points"),
-        ([[1.0, 2.0]], "1 distinct points"),
-        ([[1.0, 2.0]] * 3, "1 distinct points"),
+        ([], "no poses"),
         ([[0.0, 0.0], [np.nan, 1.0]], "not finite"),
         ([[0.0, 0.0], [np.inf, 1.0]], "not finite"),
     ],
 )
-def test_path_needs_two_distinct_finite_points(points, message):
+def test_path_needs_poses_that_are_finite(points, message):
     with pytest.raises(ValueError, match=message):
         PathReference(np.array(points), 1.0)
 
@@ -135,20 +135,16 @@ def test_repeated_points_do_not_change_a_path():
     assert all(np.array_equal(once[name], twice[name]) for name in once)
 
 
-def test_goal_and_joints_stand_still_wherever_the_robot_is():
-    goal = GoalReference(1.0, 2.0, 3.0).columns(at(7.0, 7.0), TIMES)
-    assert {name: set(column) for name, column in goal.items()} == {
-        "x": {1.0},
-        "y": {2.0},
-        "yaw": {3.0},
-    }
+def test_joints_stand_still_wherever_the_robot_is():
     joints = JointReference({"arm": 0.5}).columns({"arm": 7.0}, TIMES)
     assert set(joints["arm"]) == {0.5}
 
 
 def test_goal_and_joints_must_be_finite():
-    with pytest.raises(ValueError, match=r"the goal \(1.0, nan, 0.0\) is not finite"):
+    with pytest.raises(ValueError, match="the goal has coordinates that are not finite"):
         GoalReference(1.0, np.nan, 0.0)
+    with pytest.raises(ValueError, match="the goal has orientations that are not finite"):
+        GoalReference(1.0, 2.0, np.inf)
     with pytest.raises(ValueError, match="'arm': inf"):
         JointReference({"arm": np.inf})
 

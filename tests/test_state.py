@@ -200,4 +200,7 @@ def test_robot_that_does_not_move_as_told_is_held_and_tried_again():
 def test_robot_that_stands_where_it_should_is_no_frozen_one():
     loop = ControlLoop(Config({"horizon": 8, "dt": 0.1, "max_frozen_time": 1.0}))
     loop.on_message("goal_pose", pose(0.0, 0.0, frame="odom"), ns(NOW))
-    assert {drive(loop, NOW + 0.05 * k)[1].code for k in range(100)} == {Reason.DRIVING}
+    assert {drive(loop, NOW + 0.05 * k)[1].code for k in range(100)} <= {
+        Reason.DRIVING,
+        Reason.ARRIVED,
+    }

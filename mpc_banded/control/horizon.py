@@ -10,8 +10,8 @@ import numpy as np
 from mpc_banded.control.config import Config
 from mpc_banded.control.detour import Detour
 from mpc_banded.control.errors import user_code
+from mpc_banded.control.joints import JointReference
 from mpc_banded.control.obstacles import Obstacles
-from mpc_banded.control.path import GoalReference
 from mpc_banded.control.reference import Reference, stacked
 from mpc_banded.ocp.problem import OptimalControlProblem
 
@@ -80,6 +80,6 @@ class Horizon:
         return parameters
 
     def origin(self, problem: OptimalControlProblem) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return a state and parameters that suit any robot: the origin as its own goal."""
+        """Return a state and parameters that suit any robot: the origin, a reference of zeros."""
         state = np.zeros(len(self._robot.states))
-        return state, self.parameters(GoalReference(0, 0, 0), state, 0, problem)
+        return state, self.parameters(JointReference({}), state, 0, problem)

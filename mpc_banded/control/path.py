@@ -23,6 +23,8 @@ STANDING = 0.05
 WINDOW, WINDOW_S = 0.3, 1.0
 #: Difference in distance below which two stretches of a path are equally near, in m.
 AMBIGUITY = 0.2
+#: Distance between places that are the same on a path and on its successor, in m.
+AWAY = 0.2
 #: Distance between the ends of two paths that lead to the same goal, in m.
 SAME_GOAL = 0.3
 
@@ -148,8 +150,8 @@ class LegReference:
     def take_over(self, before: LegReference, position: np.ndarray) -> None:
         """Go on from the progress on a path that this one replaces.
 
-        Where both lead to the same goal, the place on this path is the one near the base from
-        which it is about as far to the goal as it was.
+        Where both lead to the same goal, the place on this path is the one that is as far from the
+        goal; where it lies elsewhere, the one near the base from which it is about as far.
 
         Args:
             before: What was followed so far.
@@ -160,11 +162,17 @@ class LegReference:
         apart = math.hypot(self.goal[0] - before.goal[0], self.goal[1] - before.goal[1])
         if apart > SAME_GOAL:
             return
-        left = before.length - before.progress
-        places = self._near(position)
-        index, s = min(
-            places, key=lambda at: abs(self.length - self._begins[at[0]] - at[1] - left)
-        )
+        from_end = self.length - (before.length - before.progress)
+        index, s = self._place(from_end)
+        if (
+            math.dist(self._point(index, s), before._point(before._leg, before._along or 0.0))
+            > AWAY
+        ):
+
+            def error(place: tuple[int, float]) -> float:
+                return abs(self._begins[place[0]] + place[1] - from_end)
+
+            index, s = min(self._near(position), key=error)
         was = before.legs[before._leg]
         if was.is_turn and not self.legs[index].is_turn:
             # A turn that was under way goes on, if this path has it too.
@@ -174,6 +182,18 @@ class LegReference:
                 if gap <= self._cut.tolerance:
                     index, s = after, 0.0
         self._leg, self._along = index, s
+
+    def _place(self, driven: float) -> tuple[int, float]:
+        """Leg and arc length of the place that is ``driven`` m from the start."""
+        index = int(np.searchsorted(self._begins[1:-1], driven, side="right"))
+        return index, float(np.clip(driven - self._begins[index], 0.0, self.legs[index].length))
+
+    def _point(self, index: int, s: float) -> tuple[float, float]:
+        leg = self.legs[index]
+        if leg.is_turn:
+            return float(leg.points[0, 0]), float(leg.points[0, 1])
+        x, y = (float(np.interp(s, leg.arc, leg.points[:, i])) for i in range(2))
+        return x, y
 
     def _near(self, position: np.ndarray) -> list[tuple[int, float]]:
         """Leg and arc length of each stretch of the path that passes about as near as any."""

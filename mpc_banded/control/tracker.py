@@ -125,13 +125,11 @@ class Tracker:
 
     def _take_over(self, reference: Reference, placed: Reference, frame: str) -> None:
         """Let a path go on from the progress on the one that it replaces."""
-        before, position = self._inner, self._position(placed)
-        if (
-            isinstance(reference, PathReference)
-            and isinstance(before, LegReference)
-            and frame == self._frame
-            and position is not None
-        ):
+        before = self._inner
+        if not (isinstance(reference, PathReference) and isinstance(before, LegReference)):
+            return
+        position = self._position(placed)
+        if frame == self._frame and position is not None:
             reference.take_over(before, position)
 
     def _position(self, placed: Reference) -> np.ndarray | None:
