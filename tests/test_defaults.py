@@ -25,7 +25,16 @@ PROTECTING = {
     "max_frozen_time": 1.0,
     "jump_margin": 0.5,
     "jump_samples": 5,
-    "max_obstacle_age": 0.5,
+    "obstacle_timeout": 0.5,
+    "timed_paths": False,
+    "path_orientation": "auto",
+    "minimum_rotation_angle": 0.785,
+    "inversion_xy_tolerance": 0.2,
+    "inversion_yaw_tolerance": 0.4,
+    "xy_goal_tolerance": 0.25,
+    "yaw_goal_tolerance": 0.25,
+    "trans_stopped_velocity": 0.25,
+    "rot_stopped_velocity": 0.25,
     "fallback.follow_time": 0.3,
     "fallback.slow_time": 3.0,
     "actuation_delay": 0.0,
@@ -53,7 +62,7 @@ LIMITS = {
     },
 }
 #: Radius of the footprint, margin beyond it, both in m, and the penalty of the clearance.
-CLEARANCES = {"unicycle": (0.25, 0.05, (100.0, 100.0)), "bicycle": (1.0, 0.2, (200.0, 100.0))}
+CLEARANCES = {"unicycle": (0.25, 0.05, (1000.0, 1000.0)), "bicycle": (1.0, 0.2, (1000.0, 1000.0))}
 
 
 @pytest.mark.parametrize(("key", "value"), PROTECTING.items())

@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded.control.arrival import GoalChecker, GoalTolerance
+from mpc_banded.control.arrival import GoalChecker, GoalTolerance, ProgressChecker
 from mpc_banded.control.config import Config
 from mpc_banded.control.dubins import Pose
 from mpc_banded.control.fallback import Fallback
 from mpc_banded.control.horizon import Horizon
 from mpc_banded.control.legs import base_of
 from mpc_banded.control.obstacles import Obstacles
+from mpc_banded.control.path import LegReference
+from mpc_banded.control.reference import inner
 from mpc_banded.control.state import CLOCKS, StateEstimate, StuckCheck
 from mpc_banded.control.tick import Instant, Reason, Tick
 from mpc_banded.control.tracker import Tracker
@@ -57,6 +59,10 @@ class Solve:
 SAME_GOAL = 0.01
 #: Overlap of a plan and an obstacle that counts as none, in m.
 TOUCHING = 0.01
+#: How long a robot that does not get on stands until it tries again, in s.
+RETRY_S = 2.0
+#: Longest pause between two questions for progress that belong together, in ns.
+PAUSE_NS = 1_000_000_000
 #: Time of the plan that is looked at beyond the time it takes to brake, in s.
 REACTION_S = 0.5
 
@@ -282,3 +288,47 @@ class PlanClear:
     def _braking_s(self, plan: Trajectory) -> float:
         speed = np.linalg.norm(plan.states[1, :2] - plan.states[0, :2]) / plan.dt
         return REACTION_S + float(speed) / max(self._base.limits.acceleration, 1e-3)
+
+
+class Progressing:
+    """Stops a robot that does not get on, says so, and lets it try again after a while."""
+
+    def __init__(
+        self, config: Config, estimate: StateEstimate, tracker: Tracker, fallback: Fallback
+    ) -> None:
+        self._robot, self._estimate = config.robot, estimate
+        self._tracker, self._fallback = tracker, fallback
+        self._checker = ProgressChecker(0.0, 0.0)
+        self._asked_ns = self._idle_since_ns = 0
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Take over another configuration."""
+        parameters = config.parameters
+        self._checker.radius = parameters.required_movement_radius
+        self._checker.angle = parameters.required_movement_angle
+        self._allowance_s = parameters.movement_time_allowance
+        self._is_meant_to_move = parameters.reference_speed > 0.0
+
+    def __call__(self, instant: Instant, solve: Solve) -> Tick | None:
+        """Return a stop, or None."""
+        del solve
+        state, now_ns = self._estimate.state, instant.now_ns
+        leads = isinstance(inner(self._tracker.reference), LegReference)
+        if state is None or not leads or not self._is_meant_to_move:
+            return None
+        if not 0 <= now_ns - self._asked_ns <= PAUSE_NS:
+            self._checker.reset()  # meanwhile another gate stopped the robot
+        self._asked_ns = now_ns
+        values = dict(zip(self._robot.states, state.tolist(), strict=True))
+        idle_s = self._checker.idle_s((values["x"], values["y"], values.get("yaw", 0.0)), now_ns)
+        if idle_s <= self._allowance_s:
+            return None
+        if idle_s > self._allowance_s + RETRY_S:
+            self._checker.reset()
+            return None
+        why = (
+            f"no move of {self._checker.radius:g} m and no turn of {self._checker.angle:g} rad in "
+            f"{self._allowance_s:g} s, movement_time_allowance"
+        )
+        return self._fallback.wait(instant, Reason.BLOCKED, why)

@@ -27,6 +27,7 @@ from mpc_banded.control.gates import (
     NotStuck,
     ObstaclesKnown,
     PlanClear,
+    Progressing,
     ReferenceKnown,
     Solve,
     SolveUsable,
@@ -82,6 +83,7 @@ class ControlLoop:
         self._first_plan = FirstPlan(self._fallback)
         self._not_arrived = NotArrived(config, self._estimate, self._tracker, self._fallback)
         self._plan_clear = PlanClear(config, self._horizon, self._estimate, self._fallback)
+        self._progressing = Progressing(config, self._estimate, self._tracker, self._fallback)
         self._gates: list[Gate] = [
             self._stop_if_disabled,
             StateKnown(self.robot, self._estimate, self._fallback),
@@ -95,11 +97,12 @@ class ControlLoop:
             self._first_plan,
             SolveUsable(self._fallback),
             self._plan_clear,
+            self._progressing,
         ]
         self._parts = (
             *(self._estimate, self._tracker, self.obstacles, self._horizon, self._motion),
             *(self._prediction, self._stuck, self._limiter, self._fallback, self._fresh),
-            *(self._not_arrived, self._plan_clear),
+            *(self._not_arrived, self._plan_clear, self._progressing),
         )
         self._inputs = Inputs(self.robot, self._estimate, self._tracker, self.obstacles)
         self._ticked_ns: int | None = None

@@ -108,8 +108,10 @@ class LegReference:
         leg = self.legs[self._leg]
         zero = np.zeros(len(times))
         if leg.is_turn:
-            # It turns where it stands: it cannot mend its position at the same time.
-            self._pivot = position if self._pivot is None else self._pivot
+            if self._pivot is None:
+                # It turns where it stands: it cannot mend its position at the same time.
+                near = math.dist(position, leg.points[0]) <= self._cut.tolerance
+                self._pivot = position if near else leg.points[0]
             target = leg.yaws[-1]
             left = self._left_to_turn(leg, yaw)
             self._angle_left = abs(left)

@@ -81,6 +81,11 @@ class MovedReference:
         return self.inner.ended(now_s)
 
 
+def inner(reference: Reference | None) -> Reference | None:
+    """Return a reference in its own frame."""
+    return reference.inner if isinstance(reference, MovedReference) else reference
+
+
 def stacked(
     columns: Mapping[str, np.ndarray], names: Sequence[str], times: np.ndarray
 ) -> np.ndarray:

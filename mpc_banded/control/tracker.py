@@ -15,7 +15,7 @@ from mpc_banded.control.frames import Frames, Pose
 from mpc_banded.control.joints import JointPlanReference, JointReference
 from mpc_banded.control.legs import CutOptions, base_of, orient
 from mpc_banded.control.path import GoalReference, LegReference, PathReference
-from mpc_banded.control.reference import MovedReference, Reference
+from mpc_banded.control.reference import MovedReference, Reference, inner
 from mpc_banded.control.state import StateEstimate
 from mpc_banded.control.timed_path import TimedPathReference
 from mpc_banded.robots.messages import Goal, JointPlan, PosePath, ReferenceTopic
@@ -79,8 +79,7 @@ class Tracker:
     @property
     def _inner(self) -> Reference | None:
         """The reference in its own frame."""
-        known = self.reference
-        return known.inner if isinstance(known, MovedReference) else known
+        return inner(self.reference)
 
     def take(self, topic: ReferenceTopic, message: Any, received_ns: int) -> None:
         """Take a message.
