@@ -85,7 +85,7 @@ def test_overrides_win_over_the_file_and_are_checked_alike():
         ("dt", math.nan, "numbers from 0 to 10"),
         ("dt", 11, "numbers from 0 to 10"),
         ("dt", None, "numbers from 0 to 10"),
-        ("max_state_age", 0.0, "numbers >= 0.01"),
+        ("max_state_age", 0.0, "numbers from 0.01 to 60"),
         ("enable_stamped_cmd_vel", 1, "true or false"),
         ("enable_stamped_cmd_vel", "yes", "true or false"),
         ("transcription", "guess", "one of "),
@@ -169,6 +169,35 @@ def test_any_number_of_obstacles_is_taken():
 def test_limits_that_exclude_the_stop_are_refused(limits):
     with pytest.raises(ConfigError, match="allowed are limits that include 0, at which the robot"):
         Config(limits)
+
+
+def test_every_number_has_a_finite_range():
+    for robot in BUILT_IN:
+        for key, entry in entries_of(load_robot(robot)).items():
+            is_number = isinstance(entry.default, int | float) and not isinstance(
+                entry.default, bool
+            )
+            if is_number or key == "obstacles":
+                assert math.isfinite(entry.lower), key
+                assert math.isfinite(entry.upper), key
+
+
+def test_variant_of_a_robot_is_one_robot_for_the_same_options(tmp_path, monkeypatch):
+    (tmp_path / "own_car.py").write_text(
+        "from dataclasses import replace\n"
+        "from mpc_banded.robots.bicycle import bicycle, variant\n"
+        "def fresh(command):\n"
+        "    return replace(variant(command), name='own')\n"
+        "car = replace(bicycle, variant=fresh)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    one, same, other = (
+        Config({"robot": "own_car:car", "command": command})
+        for command in ("ackermann", "ackermann", "twist")
+    )
+    assert one.robot is same.robot
+    assert one.robot is not other.robot
+    assert not one.rebuilds(one.changed({"reference_speed": 1.0}))
 
 
 def test_sections_drop_their_prefix():

@@ -178,6 +178,19 @@ class Config:
         return np.array(self.parameters.obstacles, dtype=np.float64).reshape(-1, 3)
 
 
+#: Variants made so far, with the robot that they are variants of: a robot is compared by identity.
+_VARIANTS: dict[tuple[int, str], tuple[Robot, Robot]] = {}
+
+
+def _variant(robot: Robot, chosen: Mapping[str, Any]) -> Robot:
+    """Return the variant for some options: the same object for the same robot and values."""
+    assert robot.variant is not None
+    key = (id(robot), repr(sorted(chosen.items())))
+    if key not in _VARIANTS:
+        _VARIANTS[key] = robot, robot.variant(**chosen)
+    return _VARIANTS[key][1]
+
+
 def _robot(given: Mapping[str, Any]) -> Robot:
     """Return the robot that the parameters name, in the variant that its options choose."""
     name = GENERAL["robot"].checked("robot", given.get("robot", GENERAL["robot"].default))
@@ -190,7 +203,7 @@ def _robot(given: Mapping[str, Any]) -> Robot:
             key: table[key].checked(key, given.get(key, table[key].default))
             for key in robot.options
         }
-        return robot.variant(**chosen)
+        return _variant(robot, chosen)
     except ConfigError:
         raise
     except ValueError as error:

@@ -149,7 +149,7 @@ class SimulatorParameters:
         0.0, "Time from a command to its effect.", "s", 0.0, 10.0, read_only=True
     )
     command_timeout: float = parameter(
-        0.5, "Age of a command that is still obeyed.", "s", 0.0, read_only=True
+        0.5, "Age of a command that is still obeyed.", "s", 0.0, 60.0, read_only=True
     )
 
 
@@ -183,7 +183,7 @@ class Parameters:
     controller_frequency: float = parameter(20.0, "Rate of the control loop.", "Hz", 0.1, 1000.0)
     deadline: float = parameter(0.8, "Share of the period that a solve may take.", "", 0.01, 1.0)
     max_state_age: float = parameter(
-        0.3, "Age beyond which no command is made from a state.", "s", 0.01
+        0.3, "Age beyond which no command is made from a state.", "s", 0.01, 60.0
     )
     use_header_stamps: bool = parameter(
         True, "Count the age of states and obstacles from their header stamps."
@@ -195,7 +195,11 @@ class Parameters:
         "", "Frame of the state; empty takes the one that its messages name.", read_only=True
     )
     jump_margin: float = parameter(
-        0.5, "How much further than its limits allow a position may move at once.", "m or rad", 0.0
+        0.5,
+        "How much further than its limits allow a position may move at once.",
+        "m or rad",
+        0.0,
+        1000.0,
     )
     jump_samples: int = parameter(
         5, "States that must agree until a jump counts as a real relocation.", "", 1, 10_000
@@ -248,7 +252,9 @@ class Parameters:
     timed_paths: bool = parameter(
         False, "Follow stamped paths by time even where their stamps lie in the past."
     )
-    obstacles: list[float] = parameter([], "Circles as x, y, radius one after the other.", "m")
+    obstacles: list[float] = parameter(
+        [], "Circles as x, y, radius one after the other.", "m", -1e7, 1e7
+    )
     obstacle_timeout: float = parameter(
         0.5,
         "Age of the obstacles at which the robot stops; 0: they are forgotten then.",
@@ -332,5 +338,7 @@ def entries_of(robot: Robot) -> dict[str, Entry]:
         text = f"Lower and upper limit of {name!r}."
         table[f"limits.{name}"] = Entry(limits, text, length=2)
     for name, value in robot.model.items():
-        table[f"model.{name}"] = Entry(float(value), f"Physical constant {name!r} of the model.")
+        table[f"model.{name}"] = Entry(
+            float(value), f"Physical constant {name!r} of the model.", "", -LARGEST, LARGEST
+        )
     return table

@@ -102,8 +102,7 @@ class Robot:
             lead, each with the input that leads there; values are then named ``name@seconds``.
             0 for commands of one time only.
         options: Parameters by name that choose a variant of the robot.
-        variant: Makes it, called with the values of ``options`` by name; the same object for the
-            same values.
+        variant: Makes it, called with the values of ``options`` by name.
         rests: Whether a robot that follows joint trajectories goes to zero until one comes.
         turning: ``(limits, model) -> smallest turning radius`` in m, of a base that does not turn
             on the spot.
