@@ -17,7 +17,12 @@ from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
 from mpc_banded.ocp.problem import Trajectory
 from mpc_banded.robots import Robot, distance, load_robot
-from mpc_banded.robots.messages import ReferenceTopic, StateTopic, fill_joint_state
+from mpc_banded.robots.messages import (
+    Goal,
+    ReferenceTopic,
+    StateTopic,
+    fill_joint_state,
+)
 from mpc_banded.robots.robot import BUILT_IN
 
 
@@ -126,6 +131,68 @@ def test_robot_that_contradicts_itself_is_refused(change, message):
         replace(load_robot("unicycle"), **change)
 
 
+def named(robot, generator):
+    """A state (nx,) of a robot, and its values by name."""
+    state = torch.randn(len(robot.states), generator=generator, dtype=torch.float64).numpy()
+    return state, dict(zip(robot.states, state, strict=True))
+
+
+def robot_with(states, **change):
+    """A robot of which only the names count."""
+    robot = load_robot("unicycle")
+    limits = {name: pair for name, pair in robot.limits.items() if name in states}
+    return replace(
+        robot,
+        **{"states": states, "limits": limits, "velocities": {}, "cyclic": ()} | change,
+    )
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        ("x", "y", "yaw", "v", "w"),
+        ("w", "yaw", "v", "y", "x"),
+        ("y", "vy", "x"),
+    ],
+)
+def test_planar_geometry_finds_the_pose_by_name_in_any_order(states, generator):
+    planar = robot_with(states, radius=0.7).planar
+    state, values = named(robot_with(states), generator)
+    pose = (values["x"], values["y"], values.get("yaw", 0.0))
+    assert planar.pose(state) == pose
+    batch = np.stack([state, 2.0 * state])
+    assert np.array_equal(planar.poses(batch), [pose, [2.0 * c for c in pose]])
+    assert np.array_equal(planar.positions(batch), planar.poses(batch)[:, :2])
+    assert (planar.yaw is None) == ("yaw" not in states)
+    assert (planar.radius, planar.strafes, planar.pivots) == (0.7, "vy" in states, "w" in states)
+
+
+def test_only_robots_with_a_position_in_the_plane_are_planar():
+    found = {name for name in BUILT_IN if load_robot(name).planar is not None}
+    assert found == {"unicycle", "bicycle"}
+    car = load_robot("bicycle")
+    assert not car.planar.pivots
+    assert car.planar.turning_radius({"steering": (-0.4, 0.5)}, {"wheelbase": 2.0}) == (
+        pytest.approx(2.0 / math.tan(0.36))
+    )
+    assert load_robot("unicycle").planar.turning_radius({}, {}) == 0.0
+
+
+def test_planar_geometry_follows_the_fields_that_are_replaced():
+    robot = load_robot("unicycle")
+    assert robot.planar.radius == robot.radius
+    assert replace(robot, radius=0.9).planar.radius == 0.9
+    assert replace(robot, turning=lambda *_: 3.0).planar.turning_radius({}, {}) == 3.0
+
+
+def test_pose_is_refused_by_a_robot_that_is_not_planar():
+    topic = ReferenceTopic("goal", "x/msg/Goal", lambda _: Goal(1.0, 2.0, 0.0, ""))
+    config = Config({"robot": "cartpole"})
+    config.robot = replace(config.robot, reference_message=(topic,))
+    why = ControlLoop(config).on_message("goal", SimpleNamespace(), 10**9)
+    assert why.startswith("goal holds a pose or a path, which needs the states x and y")
+
+
 OWN = """
 import torch
 from mpc_banded.robots import Robot
@@ -227,7 +294,7 @@ def test_state_and_reference_may_come_over_several_topics_of_any_type():
     ],
 )
 def test_topics_must_have_names_of_their_own(change):
-    with pytest.raises(ValueError, match="allowed are one topic or more"):
+    with pytest.raises(ValueError, match="allowed are at least one topic"):
         replace(load_robot("unicycle"), **change)
 
 

@@ -110,9 +110,10 @@ def _straight(
         states[:, robot.states.index(name)] += share * way
         if f"{name}_velocity" in robot.states:
             states[1:, robot.states.index(f"{name}_velocity")] = way / duration
-    if {"x", "y", "yaw"} <= set(robot.states):
-        heading = np.arctan2(error[placed.index("y")], error[placed.index("x")])
-        states[1:, robot.states.index("yaw")] = heading
+    planar = robot.planar
+    if planar is not None and planar.yaw is not None:
+        dx, dy = planar.positions(states[-1] - states[0])
+        states[1:, planar.yaw] = np.arctan2(dy, dx)
     if "v" in robot.states:
         states[1:, robot.states.index("v")] = distance / duration
     needed = 4.0 * distance / duration**2

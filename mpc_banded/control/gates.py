@@ -272,9 +272,9 @@ class PlanClear:
         circles, plan = self._horizon.circles, solve.step.plan
         if not self._robot.obstacles or not circles.shape[1]:
             return None
-        points = plan.states[:, :2]
+        points = self._horizon.planar.positions(plan.states)
         gaps = np.linalg.norm(circles[:, :, :2] - points[:, None], axis=2)
-        gaps = gaps - circles[:, :, 2] - self._robot.radius
+        gaps = gaps - circles[:, :, 2] - self._horizon.planar.radius
         stages = 1 + math.ceil(self._braking_s(plan) / plan.dt)
         # A robot that something touches already may move away from it.
         worst = (gaps[1:stages] - np.minimum(0.0, gaps[0])).min(axis=0)
@@ -286,7 +286,8 @@ class PlanClear:
         return self._fallback.wait(instant, Reason.BLOCKED, why)
 
     def _braking_s(self, plan: Trajectory) -> float:
-        speed = np.linalg.norm(plan.states[1, :2] - plan.states[0, :2]) / plan.dt
+        here, there = self._horizon.planar.positions(plan.states[:2])
+        speed = np.linalg.norm(there - here) / plan.dt
         return REACTION_S + float(speed) / max(self._base.limits.acceleration, 1e-3)
 
 
@@ -314,14 +315,14 @@ class Progressing:
         """Return a stop, or None."""
         del solve
         state, now_ns = self._estimate.state, instant.now_ns
+        planar = self._robot.planar
         leads = isinstance(inner(self._tracker.reference), LegReference)
-        if state is None or not leads or not self._is_meant_to_move:
+        if state is None or planar is None or not leads or not self._is_meant_to_move:
             return None
         if not 0 <= now_ns - self._asked_ns <= PAUSE_NS:
             self._checker.reset()  # meanwhile another gate stopped the robot
         self._asked_ns = now_ns
-        values = dict(zip(self._robot.states, state.tolist(), strict=True))
-        idle_s = self._checker.idle_s((values["x"], values["y"], values.get("yaw", 0.0)), now_ns)
+        idle_s = self._checker.idle_s(planar.pose(state), now_ns)
         if idle_s <= self._allowance_s:
             return None
         if idle_s > self._allowance_s + RETRY_S:

@@ -14,6 +14,8 @@ from mpc_banded.control.joints import JointReference
 from mpc_banded.control.obstacles import Obstacles
 from mpc_banded.control.reference import Reference, stacked
 from mpc_banded.ocp.problem import OptimalControlProblem
+from mpc_banded.robots import Planar
+from mpc_banded.robots.messages import POSE, has_position
 
 #: Distance from the rim of the robot to obstacles that its reference keeps, in m.
 KEPT = 0.12
@@ -28,11 +30,14 @@ class Horizon:
 
     Attributes:
         columns: Columns (N + 1,) of the reference that was evaluated last, by name.
+        planar: Planar geometry for which obstacles are avoided.
         circles: All obstacles x, y, radius along the same horizon, (N + 1, M, 3).
     """
 
     def __init__(self, config: Config, obstacles: Obstacles) -> None:
         self._robot, self._obstacles = config.robot, obstacles
+        # Without the names x and y, `distance` measures from the first two states.
+        self.planar = config.robot.planar or Planar((0, 1), radius=config.robot.radius)
         self.columns: dict[str, np.ndarray] = {}
         self.circles = np.empty((0, 0, 3))
         self._detour = Detour()
@@ -67,11 +72,11 @@ class Horizon:
             columns = reference.columns(values, times, 1e-9 * effect_ns)
         if self._robot.obstacles:
             self.circles = self._obstacles.ahead(effect_ns, times)
-            if {"x", "y", "yaw"} <= set(columns):
-                clearance = self._robot.radius + KEPT
+            if set(POSE) <= set(columns):
+                clearance = self.planar.radius + KEPT
                 columns = self._detour.lead(columns, self.circles, clearance)
-            points = np.tile(state[:2], (len(times), 1))
-            if {"x", "y"} <= set(columns):
+            points = np.tile(self.planar.positions(state), (len(times), 1))
+            if has_position(columns):
                 points = np.stack([columns["x"], columns["y"]], axis=1)
             parameters["obstacles"] = self._obstacles.chosen(self.circles, points)
         self.columns = columns

@@ -315,7 +315,7 @@ def base_of(
             return math.inf
         return min(largest(rate, 1.0), largest(rate, -1.0))
 
-    named = (*robot.states, *robot.inputs)
+    planar = robot.planar
     return Base(
         MotionLimits(
             largest("v", 1.0),
@@ -324,9 +324,9 @@ def base_of(
             min(largest("w", 1.0), largest("w", -1.0)),
             acceleration("w"),
         ),
-        strafes="vy" in named,
-        pivots="w" in named,
-        turning_radius=0.0 if robot.turning is None else robot.turning(limits, model),
+        strafes=planar is not None and planar.strafes,
+        pivots=planar is not None and planar.pivots,
+        turning_radius=0.0 if planar is None else planar.turning_radius(limits, model),
     )
 
 

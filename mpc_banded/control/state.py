@@ -20,7 +20,7 @@ import numpy as np
 from mpc_banded.control.config import Config
 from mpc_banded.control.errors import reason_for_rejection, user_code
 from mpc_banded.control.motion import Motion, SentCommands
-from mpc_banded.robots.messages import StateTopic, Values, frame_of, stamp_ns_of
+from mpc_banded.robots.messages import StateTopic, Values, frame_of, has_position, stamp_ns_of
 
 #: How far a stamp may be ahead of the clock.
 AHEAD_NS = 50_000_000
@@ -112,7 +112,7 @@ class StateEstimate:
     def _take(self, topic: StateTopic, message: Any, received_ns: int) -> None:
         with user_code(f"{topic.topic} cannot be read"):
             values = topic.read(message)
-        frame = frame_of(message) if {"x", "y"} <= set(values) else ""
+        frame = frame_of(message) if has_position(values) else ""
         if frame and self.frame and frame != self.frame:
             raise ValueError(
                 f"{topic.topic} is in frame {frame!r}; the state is in {self.frame!r}"

@@ -143,11 +143,10 @@ class Tracker:
 
     def _start(self, pose: Callable[[], Pose] | None) -> Pose | None:
         """Where the robot is, for the way to a goal; None where that is not known in its frame."""
-        state = self._estimate.state
-        if state is None or pose is not None:
+        state, planar = self._estimate.state, self._robot.planar
+        if state is None or planar is None or pose is not None:
             return None
-        values = dict(zip(self._robot.states, state.tolist(), strict=True))
-        return values["x"], values["y"], values.get("yaw", 0.0)
+        return planar.pose(state)
 
     def _goal(self, x: float, y: float, yaw: float, start: Pose | None) -> LegReference:
         known, speed = self._inner, self._config.parameters.reference_speed
@@ -177,6 +176,11 @@ class Tracker:
         pose: Callable[[], Pose] | None,
     ) -> Reference:
         """Return the reference that a message describes."""
+        if isinstance(content, Goal | PosePath) and self._robot.planar is None:
+            raise ValueError(
+                f"{topic.topic} holds a pose or a path, which needs the states x and y; the "
+                f"states are {self._robot.states}"
+            )
         if isinstance(content, Goal):
             return self._goal(content.x, content.y, content.yaw, self._start(pose))
         if isinstance(content, PosePath):

@@ -17,6 +17,7 @@ from mpc_banded.offline.results import Results
 from mpc_banded.offline.style import BLUE, GREEN, GREY, ORANGE, RED, STYLE
 from mpc_banded.offline.text import printable
 from mpc_banded.offline.timeline import Timeline
+from mpc_banded.robots.messages import has_position
 
 from matplotlib import pyplot as plt  # isort: skip  (style.py chooses the backend)
 from matplotlib.axes import Axes  # isort: skip
@@ -71,7 +72,7 @@ def write_page(
         items = "".join(f"<li>{_escaped(note)}</li>" for note in notes)
         sections.append(f"<section><h2>Remarks</h2><ul>{items}</ul></section>")
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
-        if {"x", "y"} <= set(results.states):
+        if has_position(results.states):
             sections.append(_section("Path", _path(results)))
         sections.append(_section("State against reference", _states(results)))
         sections.append(_section("Command against the recorded command", _commands(results)))
@@ -180,7 +181,7 @@ def _path(results: Results) -> Figure:
         (results.references, GREY, "reference", "--"),
         (results.states, BLUE, "state", "-"),
     ):
-        if {"x", "y"} <= set(timelines):
+        if has_position(timelines):
             x, y = timelines["x"].rows[:, 3], timelines["y"].rows[:, 3]
             axes.plot(x, y, color=color, label=label, lw=1.6, ls=dashes)
     axes.set(xlabel="x [m]", ylabel="y [m]")

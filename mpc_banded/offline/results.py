@@ -212,10 +212,9 @@ class Results:
             if math.isfinite(value):
                 self._recording.number(f"{PREFIX}/mpc_node/telemetry/{name}", now_ns, value)
         self._recording.cycle(f"{PREFIX}/mpc_node/cycle", now_ns, cycle.values(), tick.reason)
-        robot = self.replay.loop.robot
-        if tick.step is not None and {"x", "y", "yaw"} <= set(robot.states):
-            columns = [robot.states.index(name) for name in ("x", "y", "yaw")]
-            points = tick.step.plan.states[:, columns]
+        planar = self.replay.loop.robot.planar
+        if tick.step is not None and planar is not None and planar.yaw is not None:
+            points = planar.poses(tick.step.plan.states)
             pose = self._recording.blank
             write(
                 f"{PREFIX}/mpc_node/optimal_path",

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from mpc_banded.robots.messages import has_position
+
 #: Name of the distance in the plane, in m.
 POSITION = "position"
 #: Points at which the error of a plan is taken over a given time.
@@ -40,7 +42,7 @@ def differences(
 def joined(gaps: Mapping[str, np.ndarray | float]) -> dict[str, np.ndarray]:
     """Return absolute errors by name, with x and y joined to the distance in the plane."""
     errors = {name: np.abs(gap) for name, gap in gaps.items() if name not in ("x", "y")}
-    if {"x", "y"} <= set(gaps):
+    if has_position(gaps):
         return {POSITION: np.hypot(gaps["x"], gaps["y"]), **errors}
     return {name: np.abs(gap) for name, gap in gaps.items()}
 

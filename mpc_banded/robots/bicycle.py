@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mpc_banded.robots.robot import Option, Robot, distance
+from mpc_banded.robots.planar import distance, heading, position, speed
+from mpc_banded.robots.robot import Option, Robot
 
 #: Time in which the car's speed controller reaches a commanded speed, in seconds.
 SPEED_LAG = 0.2
@@ -27,22 +28,6 @@ def dynamics(x, u, p):
     yaw, v = x[..., 2], x[..., 3]
     turn = v * torch.tan(u[..., 1]) / p["wheelbase"]
     return torch.stack([v * torch.cos(yaw), v * torch.sin(yaw), turn, u[..., 0]], dim=-1)
-
-
-def position(x, u, p):
-    """Squared distance from the reference."""
-    offset = x[..., :2] - p["reference"][..., :2]
-    return (offset * offset).sum(dim=-1)
-
-
-def heading(x, u, p):
-    """Twice the squared sine of half the heading error: a parabola that knows full turns."""
-    return 1.0 - torch.cos(x[..., 2] - p["reference"][..., 2])
-
-
-def speed(x, u, p):
-    """Squared error of the forward speed."""
-    return (x[..., 3] - p["reference"][..., 3]) ** 2
 
 
 def acceleration(x, u, p):
@@ -61,17 +46,17 @@ def arrival(x, p):
 
 
 def clearance(x, u, p):
-    """Distance of the car's rim from each obstacle, beyond the margin."""
+    """Clearance between the footprint and each obstacle, less the margin, in m."""
     return distance(x, p["obstacles"], margin=RADIUS + MARGIN)
 
 
 def command(x, u, model):
-    """Speed one lead ahead, and the yaw rate that the steering angle gives at that speed."""
+    """Return the speed one lead ahead, and the yaw rate of the steering angle at that speed."""
     return {"v": x[3], "w": x[3] * math.tan(u[1]) / model["wheelbase"]}
 
 
 def actuate(x, command, model):
-    """A speed controller with a first-order lag; wheels that turn to the commanded curvature."""
+    """Return the input: a first-order lag of the speed; wheels turn to the curvature at once."""
     v = command["v"] if abs(command["v"]) > 0.1 else 0.1
     return np.array(
         [(command["v"] - x[3]) / SPEED_LAG, math.atan(command["w"] * model["wheelbase"] / v)]
@@ -79,23 +64,23 @@ def actuate(x, command, model):
 
 
 def ackermann(x, u, model):
-    """Speed one lead ahead, and the steering angle."""
+    """Return the speed one lead ahead, and the steering angle."""
     return {"v": float(x[3]), "steering": float(u[1])}
 
 
 def actuate_ackermann(x, command, model):
-    """A speed controller with a first-order lag; wheels that turn to the commanded angle."""
+    """Return the input: a first-order lag of the speed; wheels turn to the angle at once."""
     return np.array([(command["v"] - x[3]) / SPEED_LAG, command["steering"]])
 
 
 def turning(limits, model):
-    """Radius at nine tenths of the largest steering angle, in m."""
+    """Return the turning radius at nine tenths of the largest steering angle, in m."""
     return model["wheelbase"] / math.tan(0.9 * min(abs(angle) for angle in limits["steering"]))
 
 
 @functools.cache
 def variant(command):
-    """The car that takes a twist, or the one that takes an Ackermann command."""
+    """Return the car that takes a twist, or the one that takes an Ackermann command."""
     if command == "twist":
         return bicycle
     return replace(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 Values = Mapping[str, float]
+#: Names of a pose in the plane.
+POSE = ("x", "y", "yaw")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class ReferenceTopic:
     topic: str
     type: str
     read: Callable[[Any], Any]
+
+
+def has_position(names: Iterable[str]) -> bool:
+    """Return whether named values hold a position in the plane."""
+    return {"x", "y"} <= set(names)
 
 
 def stamp_ns_of(message: Any) -> int:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node, the simulator and the replay need to know of a robot.
+"""Robot description for the node, the simulator and the replay.
 
-A robot is described by torch functions and by names. Names connect it to messages: a state called
-``yaw`` is filled from whatever the state message calls yaw (messages.py), a reference column
-``v`` from the speed of the path, a limit ``v`` bounds it wherever it occurs.
+Torch functions and names describe a robot. Names connect it to messages: a state called ``yaw``
+takes its value from the yaw in the state message (messages.py), a reference column ``v`` takes the
+speed of the path, and a limit ``v`` bounds the state or input of that name.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-import torch
 
 from mpc_banded.ocp.problem import (
     Dynamics,
@@ -25,16 +25,17 @@ from mpc_banded.ocp.problem import (
 )
 from mpc_banded.robots import messages
 from mpc_banded.robots.messages import CommandTopic, ReferenceTopic, StateTopic, Values
+from mpc_banded.robots.planar import Planar
 
 BUILT_IN = ("unicycle", "bicycle", "cartpole", "joint_space")
 
 
 @dataclass(frozen=True)
 class Option:
-    """A parameter that chooses among variants of a robot; it holds from the start on.
+    """Parameter that chooses among the variants of a robot; fixed at start-up.
 
     Attributes:
-        default: A string, or a tuple of different ones.
+        default: A string, or a tuple of different strings.
         description: One sentence.
         choices: Allowed strings; empty allows any.
     """
@@ -46,14 +47,14 @@ class Option:
 
 @dataclass(frozen=True)
 class Axis:
-    """A motion that follows the command with a delay and a first-order lag.
+    """Motion that follows the command with a delay and a first-order lag.
 
     Attributes:
         drive: ``(command, model) -> value`` at which the motion settles.
-        moves: The state that is meant; empty for the one that the axis is named after.
-        is_rate: Whether the rate of that state settles there, and not the state itself.
-        gain: Constant of the model that scales the drive, by any power; empty if none does.
-        lag: Constant of the model that is the lag in s; empty for ``command_lead``.
+        moves: State that moves; empty for the state that the axis is named after.
+        is_rate: Whether the rate of that state settles there, rather than the state itself.
+        gain: Model constant that scales the drive, by any power; empty if there is none.
+        lag: Model constant that holds the lag in s; empty for ``command_lead``.
     """
 
     drive: Callable[[Values, Values], float]
@@ -65,52 +66,61 @@ class Axis:
 
 @dataclass(frozen=True)
 class Robot:
-    """A robot, its costs and its messages.
+    """Robot configuration: model, costs, messages and geometry.
+
+    The fields come in groups: name; model; messages; actuation; identification; planar geometry,
+    from which ``planar`` follows; variants.
 
     Attributes:
-        name: For messages and diagnostics.
+        name: Name in messages and diagnostics.
+
         states: Name of each state, in the order of ``x``.
         inputs: Name of each input, in the order of ``u``.
+        reference: Names of the columns of ``p["reference"]``.
+        dynamics, stage_costs, terminal_costs, inequalities, penalties, weights: Model and costs,
+            as in OptimalControlProblem. ``p`` holds "reference", each value of ``model`` by its
+            name, and "obstacles" (count, 3) as x, y, radius if ``obstacles`` is positive.
+        limits: Name of a state or input -> (lower, upper); others are unbounded.
+        model: Physical constants by name, which are live parameters of the dynamics.
+        cyclic: States that are angles, equal modulo a full turn.
+        transcription: Finite-difference scheme that suits the robot.
+        horizon, dt: Number and duration in s of the intervals that suit the robot.
+
         state_message: Kind of message that carries the state: a key of messages.STATES, or topics
-            of any other type. A robot with several has a state once each of them has spoken.
+            of any other type. With several topics, the state is known once each has a message.
         command_message: Kind of message that carries the command: a key of messages.COMMANDS, or
             a topic of any other type.
         reference_message: Kind of message that carries the reference: a key of
             messages.REFERENCES, or topics of any other type.
-        reference: Names of the columns of ``p["reference"]``.
-        dynamics, stage_costs, terminal_costs, inequalities, penalties, weights: As in
-            OptimalControlProblem; ``p`` holds "reference", each value of ``model`` by its name,
-            and "obstacles" (count, 3) as x, y, radius if ``obstacles`` is positive.
-        limits: Name of a state or input -> (lower, upper); absent names are unbounded.
-        model: Physical constants by name, live parameters of the dynamics.
+        points: Number of points of the plan in a command, one interval apart and without the
+            lead, each with the input that leads there; their values are named ``name@seconds``.
+            0 for commands that hold one time only.
+        rests: Whether a robot that follows joint trajectories drives to zero until one arrives.
+
         command: ``(x, u, model) -> name -> value`` of what the command message carries, from
             the state one ``command_lead`` ahead and the current input. By default each input.
-        actuate: ``(x, command, model) -> u``: what the machine makes of a command, for the
-            simulator and for the delay compensation. By default the command is the input; a
-            robot with a ``command`` of its own must say.
-        velocities: Position among the states -> names whose limits bound its rate, to tell jumps
+        actuate: ``(x, command, model) -> u``: the input that the machine makes of a command, for
+            the simulator and the delay compensation. By default the command is the input;
+            required together with ``command``.
+        braking: Value of a command -> the input whose limits bound its rate while the robot slows
+            down without a plan, or another value to which it stays in proportion. Other values
+            jump to their stop.
+        slow: ``(last command, elapsed s, limits) -> command``, in place of ``braking`` for
+            commands that are not rates; after infinite time the robot stands still.
+
+        velocities: State that is a position -> names whose limits bound its rate, to tell jumps
             from motion. By default ``v`` and ``vy`` for x and y, ``w`` for yaw, and
             ``<name>_velocity`` for any other, where they exist.
-        braking: Value of a command -> the input whose limits bound its rate while the robot slows
-            down without a plan, or another value that it stays in proportion to. Others go to
-            their stop at once.
-        slow: ``(last command, elapsed s, limits) -> command``, in place of ``braking`` for
-            commands that are no rates; after infinite time the robot stands.
-        axes: Name -> how a motion follows the command, for its identification from recordings.
-            By default those of commands that are named like a state, or like the rate of one.
-        points: How many points of the plan a command carries, one interval apart and without the
-            lead, each with the input that leads there; values are then named ``name@seconds``.
-            0 for commands of one time only.
-        options: Parameters by name that choose a variant of the robot.
-        variant: Makes it, called with the values of ``options`` by name.
-        rests: Whether a robot that follows joint trajectories goes to zero until one comes.
-        turning: ``(limits, model) -> smallest turning radius`` in m, of a base that does not turn
+        axes: Name -> how a motion follows the command, for identification from recordings. By
+            default those of commands that are named like a state, or like the rate of one.
+
+        radius: Footprint radius around the position in m.
+        turning: ``(limits, model) -> smallest turning radius`` in m of a base that does not turn
             on the spot.
         obstacles: Number of obstacle slots.
-        radius: Of the robot's rim around its position, in m.
-        cyclic: States that are angles, equal modulo a full turn.
-        transcription: Finite-difference scheme that suits it.
-        horizon, dt: Grid that suits it.
+
+        options: Parameters by name that choose a variant of the robot.
+        variant: Function that returns the variant, called with the values of ``options`` by name.
     """
 
     name: str
@@ -160,7 +170,7 @@ class Robot:
         heard += [topic.topic for topic in self.reference_topics]
         if not self.state_topics or len(set(heard)) < len(heard):
             raise ValueError(
-                f"state and reference come on {heard}; allowed are one topic or more of the "
+                f"state and reference come on {heard}; allowed are at least one topic of the "
                 "state, and different names"
             )
         if (self.command is None) != (self.actuate is None):
@@ -169,7 +179,7 @@ class Robot:
             unknown = sorted(set(self.inputs) - {"v", "vy", "w"})
             if unknown:
                 raise ValueError(f"a twist carries v, vy and w; {unknown} need a command function")
-        if self.reference_message == "path" and not {"x", "y"} <= set(self.states):
+        if self.reference_message == "path" and self.planar is None:
             raise ValueError(f"a path needs the states x and y; the states are {self.states}")
         named = (*self.states, *self.inputs)
         if len(set(named)) < len(named):
@@ -185,29 +195,44 @@ class Robot:
             if unknown:
                 raise ValueError(f"{what} has unknown names {unknown}; allowed are {named}")
 
+    @cached_property
+    def planar(self) -> Planar | None:
+        """The planar geometry; None for a robot that does not name its position x and y."""
+        if not messages.has_position(self.states):
+            return None
+        named = (*self.states, *self.inputs)
+        return Planar(
+            position=(self.states.index("x"), self.states.index("y")),
+            yaw=self.states.index("yaw") if "yaw" in self.states else None,
+            radius=self.radius,
+            strafes="vy" in named,
+            pivots="w" in named,
+            turning=self.turning,
+        )
+
     def _usual_velocities(self) -> dict[str, tuple[str, ...]]:
         named = (*self.states, *self.inputs)
-        planar = tuple(name for name in ("v", "vy") if name in named)
-        usual = {"x": planar, "y": planar, "yaw": ("w",) if "w" in named else ()}
+        speeds = tuple(name for name in ("v", "vy") if name in named)
+        usual = {"x": speeds, "y": speeds, "yaw": ("w",) if "w" in named else ()}
         for name in self.states:
             usual.setdefault(name, (f"{name}_velocity",) if f"{name}_velocity" in named else ())
         return {name: rates for name, rates in usual.items() if rates and name in self.states}
 
     @property
     def state_topics(self) -> tuple[StateTopic, ...]:
-        """The topics that carry the state."""
+        """Topics that carry the state."""
         kind = self.state_message
         return (messages.STATES[kind],) if isinstance(kind, str) else kind
 
     @property
     def command_topic(self) -> CommandTopic:
-        """The topic that carries the command."""
+        """Topic that carries the command."""
         kind = self.command_message
         return messages.COMMANDS[kind](self.command_names) if isinstance(kind, str) else kind
 
     @property
     def reference_topics(self) -> tuple[ReferenceTopic, ...]:
-        """The topics that carry the reference."""
+        """Topics that carry the reference."""
         kind = self.reference_message
         return messages.REFERENCES[kind] if isinstance(kind, str) else kind
 
@@ -223,7 +248,7 @@ class Robot:
         weights: Values | None = None,
         limits: Mapping[str, tuple[float, float]] | None = None,
     ) -> OptimalControlProblem:
-        """The optimal control problem on a grid, with weights and limits replaced by name."""
+        """Return the optimal control problem on a grid, weights and limits replaced by name."""
         limits = {**self.limits, **(limits or {})}
 
         def bounds(names: tuple[str, ...]) -> tuple[list[float], list[float]]:
@@ -250,7 +275,11 @@ class Robot:
         )
 
     def state(self, values: Values) -> np.ndarray:
-        """The state (nx,) from named values; raises KeyError naming what a message lacks."""
+        """Return the state (nx,) from named values.
+
+        Raises:
+            KeyError: A value is missing; the message names it.
+        """
         missing = [name for name in self.states if name not in values]
         if missing:
             heard = " and ".join(topic.topic for topic in self.state_topics)
@@ -260,13 +289,13 @@ class Robot:
     def command_values(
         self, plan: Trajectory, lead_s: float, model: Values, into_s: float = 0.0
     ) -> dict[str, float]:
-        """What the command message shall carry ``into_s`` seconds into the plan.
+        """Return what the command message carries ``into_s`` seconds into the plan.
 
         Args:
-            plan: Of states and inputs.
-            lead_s: How much later the machine reaches a commanded value.
+            plan: States and inputs.
+            lead_s: Time after which the machine reaches a commanded value.
             model: Physical constants.
-            into_s: Since the beginning of the plan.
+            into_s: Time since the beginning of the plan.
         """
         if self.points and self.command is not None:
             ahead = [(k + 1) * plan.dt for k in range(self.points)]
@@ -283,7 +312,7 @@ class Robot:
         return self.command(plan.state_at(into_s + lead_s), u, model)
 
     def stop_values(self, model: Values) -> dict[str, float]:
-        """What the command message carries to stop: the command of standing at the origin."""
+        """Return the command that stops the robot: the one for standing at the origin."""
         standing = Trajectory(
             np.zeros((2, len(self.states))), np.zeros((1, len(self.inputs))), 1.0
         )
@@ -291,23 +320,14 @@ class Robot:
         return {name: value if np.isfinite(value) else 0.0 for name, value in values.items()}
 
     def input_of(self, state: np.ndarray, command: Values, model: Values) -> np.ndarray:
-        """The input (nu,) that the machine makes of a command."""
+        """Return the input (nu,) that the machine makes of a command."""
         if self.actuate is None:
             return np.array([command[name] for name in self.inputs], dtype=np.float64)
         return self.actuate(state, command, model)
 
 
-def distance(x: torch.Tensor, obstacles: torch.Tensor, margin: float) -> torch.Tensor:
-    """Clearance (..., count) of the position x[..., :2] to circles (..., count, 3), in metres.
-
-    Smooth at the centre of a circle, where it is 1 mm too large.
-    """
-    offset = x[..., None, :2] - obstacles[..., :2]
-    return torch.sqrt((offset * offset).sum(dim=-1) + 1e-6) - obstacles[..., 2] - margin
-
-
 def load_robot(name: str) -> Robot:
-    """A built-in robot by its name, or any other as ``package.module:attribute``.
+    """Return a built-in robot by name, or any other as ``package.module:attribute``.
 
     Raises:
         ValueError: Nothing of that name can be imported, or it is no Robot.

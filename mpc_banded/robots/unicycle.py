@@ -8,7 +8,8 @@ in rad/s. Input: their accelerations in m/s^2 and rad/s^2.
 import numpy as np
 import torch
 
-from mpc_banded.robots.robot import Robot, distance
+from mpc_banded.robots.planar import distance, effort, heading, position, speed
+from mpc_banded.robots.robot import Robot
 
 #: Time in which the base's own velocity controllers reach a commanded velocity, in seconds.
 VELOCITY_LAG = 0.1
@@ -24,30 +25,9 @@ def dynamics(x, u, p):
     return torch.stack(rates, dim=-1)
 
 
-def position(x, u, p):
-    """Squared distance from the reference."""
-    offset = x[..., :2] - p["reference"][..., :2]
-    return (offset * offset).sum(dim=-1)
-
-
-def heading(x, u, p):
-    """Twice the squared sine of half the heading error: a parabola that knows full turns."""
-    return 1.0 - torch.cos(x[..., 2] - p["reference"][..., 2])
-
-
-def speed(x, u, p):
-    """Squared error of the forward speed."""
-    return (x[..., 3] - p["reference"][..., 3]) ** 2
-
-
 def turning(x, u, p):
     """Squared yaw rate."""
     return x[..., 4] ** 2
-
-
-def effort(x, u, p):
-    """Squared accelerations."""
-    return (u * u).sum(dim=-1)
 
 
 def arrival(x, p):
@@ -56,17 +36,17 @@ def arrival(x, p):
 
 
 def clearance(x, u, p):
-    """Distance of the base's rim from each obstacle, beyond the margin."""
+    """Clearance between the footprint and each obstacle, less the margin, in m."""
     return distance(x, p["obstacles"], margin=RADIUS + MARGIN)
 
 
 def command(x, u, model):
-    """The velocities that the plan reaches one lead ahead."""
+    """Return the velocities that the plan reaches one lead ahead."""
     return {"v": x[3], "w": x[4]}
 
 
 def actuate(x, command, model):
-    """Velocity controllers with a first-order lag."""
+    """Return the accelerations of velocity controllers with a first-order lag."""
     return np.array([command["v"] - x[3], command["w"] - x[4]]) / VELOCITY_LAG
 
 

@@ -14,7 +14,6 @@ from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.tick import Tick
 from mpc_banded.robots import messages
 
-POSE = ("x", "y", "yaw")
 #: Height of the cylinder that shows a circle, in m.
 HEIGHT_M = 0.5
 COLOUR = (0.85, 0.3, 0.2, 0.7)
@@ -30,9 +29,10 @@ class Visualization:
 
     def __init__(self, node: Node, loop: ControlLoop) -> None:
         self._node, self._loop = node, loop
-        planar = set(POSE) <= set(loop.robot.states)
-        self._plans = node.create_publisher(Path, "~/optimal_path", 1) if planar else None
-        self._references = node.create_publisher(Path, "~/reference", 1) if planar else None
+        planar = loop.robot.planar
+        self._planar = None if planar is None or planar.yaw is None else planar
+        self._plans = node.create_publisher(Path, "~/optimal_path", 1) if self._planar else None
+        self._references = node.create_publisher(Path, "~/reference", 1) if self._planar else None
         self._markers = (
             node.create_publisher(MarkerArray, "~/obstacles", 1) if loop.robot.obstacles else None
         )
@@ -44,15 +44,15 @@ class Visualization:
             tick: The newest tick.
             header: Header with the frame of the state.
         """
-        if tick.step is not None and self._plans and self._plans.get_subscription_count():
-            columns = [self._loop.robot.states.index(name) for name in POSE]
-            self._plans.publish(_path(tick.step.plan.states[:, columns], header))
+        step = tick.step
+        if step and self._planar and self._plans and self._plans.get_subscription_count():
+            self._plans.publish(_path(self._planar.poses(step.plan.states), header))
         if self._markers and self._markers.get_subscription_count():
             self._markers.publish(self._obstacle_markers(tick, header))
         if tick.step is not None and self._references:
             ahead = self._loop.reference_ahead
-            if self._references.get_subscription_count() and set(POSE) <= set(ahead):
-                poses = np.column_stack([ahead[name] for name in POSE])
+            if self._references.get_subscription_count() and set(messages.POSE) <= set(ahead):
+                poses = np.column_stack([ahead[name] for name in messages.POSE])
                 self._references.publish(_path(poses, header))
 
     def close(self) -> None:
