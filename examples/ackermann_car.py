@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small Ackermann car that knows its position from GPS, in UTM metres, and its yaw from a compass.
+"""Small Ackermann car with its position from GPS, in UTM metres, and its yaw from a compass.
 
 State (x, y, yaw): east and north of a local origin in m, counter-clockwise from east in rad.
-Input: speed in m/s and steering angle in rad, which are the command too.
+Input: speed in m/s and steering angle in rad, which are also the command.
 """
 
 import math
@@ -13,14 +13,14 @@ import torch
 from mpc_banded.robots import Axis, Robot
 from mpc_banded.robots.messages import ReferenceTopic, StateTopic, path_of, yaw_of
 
-#: What the wheels can do, in rad; controllers that ask for more get no more.
+#: Largest steering angle of the wheels, in rad; larger commands have no further effect.
 STEERING = 0.5
-#: Positions of another place than the last, in m.
+#: Distance from the origin, in m, beyond which a position needs a new origin.
 ELSEWHERE = 50_000.0
 
 
 class Origin:
-    """UTM counts millions of metres: a round kilometre near the first position is the origin."""
+    """Round kilometre near the first position, since UTM counts millions of metres."""
 
     def __init__(self):
         self.east = self.north = math.inf
@@ -42,7 +42,7 @@ def pose(message):
 
 
 def route(message):
-    """A path in UTM, brought to the local origin."""
+    """Path in UTM, moved to the local origin."""
     path = path_of(message)
     if not len(path.points):
         return path
@@ -78,7 +78,7 @@ def steering(x, u, p):
 
 
 def turn(command, model):
-    """Yaw rate that the wheels give."""
+    """Yaw rate that the steering angle gives."""
     angle = min(max(command["steering"], -STEERING), STEERING)
     return command["v"] * math.tan(angle) / model["wheelbase"]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arm of three servos under velocity commands; its state carries no names.
+"""Arm of three servos under velocity commands; its state messages carry no names.
 
 State: angle in rad and velocity in rad/s of each joint, in the order of the message. Input: the
 commanded velocities in rad/s, which the joints follow late and not in full. The arm is planar, its
@@ -18,7 +18,7 @@ SIGNS = (-1.0, 1.0, 1.0)
 
 
 def state(message):
-    """Angles and velocities by order; the driver leaves the names empty."""
+    """Angles and velocities in order; the driver leaves the names empty."""
     values = {}
     for i, (joint, sign) in enumerate(zip(JOINTS, SIGNS, strict=True)):
         values[joint] = sign * float(message.position[i])
@@ -34,7 +34,7 @@ def fill(message, values):
 
 
 def read(message):
-    """Velocities; the driver takes positions on the same topic."""
+    """Velocities; the driver also takes positions on this topic."""
     if any(message.position):
         raise ValueError("it commands positions, not velocities")
     return {

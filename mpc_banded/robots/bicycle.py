@@ -2,8 +2,8 @@
 """Car with Ackermann steering as a kinematic bicycle; odometry in, twist out.
 
 State (x, y, yaw, v): pose of the rear axle's centre in the odometry frame in m and rad, forward
-speed in m/s. Input: acceleration in m/s^2, steering angle in rad. The command is a twist, as the
-bicycle and Ackermann steering controllers of ros2_control take it.
+speed in m/s. Input: acceleration in m/s^2, steering angle in rad. The command is a twist, as
+for the bicycle and Ackermann steering controllers of ros2_control.
 """
 
 import functools
@@ -18,8 +18,9 @@ from mpc_banded.robots.robot import Option, Robot
 
 #: Time in which the car's speed controller reaches a commanded speed, in seconds.
 SPEED_LAG = 0.2
+#: Footprint radius in m.
 RADIUS = 1.0
-#: Distance of the rim from obstacles that the plan keeps, in m.
+#: Distance that the plan keeps between the footprint and obstacles, in m.
 MARGIN = 0.2
 
 

@@ -12,7 +12,7 @@ from mpc_banded.robots.robot import Robot
 
 
 def dynamics(x, u, p):
-    """Equations of motion (Tedrake, Underactuated Robotics, section 3.2, angle from upright)."""
+    """Rate of the state (Tedrake, Underactuated Robotics, section 3.2, angle from upright)."""
     angle, cart_rate, pole_rate = x[..., 1], x[..., 2], x[..., 3]
     sin, cos = torch.sin(angle), torch.cos(angle)
     cart, pole, length, g = p["cart_mass"], p["pole_mass"], p["pole_length"], p["gravity"]
@@ -28,7 +28,7 @@ def cart(x, u, p):
 
 
 def pole(x, u, p):
-    """How much lower than upright the mass is, relative to the rod."""
+    """Height that the mass lacks to upright, relative to the length of the rod."""
     return 1.0 - torch.cos(x[..., 1])
 
 
@@ -43,7 +43,7 @@ def effort(x, u, p):
 
 
 def arrival(x, p):
-    """Upright and at rest at the end of the horizon."""
+    """Weighted sum of the costs of cart, pole and rates at the end of the horizon."""
     return cart(x, None, p) + 10.0 * pole(x, None, p) + rates(x, None, p)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any number of joints with limited positions, velocities and accelerations; joint states in.
+"""Arm of any number of joints with limited positions, velocities and accelerations.
 
 State: position of each joint in rad (or m), then the velocity of each. Input: their
 accelerations. The command is a joint trajectory, a few points of the plan as the joint trajectory
@@ -16,7 +16,7 @@ from mpc_banded.robots.robot import Option, Robot
 
 #: Time in which a joint's own velocity controller reaches a commanded velocity, in seconds.
 VELOCITY_LAG = 0.1
-#: Points of the plan in a joint trajectory.
+#: Number of points of the plan in a joint trajectory.
 POINTS = 5
 
 
@@ -48,7 +48,7 @@ def arrival(x, p):
 
 
 def braked(q, v, limit, seconds):
-    """Position and velocity after braking as hard as ``limit`` allows."""
+    """Return position and velocity after braking as hard as ``limit`` allows."""
     time = min(seconds, abs(v) / limit)
     rate = math.copysign(limit, v)
     left = v - rate * time if seconds < abs(v) / limit else 0.0
@@ -69,7 +69,10 @@ def _built(joints, command):
         return dict(zip(velocities, (float(v) for v in x[n:]), strict=True))
 
     def follow_points(x, command, model):
-        """The planned acceleration, and a correction that has no mean if all goes as planned."""
+        """Return the planned acceleration, corrected by the velocity error.
+
+        The correction averages to zero over an interval that goes as planned.
+        """
         if not command:
             return -x[n:] / VELOCITY_LAG
         at = min({name.partition("@")[2] for name in command}, key=float)
@@ -119,7 +122,7 @@ def _built(joints, command):
         horizon=20,
         options={
             "joints": Option(
-                tuple(f"joint{i}" for i in range(1, 8)), "Names of the joints, as messages have."
+                tuple(f"joint{i}" for i in range(1, 8)), "Names of the joints, as in messages."
             ),
             "command": Option(
                 "joint_trajectory",
@@ -132,7 +135,7 @@ def _built(joints, command):
 
 
 def variant(joints, command):
-    """The robot with joints of these names, and one of the two commands."""
+    """Return the robot with the given joint names and kind of command message."""
     return _built(tuple(joints), command)
 
 

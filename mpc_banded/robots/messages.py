@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages to named values and back, without importing ROS.
+"""Conversion of messages to named values and back, without importing ROS.
 
-Every function reads or fills a message that it is given and touches fields only, so a message of
-rclpy and one that rosbags has read from a file are the same to it. Units are those of ROS (REP
-103): metres, radians, seconds; poses are in the frame that the message names.
+The functions access only the fields of a message, so they work on messages of rclpy as well as on
+those that rosbags reads from a file. Units are those of ROS (REP 103): metres, radians, seconds;
+poses are in the frame that the message names.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ POSE = ("x", "y", "yaw")
 
 @dataclass(frozen=True)
 class StateTopic:
-    """A topic that carries the state, or a part of it.
+    """Topic that carries the state, or a part of it.
 
     Attributes:
-        topic: Its name, relative.
-        type: Of its messages, as ``nav_msgs/msg/Odometry``.
+        topic: Relative name.
+        type: Message type, such as ``nav_msgs/msg/Odometry``.
         read: Message -> named values; units and names are those of the robot's states.
         fill: Writes all named values of the state into a message, for the simulator.
     """
@@ -41,13 +41,13 @@ class StateTopic:
 
 @dataclass(frozen=True)
 class CommandTopic:
-    """The topic that carries the command.
+    """Topic that carries the command.
 
     Attributes:
-        topic: Its name, relative.
-        type: Of its messages.
+        topic: Relative name.
+        type: Message type.
         fill: Writes named values into a message.
-        read: Message -> named values; raises ValueError where it carries other ones.
+        read: Message -> named values; raises ValueError if the message carries other values.
     """
 
     topic: str
@@ -58,14 +58,14 @@ class CommandTopic:
 
 @dataclass(frozen=True)
 class ReferenceTopic:
-    """A topic that carries the reference, or a part of it.
+    """Topic that carries the reference, or a part of it.
 
     Attributes:
-        topic: Its name, relative.
-        type: Of its messages.
+        topic: Relative name.
+        type: Message type.
         read: Message -> named values that are held; a PosePath, Goal or JointPlan; or a Reference
             (reference.py). Held values of several topics are merged by name. Raises ValueError
-            saying why it carries none.
+            with the reason if the message carries no reference.
     """
 
     topic: str
@@ -79,18 +79,18 @@ def has_position(names: Iterable[str]) -> bool:
 
 
 def stamp_ns_of(message: Any) -> int:
-    """Stamp of a message's header in nanoseconds; zero where it has none."""
+    """Return the stamp of a message's header in nanoseconds; zero if it has none."""
     stamp = getattr(getattr(message, "header", None), "stamp", None)
     return 0 if stamp is None else int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
 def frame_of(message: Any) -> str:
-    """Frame that a message's header names; empty where it names none."""
+    """Return the frame that a message's header names; empty if it names none."""
     return str(getattr(getattr(message, "header", None), "frame_id", ""))
 
 
 def yaw_of(quaternion: Any) -> float:
-    """Yaw of a geometry_msgs/Quaternion in rad; NaN if its length is not near 1."""
+    """Return the yaw of a geometry_msgs/Quaternion in rad; NaN if its length is not near 1."""
     x, y, z, w = quaternion.x, quaternion.y, quaternion.z, quaternion.w
     if not abs(math.sqrt(x * x + y * y + z * z + w * w) - 1.0) < 0.1:
         return math.nan
@@ -98,13 +98,13 @@ def yaw_of(quaternion: Any) -> float:
 
 
 def set_yaw(quaternion: Any, yaw: float) -> None:
-    """Make a geometry_msgs/Quaternion a pure yaw."""
+    """Set a geometry_msgs/Quaternion to a rotation by a yaw in rad."""
     quaternion.x = quaternion.y = 0.0
     quaternion.z, quaternion.w = math.sin(0.5 * yaw), math.cos(0.5 * yaw)
 
 
 def odometry_values(message: Any) -> dict[str, float]:
-    """Pose x, y, yaw and body velocities v (forward), vy (left), w (yaw) of nav_msgs/Odometry."""
+    """Read x, y, yaw and body velocities v (forward), vy (left), w (yaw) of nav_msgs/Odometry."""
     pose, twist = message.pose.pose, message.twist.twist
     return {
         "x": float(pose.position.x),
@@ -117,7 +117,7 @@ def odometry_values(message: Any) -> dict[str, float]:
 
 
 def joint_values(message: Any) -> dict[str, float]:
-    """Position of each joint of sensor_msgs/JointState by its name, and ``<name>_velocity``."""
+    """Read each joint's position by name, and ``<name>_velocity``, of sensor_msgs/JointState."""
     values = {}
     for i, name in enumerate(message.name):
         if i < len(message.position):
@@ -138,13 +138,13 @@ def fill_odometry(message: Any, values: Values) -> None:
 
 
 def fill_joint_state(message: Any, values: Values) -> None:
-    """Write joints and their ``_velocity`` into sensor_msgs/JointState."""
+    """Write joint positions and ``<name>_velocity`` into sensor_msgs/JointState."""
     names = [name for name in values if not name.endswith("_velocity")]
     message.name = names
     message.position = [float(values[name]) for name in names]
     message.velocity = [float(values.get(f"{name}_velocity", 0.0)) for name in names]
-    # Not a number where nobody measures it, as ros2_control publishes it. Readers of recordings
-    # stumble over the padding that Fast CDR puts behind an empty last array.
+    # ros2_control publishes NaN for efforts that are not measured. An empty array would not do:
+    # readers of recordings stumble over the padding that Fast CDR adds after an empty last array.
     message.effort = [math.nan for _ in names]
 
 
@@ -156,19 +156,19 @@ def fill_twist(twist: Any, values: Values) -> None:
 
 
 def twist_values(twist: Any) -> dict[str, float]:
-    """Body velocities v, vy, w of a geometry_msgs/Twist."""
+    """Read body velocities v, vy, w of geometry_msgs/Twist."""
     return {"v": twist.linear.x, "vy": twist.linear.y, "w": twist.angular.z}
 
 
 @dataclass(frozen=True)
 class PosePath:
-    """What a path message says.
+    """Content of a path message.
 
     Attributes:
         points: (M, 2) in m.
         yaws: (M,) in rad; exactly 0 where the orientation is the identity.
-        times_s: (M,) of the node's clock; None where the poses carry no increasing stamps.
-        frame: Empty where it names none.
+        times_s: (M,) on the node's clock; None unless the poses carry increasing stamps.
+        frame: Frame of the points; empty if the message names none.
     """
 
     points: np.ndarray
@@ -179,7 +179,7 @@ class PosePath:
 
 @dataclass(frozen=True)
 class Goal:
-    """A pose to stand at: x, y in m, yaw in rad, in a frame."""
+    """Goal pose: x, y in m and yaw in rad, in a frame."""
 
     x: float
     y: float
@@ -189,12 +189,12 @@ class Goal:
 
 @dataclass(frozen=True)
 class JointPlan:
-    """What a joint trajectory message says.
+    """Content of a joint trajectory message.
 
     Attributes:
-        begin_ns: When it begins; 0 for at once.
-        times_s: (M,) from the beginning.
-        columns: Name of a joint, or ``<name>_velocity`` -> (M,).
+        begin_ns: Start time; 0 starts at once.
+        times_s: (M,) since the start.
+        columns: Name of a joint, or ``<name>_velocity`` -> values (M,).
     """
 
     begin_ns: int
@@ -203,7 +203,11 @@ class JointPlan:
 
 
 def path_of(message: Any) -> PosePath:
-    """Everything that a nav_msgs/Path says; raises ValueError if it contradicts itself."""
+    """Read a nav_msgs/Path.
+
+    Raises:
+        ValueError: Its poses are in several frames.
+    """
     headers = [getattr(pose, "header", None) for pose in message.poses]
     frames = {frame_of(message), *(str(getattr(h, "frame_id", "")) for h in headers)} - {""}
     if len(frames) > 1:
@@ -233,14 +237,18 @@ def fill_path(message: Any, points: np.ndarray, pose_type: Callable[[], Any]) ->
 
 
 def goal_of(message: Any) -> Goal:
-    """The pose of a geometry_msgs/PoseStamped."""
+    """Read the pose of a geometry_msgs/PoseStamped."""
     position = message.pose.position
     yaw = yaw_of(message.pose.orientation)
     return Goal(float(position.x), float(position.y), yaw, frame_of(message))
 
 
 def joint_plan_of(message: Any) -> JointPlan:
-    """Everything that a trajectory_msgs/JointTrajectory says; raises ValueError for nonsense."""
+    """Read a trajectory_msgs/JointTrajectory.
+
+    Raises:
+        ValueError: It has no points, or a point does not fit the number of joints.
+    """
     names, points = list(message.joint_names), message.points
     if not points:
         raise ValueError("the joint trajectory has no points")
@@ -260,7 +268,7 @@ def joint_plan_of(message: Any) -> JointPlan:
 
 
 def joint_trajectory_command(names: tuple[str, ...]) -> CommandTopic:
-    """Values ``name@seconds``, ``name_velocity@..`` and ``name_acceleration@..`` as points."""
+    """Command ``name@seconds``, ``name_velocity@..`` and ``name_acceleration@..`` as points."""
     del names
     fields = (("positions", ""), ("velocities", "_velocity"), ("accelerations", "_acceleration"))
 
@@ -291,12 +299,12 @@ def joint_trajectory_command(names: tuple[str, ...]) -> CommandTopic:
 
 
 def _beside(message: Any, name: str) -> Any:
-    """A message of another type of the same package, without importing it by name."""
+    """Return a message of another type of the same package, without importing it by name."""
     return getattr(sys.modules[type(message).__module__.rpartition(".")[0]], name)()
 
 
 def _narrowed(value: float) -> float:
-    """The value in 32 bits, rounded towards zero, so that it stays within its limits."""
+    """Return the value in 32 bits, rounded towards zero so that it stays within its limits."""
     narrow = np.float32(value)
     if abs(float(narrow)) > abs(value):
         narrow = np.nextafter(narrow, np.float32(0.0))
@@ -304,7 +312,7 @@ def _narrowed(value: float) -> float:
 
 
 def ackermann_command(names: tuple[str, ...]) -> CommandTopic:
-    """Speed v in m/s and steering angle in rad in an AckermannDriveStamped."""
+    """Command speed v in m/s and steering angle in rad in an AckermannDriveStamped."""
     del names
 
     def fill(message: Any, values: Values) -> None:
@@ -319,7 +327,7 @@ def ackermann_command(names: tuple[str, ...]) -> CommandTopic:
 
 
 def twist_command(names: tuple[str, ...]) -> CommandTopic:
-    """Body velocities in a TwistStamped; in a Twist as well, which the same functions serve."""
+    """Command body velocities in a TwistStamped, or with the same functions in a Twist."""
     del names
 
     def fill(message: Any, values: Values) -> None:
@@ -332,7 +340,7 @@ def twist_command(names: tuple[str, ...]) -> CommandTopic:
 
 
 def array_command(topic: str, names: tuple[str, ...]) -> CommandTopic:
-    """The named values one after the other in a Float64MultiArray."""
+    """Command named values, one after the other, in a Float64MultiArray."""
 
     def fill(message: Any, values: Values) -> None:
         message.data = [float(values[name]) for name in names]
@@ -352,8 +360,8 @@ STATES = {
         "joint_states", "sensor_msgs/msg/JointState", joint_values, fill_joint_state
     ),
 }
-#: Kinds of command message: each makes the topic for the names of the values. "twist" is stamped
-#: or not by parameter.
+#: Kinds of command message: functions that return the topic for the names of the values. A
+#: parameter chooses whether "twist" is stamped.
 COMMANDS: dict[str, Callable[[tuple[str, ...]], CommandTopic]] = {
     "twist": twist_command,
     "effort": partial(array_command, "effort_command"),
@@ -361,7 +369,7 @@ COMMANDS: dict[str, Callable[[tuple[str, ...]], CommandTopic]] = {
     "joint_trajectory": joint_trajectory_command,
     "ackermann": ackermann_command,
 }
-#: Kinds of reference message: the topics listened to.
+#: Kinds of reference message, with the topics that carry them.
 REFERENCES = {
     "path": (
         ReferenceTopic("plan", "nav_msgs/msg/Path", path_of),

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hits from range sensors and maps: sensor_msgs/LaserScan and nav_msgs/OccupancyGrid.
 
-What counts as a hit, by the messages' own definitions:
+The definitions of the messages say what counts as a hit:
 
 - A ray of a scan is a hit where its range lies within [range_min, range_max]. Infinity is a ray
-  that met nothing; NaN and anything nearer than range_min say nothing (REP 117).
+  that met nothing; NaN and ranges below range_min carry no information (REP 117).
 - A cell of a grid is a hit where its value is at least the threshold. Unknown cells (-1) are no
-  hits: a local map knows what it has seen, and the rest is out of the robot's reach.
+  hits: a local map has seen everything within the robot's reach.
 
-Sizes are compared with what the message holds before anything is allocated.
+Sizes are checked against the data of the message before any memory is allocated.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 
 from mpc_banded.robots.messages import yaw_of
 
-#: Most rays of a scan and cells of a grid.
+#: Largest number of rays in a scan and of cells in a grid.
 MOST_RAYS, MOST_CELLS = 100_000, 4_000_000
 
 
 def read_scan(message: Any) -> np.ndarray:
-    """Hits of a sensor_msgs/LaserScan, (M, 2) in m, in the frame of the scan.
+    """Return the hits of a sensor_msgs/LaserScan, (M, 2) in m, in the frame of the scan.
 
     Raises:
         ValueError: It has too many rays, or angles that are not finite.
@@ -48,10 +48,10 @@ def read_scan(message: Any) -> np.ndarray:
 
 
 class Grid:
-    """An occupancy grid that is kept up to date.
+    """Occupancy grid that takes updates.
 
     Args:
-        threshold: Value from which on a cell is a hit, 1 to 100.
+        threshold: Smallest value of a cell that is a hit, 1 to 100.
     """
 
     def __init__(self, threshold: int) -> None:
@@ -59,10 +59,10 @@ class Grid:
         self._cells: np.ndarray | None = None
 
     def replace(self, message: Any) -> None:
-        """Take a whole nav_msgs/OccupancyGrid.
+        """Replace the grid by a nav_msgs/OccupancyGrid.
 
         Raises:
-            ValueError: Its size is not that of its data, or its geometry is not finite.
+            ValueError: Its size does not fit its data, or its geometry is not finite.
         """
         info = message.info
         width, height, resolution = int(info.width), int(info.height), float(info.resolution)
@@ -77,7 +77,7 @@ class Grid:
         self._cells = _cells(message.data, width, height)
 
     def update(self, message: Any) -> None:
-        """Take a map_msgs/OccupancyGridUpdate: a rectangle of the grid.
+        """Replace the rectangle of the grid that a map_msgs/OccupancyGridUpdate holds.
 
         Raises:
             ValueError: There is no grid yet, or the rectangle is not within it.
@@ -95,7 +95,7 @@ class Grid:
         self._cells[y : y + height, x : x + width] = _cells(message.data, width, height)
 
     def hits(self) -> np.ndarray:
-        """Centres of the cells that are hits, (M, 2) in m, in the frame of the grid."""
+        """Return the centres of the cells that are hits, (M, 2) in m, in the frame of the grid."""
         if self._cells is None:
             return np.empty((0, 2))
         rows, columns = np.nonzero(self._cells >= self.threshold)
@@ -106,7 +106,7 @@ class Grid:
 
     @property
     def cell_radius(self) -> float:
-        """Distance from the centre of a cell to its corner, in m."""
+        """Distance from the centre of a cell to its corner in m; 0 before the first grid."""
         return 0.0 if self._cells is None else self._resolution * math.sqrt(0.5)
 
 

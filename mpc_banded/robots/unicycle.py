@@ -2,7 +2,7 @@
 """Differential-drive base with limited speeds and accelerations; odometry in, twist out.
 
 State (x, y, yaw, v, w): pose in the odometry frame in m and rad, forward speed in m/s, yaw rate
-in rad/s. Input: their accelerations in m/s^2 and rad/s^2.
+in rad/s. Input: linear and angular acceleration in m/s^2 and rad/s^2.
 """
 
 import numpy as np
@@ -13,8 +13,9 @@ from mpc_banded.robots.robot import Robot
 
 #: Time in which the base's own velocity controllers reach a commanded velocity, in seconds.
 VELOCITY_LAG = 0.1
+#: Footprint radius in m.
 RADIUS = 0.25
-#: Distance of the rim from obstacles that the plan keeps, in m.
+#: Distance that the plan keeps between the footprint and obstacles, in m.
 MARGIN = 0.05
 
 
