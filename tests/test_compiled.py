@@ -31,7 +31,8 @@ from problems import (
 )
 
 from mpc_banded.codegen import build, emit
-from mpc_banded.codegen.cache import NotBuilt
+from mpc_banded.codegen import cache as cache_module
+from mpc_banded.codegen.cache import LibraryCache, NotBuilt
 from mpc_banded.codegen.emit import Argument, Result, Section
 from mpc_banded.codegen.trace import UnsupportedOperation
 from mpc_banded.control.build import build_controller, build_problem
@@ -544,6 +545,30 @@ def test_what_the_compiler_gets_wrong_is_found(monkeypatch, libraries):
     )
     with pytest.raises(ValueError, match=r"compiled and eager .* differ by"):
         compile_evaluator(eager, libraries)
+
+
+def test_a_library_that_the_compiler_got_wrong_is_built_anew_at_the_next_start(
+    monkeypatch, tmp_path
+):
+    _, eager = problem_of("double_integrator")
+    right = cache_module.compile_library
+
+    def wrong(text, path, started=None):
+        assert "(0.1)" in text
+        right(text.replace("(0.1)", "(0.100001)"), path, started)
+
+    first, next_start = tmp_path / "first", tmp_path / "next"
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "compile_library", wrong)
+        with pytest.raises(ValueError, match=r"compiled and eager .* differ by"):
+            compile_evaluator(eager, LibraryCache(first))
+    assert not list(first.iterdir())
+    with pytest.raises(OSError, match=r"gave wrong results .*restart"):
+        compile_evaluator(eager, LibraryCache(first))
+    # The loader knows a library by its path and inode: another folder stands for a new process.
+    first.rename(next_start)
+    compile_evaluator(eager, LibraryCache(next_start))
+    assert len(list(next_start.glob("*.so"))) == 1
 
 
 def test_merits_are_numbers(machine):

@@ -37,6 +37,11 @@ SCRATCH = "building-"
 PATIENCE_S, POLL_S = 600.0, 0.05
 #: What helps against most problems with the folder.
 REMEDY = "name another folder with MPC_BANDED_CACHE"
+#: Why a process does not load a library again that it has discarded.
+DISCARDED = "gave wrong results and was removed; restart this process to build it anew"
+
+#: Paths of the libraries that this process has discarded.
+_discarded: set[Path] = set()
 
 
 class UnsafeCache(PermissionError):
@@ -88,10 +93,12 @@ class LibraryCache:
         Raises:
             NotBuilt: The cache has no sound library, and ``build`` is false.
             NoCompiler: The library must be built, and there is no working compiler.
-            OSError: The library cannot be written or loaded.
+            OSError: The library cannot be written or loaded, or was discarded by this process.
         """
         made_from = {"source": _digest(source.encode()), **_machine()}
         path = self._path(made_from)
+        if path in _discarded:
+            raise _NotLoadable(f"{path} {DISCARDED}")
         try:
             return self._sound(path, made_from)
         except _Unsound as fault:
@@ -103,6 +110,17 @@ class LibraryCache:
             raise
         except OSError as error:
             raise _unusable(self.folder, error) from error
+
+    def discard(self, library: Library) -> None:
+        """Remove a library whose results are wrong, so that the next process builds it anew.
+
+        This process does not load it again: the system's loader would return the old code for
+        the same path.
+        """
+        _discarded.add(library.path)
+        with suppress(OSError):  # the record first: without it the library is not loaded
+            _record(library.path).unlink(missing_ok=True)
+            library.path.unlink(missing_ok=True)
 
     def _path(self, made_from: dict[str, str]) -> Path:
         """Where the library of this compiler lies, or of another if there is no compiler."""
@@ -145,6 +163,8 @@ class LibraryCache:
 
     def _fault(self, path: Path, made_from: dict[str, str]) -> str | None:
         """Why an entry must not be loaded; None if it may."""
+        if path in _discarded:
+            return DISCARDED
         try:
             content, record = _read(path), json.loads(_read(_record(path)))
         except (OSError, ValueError) as error:

@@ -249,7 +249,8 @@ def compile_evaluator(
             to build it, unless it would take long to find out.
         NoCompiler: There is no C compiler, and the cache does not have the library.
         UnsafeCache: Others may write to the folder of the cache.
-        ValueError: The recovery is not stagewise, or compiled and eager results differ.
+        ValueError: The recovery is not stagewise, or compiled and eager results differ; in the
+            latter case the library is removed from the cache.
     """
     if evaluator.recovery != "stagewise":
         raise ValueError(
@@ -270,7 +271,11 @@ def compile_evaluator(
     def built(started: Started | None = None) -> CompiledEvaluator:
         library = cache.library(source, started=started)
         result = CompiledEvaluator(transcription, library, half_bandwidth)
-        checks.compare(eager, result)
+        try:
+            checks.compare(eager, result)
+        except ValueError:
+            cache.discard(library)
+            raise
         return result
 
     try:
