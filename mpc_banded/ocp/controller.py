@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpc_banded.ocp import checks, compiled, warm_start
+from mpc_banded.ocp import checks, compiled
 from mpc_banded.ocp.eager import EagerEvaluator
 from mpc_banded.ocp.evaluator import Evaluator
-from mpc_banded.ocp.newton import Point
 from mpc_banded.ocp.problem import ComparesArrays, OptimalControlProblem, Trajectory
 from mpc_banded.ocp.solver import NewtonSolver, Solution, SolverOptions, Status
 from mpc_banded.ocp.transcription import StageData, Transcription
+from mpc_banded.ocp.warm_start import WarmStart
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,11 +143,7 @@ class RecedingHorizonController:
 
     def reset(self) -> None:
         """Forget the plan and all that solves have taught; the next step starts cold."""
-        self._point: Point | None = None
-        self._age_s = 0.0
-        self._restart = False
-        self._recovery: Point | None = None
-        self._last_state = np.zeros(self.problem.nx)
+        self._warm = WarmStart(self.problem)
         self._solver.reset()
 
     def inherit(self, other: RecedingHorizonController) -> None:
@@ -166,14 +162,7 @@ class RecedingHorizonController:
                 f"the plan has {its.nx} states and {its.nu} inputs; allowed are {mine.nx} and "
                 f"{mine.nu}"
             )
-        self._age_s, self._restart, self._recovery = other._age_s, other._restart, None
-        self._last_state = other._last_state.copy()
-        self._point = other._point
-        if other._point is not None and (mine.horizon, mine.dt) != (its.horizon, its.dt):
-            self._point = warm_start.resampled(other._point, other._last_state, its, mine)
-        if self._point is not None and not warm_start.have_same_rows(mine, its):
-            # Found anew in the next step: the inequalities are others.
-            self._point = replace(self._point, duals=np.empty((mine.horizon, 0)))
+        self._warm.inherit(other._warm)
 
     def check(self, state: np.ndarray, parameters: Mapping[str, np.ndarray]) -> None:
         """Verify gradients and half bandwidth with random probes.
@@ -243,70 +232,42 @@ class RecedingHorizonController:
         if max_iterations is not None and max_iterations < 0:
             raise ValueError(f"max_iterations is {max_iterations}; allowed are integers >= 0")
         data = self.transcription.stage_data(state, parameters, self._weights)
-        start = self._shift(elapsed_s)
-        if start is not None and not start.duals.size:
-            duals = self.evaluator.central_duals(start.z, start.mu, data)
-            start = self._point = replace(start, duals=duals)
+        warm = self._warm
+        warm.advance(elapsed_s)
+        if warm.plan is not None and not warm.plan.duals.size:  # inherited without them
+            duals = self.evaluator.central_duals(warm.plan.z, warm.plan.mu, data)
+            warm.plan = replace(warm.plan, duals=duals)
         solution = None
         if np.isfinite(state).all():
             deadline = np.inf if deadline_s is None else began + deadline_s
-            solution = self._solve(start, data, deadline, max_iterations)
-        return self._decide(state, start, solution, time.perf_counter() - began)
+            solution = self._solve(data, deadline, max_iterations)
+        return self._decide(state, solution, time.perf_counter() - began)
 
-    def _shift(self, elapsed_s: float) -> Point | None:
-        """Move plan and recovery forward in time; returns the plan while it reaches that far."""
-        problem = self.problem
-        self._age_s += elapsed_s
-        if self._age_s / problem.dt >= problem.horizon - 1e-9:
-            self._point = None
-        if self._point is not None:
-            self._point = warm_start.shifted(self._point, self._last_state, problem, elapsed_s)
-        if self._recovery is not None:
-            first = self._last_state
-            self._recovery = warm_start.shifted(self._recovery, first, problem, elapsed_s)
-        return self._point
-
-    def _solve(
-        self, start: Point | None, data: StageData, deadline: float, max_iterations: int | None
-    ) -> Solution:
-        """Solve from the plan; after a failure from the recovery, which begins cold."""
-        usable = start is not None and not self._restart
-        begin = start if usable else self._recovery
-        if begin is None:
-            return self._solver.solve(self._cold(data), data, deadline, max_iterations)
-        solution = self._solver.solve(begin, data, deadline, max_iterations)
-        if solution.status is not Status.NON_FINITE:
-            return solution
-        # The plan may be at fault, after a state that was finite and nonsense.
+    def _solve(self, data: StageData, deadline: float, max_iterations: int | None) -> Solution:
+        """Solve from the warm start, or cold if there is none or it is not finite."""
+        if self._warm.start is not None:
+            solution = self._solver.solve(self._warm.start, data, deadline, max_iterations)
+            if solution.status is not Status.NON_FINITE:
+                return solution
+            # The plan may be at fault, after a state that was finite and nonsense.
         return self._solver.solve(self._cold(data), data, deadline, max_iterations)
 
-    def _decide(
-        self, state: np.ndarray, start: Point | None, solution: Solution | None, solve_s: float
-    ) -> ControlStep:
+    def _decide(self, state: np.ndarray, solution: Solution | None, solve_s: float) -> ControlStep:
         status = Status.NON_FINITE if solution is None else solution.status
-        is_converged = status is Status.CONVERGED
-        failed = status in (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE)
-        # A solve that began cold is no better than the plan until it has converged. Meanwhile the
-        # plan is driven, and each solve goes on where the last one stopped.
-        recovering = self._restart and start is not None and not is_converged
         if solution is not None and status is Status.NON_FINITE:
             # Not even a cold start is finite: the data are at fault, not the plan.
             self._solver.rescale()
             solution = None
-        elif solution is not None and recovering:
-            self._recovery = None if failed else solution.point
-        self._point = start
-        source = CommandSource.FALLBACK if start is None else CommandSource.SHIFTED
-        if solution is not None and not recovering and (solution.iterations or is_converged):
-            source, self._point = CommandSource.SOLUTION, solution.point
-            self._age_s, self._restart, self._recovery = 0.0, False, None
-        self._restart = self._restart or failed
+        warm = self._warm
+        source = CommandSource.FALLBACK if warm.plan is None else CommandSource.SHIFTED
+        if solution is not None and warm.learn(solution):
+            source = CommandSource.SOLUTION
         if np.isfinite(state).all():
-            self._last_state = state
-        if self._point is None:
-            plan = self._standing(self._last_state)
+            warm.state = state
+        if warm.plan is None:
+            plan = self._standing(warm.state)
         else:
-            plan = self.transcription.unpack(self._point.z, self._last_state)
+            plan = self.transcription.unpack(warm.plan.z, warm.state)
         return ControlStep(
             command=self._inside_bounds(plan.inputs[0]),
             plan=plan,

@@ -50,14 +50,69 @@ def kernel_source(
     return _Kernels(transcription, half_bandwidth, limit).source()
 
 
+class _Inputs:
+    """Where the functions of a stage find their arguments among the arrays that a kernel reads.
+
+    Args:
+        transcription: The transcription that is compiled.
+        barrier: The inequalities of its problem.
+        layout: Sizes of the arrays.
+    """
+
+    def __init__(
+        self, transcription: Transcription, barrier: Barrier, layout: KernelLayout
+    ) -> None:
+        self._transcription, self._problem = transcription, transcription.problem
+        self._barrier, self._layout = barrier, layout
+
+    def window(self) -> Argument:
+        """(x_k, u_k, x_{k+1})."""
+        return Argument("w", (self._layout.width,), self._transcription.block)
+
+    def duals(self) -> tuple[Argument, Argument]:
+        """The multipliers of the dynamics, and the duals of the inequalities."""
+        nx, width = self._problem.nx, self._barrier.width
+        return Argument("multipliers", (nx,), nx), Argument("duals", (width,), width)
+
+    def weights(self) -> Argument:
+        """The weights of the named costs."""
+        return Argument("weights", (len(self._problem.cost_names),))
+
+    def parameters(self, first: int) -> tuple[Argument, ...]:
+        """The parameters at stage ``first + k``."""
+        shapes = [self._problem.parameters[name] for name in self._layout.parameter_names]
+        return tuple(
+            Argument(f"p{i}", shape, prod(shape), first * prod(shape))
+            for i, shape in enumerate(shapes)
+        )
+
+    def of_stage(self) -> tuple[Argument, ...]:
+        """The weights and the parameters at both ends of the interval."""
+        return (self.weights(), *self.parameters(0), *self.parameters(1))
+
+    def of_slope(self) -> tuple[Argument, ...]:
+        """What the gradient of a stage's Lagrangian depends on."""
+        return (self.window(), *self.duals(), _MU, *self.of_stage())
+
+    def of_last_stage(self) -> tuple[Argument, ...]:
+        """What the terminal costs depend on."""
+        p = self._problem
+        return (
+            Argument("w", (p.nx,), 0, p.horizon * self._transcription.block),
+            self.weights(),
+            *self.parameters(p.horizon),
+        )
+
+
 class _Kernels:
-    """Sections of the kernels; see kernel_source."""
+    """The sections of all kernels; see kernel_source."""
 
     def __init__(self, transcription: Transcription, half_bandwidth: int, limit: int) -> None:
         self._t, self._problem, self._limit = transcription, transcription.problem, limit
         self._barrier = Barrier(self._problem)
         self._stage = Stage(transcription, self._barrier)
         self._layout = KernelLayout(transcription, self._barrier, half_bandwidth)
+        self._inputs = _Inputs(transcription, self._barrier, self._layout)
 
     def source(self) -> str:
         """The C source of all kernels."""
@@ -127,13 +182,11 @@ class _Kernels:
         return Section(
             functools.partial(self._stage.system, second_order=second_order),
             (
-                self._window(),
-                *self._duals(),
+                self._inputs.window(),
+                *self._inputs.duals(),
                 _MU,
                 _RHO,
-                self._weights(),
-                *self._parameters(0),
-                *self._parameters(1),
+                *self._inputs.of_stage(),
             ),
             (
                 Result(at["costs"]),
@@ -160,7 +213,7 @@ class _Kernels:
         stride = self._t.block * layout.band
         return Section(
             functools.partial(self._stage.hessian_products, curved),
-            (*self._slope_arguments(), Argument("unit", (count,))),
+            (*self._inputs.of_slope(), Argument("unit", (count,))),
             (
                 Result(layout.system["bands"].offset, stride, places),
                 self._jacobian_columns(curved, count),
@@ -177,7 +230,7 @@ class _Kernels:
         return [
             Section(
                 functools.partial(self._stage.jacobian_products, straight),
-                (*self._slope_arguments(), Argument("unit", (len(straight),))),
+                (*self._inputs.of_slope(), Argument("unit", (len(straight),))),
                 (self._jacobian_columns(straight, len(straight)),),
                 self._problem.horizon,
                 probed=True,
@@ -194,7 +247,7 @@ class _Kernels:
     def _curved(self) -> tuple[int, ...]:
         """Entries of w that the Lagrangian's gradient depends on: nonzero Hessian columns."""
         graph = Graph()
-        shapes = [argument.shape for argument in self._slope_arguments()]
+        shapes = [argument.shape for argument in self._inputs.of_slope()]
         (slope,) = trace(lambda *arguments: [self._stage.slope(*arguments)[2]], shapes, graph)
         found = (graph.nodes[number] for number in graph.reachable(slope.tolist()))
         return tuple(
@@ -206,7 +259,7 @@ class _Kernels:
         last, at = p.horizon * self._t.block, self._layout.system
         return Section(
             self._stage.terminal_system,
-            self._terminal_arguments(),
+            self._inputs.of_last_stage(),
             (
                 Result(at["costs"].offset + len(p.stage_costs)),
                 Result(at["cost_gradient"].offset + last),
@@ -238,19 +291,17 @@ class _Kernels:
         return Section(
             self._stage.merit,
             (
-                self._window(),
+                self._inputs.window(),
                 Argument("multipliers", (nx,), nx),
                 _MU,
-                self._weights(),
-                *self._parameters(0),
-                *self._parameters(1),
+                *self._inputs.of_stage(),
             ),
             tuple(Result(i) for i in range(MERIT_SIZE)),
             self._problem.horizon,
         )
 
     def _terminal_merit(self) -> Section:
-        return Section(self._stage.terminal_merit, self._terminal_arguments(), (Result(0),), 1)
+        return Section(self._stage.terminal_merit, self._inputs.of_last_stage(), (Result(0),), 1)
 
     def _first_state(self) -> Section:
         nx = self._problem.nx
@@ -263,7 +314,7 @@ class _Kernels:
             (
                 Argument("out", (p.nx,), p.nx),
                 Argument("w", (p.nu,), block, p.nx),
-                *self._parameters(0),
+                *self._inputs.parameters(0),
             ),
             (Result(p.nx, p.nx),),
             p.horizon,
@@ -272,55 +323,16 @@ class _Kernels:
     def _cost_curvature(self) -> Section:
         return Section(
             self._stage.cost_curvature,
-            (self._window(), self._weights(), *self._parameters(0), *self._parameters(1)),
+            (self._inputs.window(), *self._inputs.of_stage()),
             (Result(0, self._t.block),),
             self._problem.horizon,
         )
 
     def _terminal_curvature(self) -> Section:
         last = Result(self._problem.horizon * self._t.block)
-        return Section(self._stage.terminal_curvature, self._terminal_arguments(), (last,), 1)
+        return Section(self._stage.terminal_curvature, self._inputs.of_last_stage(), (last,), 1)
 
     def _dynamics(self) -> Section:
         p = self._problem
-        arguments = (Argument("x", (p.nx,)), Argument("u", (p.nu,)), *self._parameters(0))
+        arguments = (Argument("x", (p.nx,)), Argument("u", (p.nu,)), *self._inputs.parameters(0))
         return Section(self._stage.dynamics, arguments, (Result(0),), 1)
-
-    # Arguments
-
-    def _window(self) -> Argument:
-        return Argument("w", (self._layout.width,), self._t.block)
-
-    def _duals(self) -> tuple[Argument, Argument]:
-        """The multipliers of the dynamics, and the duals of the inequalities."""
-        nx, width = self._problem.nx, self._barrier.width
-        return Argument("multipliers", (nx,), nx), Argument("duals", (width,), width)
-
-    def _weights(self) -> Argument:
-        return Argument("weights", (len(self._problem.cost_names),))
-
-    def _parameters(self, first: int) -> tuple[Argument, ...]:
-        """The parameters at stage ``first + k``."""
-        shapes = [self._problem.parameters[name] for name in self._layout.parameter_names]
-        return tuple(
-            Argument(f"p{i}", shape, prod(shape), first * prod(shape))
-            for i, shape in enumerate(shapes)
-        )
-
-    def _slope_arguments(self) -> tuple[Argument, ...]:
-        return (
-            self._window(),
-            *self._duals(),
-            _MU,
-            self._weights(),
-            *self._parameters(0),
-            *self._parameters(1),
-        )
-
-    def _terminal_arguments(self) -> tuple[Argument, ...]:
-        p = self._problem
-        return (
-            Argument("w", (p.nx,), 0, p.horizon * self._t.block),
-            self._weights(),
-            *self._parameters(p.horizon),
-        )

@@ -1,16 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warm starts: an earlier solution moved forward in time, or resampled to another grid.
 
-All of a plan moves, its multipliers and duals included, so that a solve goes on where the last
-one stopped.
+A plan moves with its multipliers and duals, so a solve continues where the last one stopped.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from mpc_banded.ocp.newton import Point
 from mpc_banded.ocp.problem import OptimalControlProblem
+from mpc_banded.ocp.solver import Solution, Status
+
+
+class WarmStart:
+    """The plan that is driven, and the point at which the next solve starts.
+
+    Usually both are the same. After a solve that failed, the plan is no good start: the robot
+    keeps driving it, while solves start cold and continue each other until one converges.
+
+    Args:
+        problem: The problem that the plan solves.
+
+    Attributes:
+        plan: The plan, moved to the present; None if there is none that still reaches this far.
+        state: The last finite state that was measured, (nx,); the plan starts there.
+    """
+
+    def __init__(self, problem: OptimalControlProblem) -> None:
+        self._problem = problem
+        self.plan: Point | None = None
+        self.state = np.zeros(problem.nx)
+        self._age_s = 0.0
+        self._is_bad_start = False
+        self._recovery: Point | None = None
+
+    @property
+    def start(self) -> Point | None:
+        """The point at which the next solve starts; None for a cold start."""
+        return self._recovery if self.plan is None or self._is_bad_start else self.plan
+
+    def inherit(self, other: WarmStart) -> None:
+        """Take over the plan for another problem, resampled in time where the grid differs.
+
+        The duals are left out, as an array without columns, where the inequalities differ.
+        """
+        mine, its = self._problem, other._problem
+        self._age_s, self._is_bad_start, self._recovery = other._age_s, other._is_bad_start, None
+        self.state, self.plan = other.state.copy(), other.plan
+        if self.plan is not None and (mine.horizon, mine.dt) != (its.horizon, its.dt):
+            self.plan = resampled(self.plan, other.state, its, mine)
+        if self.plan is not None and not have_same_rows(mine, its):
+            self.plan = replace(self.plan, duals=np.empty((mine.horizon, 0)))
+
+    def advance(self, elapsed_s: float) -> None:
+        """Move everything forward in time; drop the plan once it has ended."""
+        problem = self._problem
+        self._age_s += elapsed_s
+        if self._age_s / problem.dt >= problem.horizon - 1e-9:
+            self.plan = None
+        if self.plan is not None:
+            self.plan = shifted(self.plan, self.state, problem, elapsed_s)
+        if self._recovery is not None:
+            self._recovery = shifted(self._recovery, self.state, problem, elapsed_s)
+
+    def learn(self, solution: Solution) -> bool:
+        """Take what a solve has found.
+
+        Returns:
+            Whether its point is the plan now.
+        """
+        is_converged = solution.status is Status.CONVERGED
+        failed = solution.status in (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE)
+        # A solve that started cold is no better than the plan until it has converged.
+        recovering = self._is_bad_start and self.plan is not None and not is_converged
+        adopted = not recovering and (bool(solution.iterations) or is_converged)
+        if recovering:
+            self._recovery = None if failed else solution.point
+        elif adopted:
+            self.plan, self._age_s = solution.point, 0.0
+            self._is_bad_start, self._recovery = False, None
+        self._is_bad_start = self._is_bad_start or failed
+        return adopted
 
 
 @np.errstate(over="ignore", invalid="ignore")
