@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inequalities by a primal-dual barrier: strict input bounds, softened rows for all others.
+"""A primal-dual barrier for inequalities: input bounds are strict, all others are softened.
 
 Inputs keep a positive distance to their bounds; each bounded entry adds ``-mu log(distance)``.
-Every other inequality, finite state bounds included, is a row ``c >= -v`` with violation
-``v >= 0``. Its slacks are always at their optimum for the current ``c``, so the row adds one
-smooth convex function of ``c``::
+Every other inequality, including finite state bounds, is a row ``c >= -v`` with violation
+``v >= 0``. Its slacks always have their optimal values for the current ``c``, so the row adds one
+smooth convex function of ``c`` to the costs::
 
     phi(c) = min over v > 0, t = c + v > 0 of   l v + q v^2 / 2 - mu log v - mu log t
 
-No iterate is ever infeasible in the rows, whatever the warm start. The curvature of both kinds
-comes from dual variables of their own, as in primal-dual interior point methods (Waechter and
-Biegler, Math. Program. 106, 2006, section 2; the slacks' reset: Curtis and Nocedal's and Conn's
-"magic step"): ``zeta / distance`` for a bound, and for a row the Schur complement
-``1 / (t / nu + 1 / (q + kappa / v))``.
+So every iterate is feasible in the rows, whatever the warm start. As in primal-dual interior point
+methods (Waechter and Biegler, Math. Program. 106, 2006, section 2), the curvature is computed from
+separate dual variables: ``zeta / distance`` for a bound, and for a row the Schur complement
+``1 / (t / nu + 1 / (q + kappa / v))``. Resetting the slacks to their optimum is the "magic step"
+of Conn and of Curtis and Nocedal.
 
 All functions are torch functions of one stage with any leading batch dimensions: ``eager.py``
-calls them on all stages at once, ``stage.py`` on the one stage that is turned into machine code.
+calls them for all stages at once, ``stage.py`` for the one stage that is compiled.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from torch import Tensor
 
 from mpc_banded.ocp.problem import STATE_BOUND_PENALTY, OptimalControlProblem
 
-#: Share of the way to the boundary that one step may go.
+#: Fraction of the distance to the boundary that one step may cover.
 TO_BOUNDARY = 0.995
 #: Duals stay within this factor of ``mu / slack`` (Waechter and Biegler, eq. 16).
 DUAL_RANGE = 1e8
 
 
 class Barrier:
-    """The inequalities of one stage: bounds of u_k; rows h_k and the finite bounds of x_{k+1}.
+    """The inequalities of one stage: bounds on u_k, and rows for h_k and bounds on x_{k+1}.
 
-    Distances and duals of a stage are one array each, (..., 2 nu + 2 r): of the lower bounds, of
-    the upper bounds, of the rows (t and its dual nu), of their violations (v and its dual kappa).
-    Entries of infinite bounds are infinite distances with dual zero.
+    The distances of a stage are one array (..., 2 nu + 2 r), and so are the duals. Their entries
+    belong to the lower bounds, the upper bounds, the rows (t and its dual nu), and the violations
+    (v and its dual kappa). An infinite bound has an infinite distance and dual zero.
 
     Args:
         problem: The optimal control problem.
@@ -75,14 +75,14 @@ class Barrier:
         self.width = 2 * self._nu + 2 * self.rows
 
     def row_values(self, x_next: Tensor, inequalities: Tensor) -> Tensor:
-        """C (..., r) from x_{k+1} (..., nx) and the inequalities (..., m)."""
+        """The rows c (..., r) from x_{k+1} (..., nx) and the inequalities (..., m)."""
         if not self._at:
             return inequalities
         bounds = self._sign * x_next[..., self._at] + self._shift
         return torch.cat([inequalities, bounds], dim=-1)
 
     def row_jacobian(self, of_inequalities: Tensor) -> Tensor:
-        """Derivative of the rows by (u_k, x_{k+1}), (..., r, nu + nx), from that of h."""
+        """Jacobian of the rows by (u_k, x_{k+1}), (..., r, nu + nx), from the Jacobian of h."""
         batch = of_inequalities.shape[:-2]
         return torch.cat(
             [of_inequalities, self._bound_jacobian.expand(*batch, *self._bound_jacobian.shape)],
@@ -95,23 +95,23 @@ class Barrier:
         return duals[..., first : first + self._inequalities]
 
     def interior(self, u: np.ndarray, share: float = 1e-2) -> np.ndarray:
-        """Inputs (..., nu) moved a share of their range, or of 1, inside the bounds."""
+        """Inputs (..., nu) moved inside the bounds, by a fraction of min(range, 1)."""
         lower, upper = self._input_bounds
         margin = share * np.minimum(upper - lower, 1.0)
         return np.minimum(np.maximum(u, lower + margin), upper - margin)
 
     def distances(self, u: Tensor, rows: Tensor, mu: Tensor) -> Tensor:
-        """All distances (..., 2 nu + 2 r); those of the rows at their optimum."""
+        """All distances (..., 2 nu + 2 r), with the optimal slacks of the rows."""
         v, t = optimal_slacks(rows, self._linear, self._quadratic, mu)
         return torch.cat([u - self._lower, self._upper - u, t, v], dim=-1)
 
     def safeguarded(self, duals: Tensor, distances: Tensor, mu: Tensor) -> Tensor:
-        """Duals brought within range of the central path ``mu / distance``."""
+        """Duals limited to a factor of DUAL_RANGE around the central path ``mu / distance``."""
         central = mu / distances
         return torch.minimum(torch.maximum(duals, central / DUAL_RANGE), central * DUAL_RANGE)
 
     def value(self, distances: Tensor, mu: Tensor) -> Tensor:
-        """The barrier terms (...); infinite outside the input bounds."""
+        """Value of the barrier terms (...), infinite outside the input bounds."""
         lower, upper, t, v = self._parts(distances)
         linear, quadratic = self._linear, self._quadratic
         bounded = torch.cat(
@@ -146,12 +146,12 @@ class Barrier:
         step: Tensor,
         mu: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """What a Newton step (..., nu + nx) of (u_k, x_{k+1}) means for the inequalities.
+        """Length limit and new duals of a Newton step (..., nu + nx) in (u_k, x_{k+1}).
 
         Returns:
-            The longest length of the step, <= 1, that keeps the inputs inside their bounds, (...);
-            the duals after the full step, each one shortened as far as it must stay positive: one
-            by one, since duals only shape the curvature, the merit function is primal.
+            The largest step length <= 1 that keeps the inputs inside their bounds, (...), and the
+            duals after the full step. Each dual is shortened separately to stay positive, since
+            duals only affect the curvature and not the merit function.
         """
         lower, upper, _, _ = self._parts(distances)
         of_lower, of_upper, of_t, of_v = self._parts(duals / distances)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Newton system at one point, and the step that it gives.
+"""The Newton system at one point, and its solution, the Newton step.
 
-The multipliers are not part of the matrix: ``H_L + rho J'J + B`` is factored once, and the
-multipliers are swept with that factor until the linearised defects vanish, which they do within a
-few sweeps for a large rho (Uzawa's iteration on the augmented Lagrangian; Fortin and Glowinski,
-Augmented Lagrangian Methods, 1983, chapter 1). newton.c is the machine code of the same.
+The multipliers are not unknowns of the matrix ``H_L + rho J'J + B``, which is factored once. With
+that factor the multipliers are updated repeatedly until the linearised defects vanish; for a large
+rho this takes a few sweeps (Uzawa's iteration on the augmented Lagrangian; Fortin and Glowinski,
+Augmented Lagrangian Methods, 1983, chapter 1). newton.c does the same in C.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ MAX_SWEEPS = 6
 
 @dataclass(frozen=True, eq=False)
 class Point(ComparesArrays):
-    """Primal and dual iterate: what a warm start consists of.
+    """A primal and dual iterate, which is also what a warm start consists of.
 
     Attributes:
-        z: (n,).
-        multipliers: lambda of the dynamics (N, nx).
-        duals: Of the inequalities, (N, 2 nu + 2 r), see Barrier.
-        mu: Barrier parameter that they belong to.
+        z: Trajectory as a vector, (n,).
+        multipliers: Multipliers lambda of the dynamics, (N, nx).
+        duals: Duals of the inequalities, (N, 2 nu + 2 r); see Barrier.
+        mu: Barrier parameter of the duals.
     """
 
     z: np.ndarray
@@ -41,27 +41,28 @@ class Point(ComparesArrays):
 
 @dataclass(frozen=True, eq=False)
 class NewtonSystem(ComparesArrays):
-    """All that a Newton step from one point needs.
+    """Values and derivatives at one point, from which the Newton step is computed.
 
     Attributes:
-        point: Where; its duals are within range of the central path there.
+        point: The point, with its duals limited to the range of the central path.
         cost: Sum of the weighted costs.
         kkt_residual: Largest gradient of the Lagrangian, relative; see ``summary``.
         defect_norm: Largest defect.
-        finite: Whether all of it is finite.
+        finite: Whether all values and derivatives are finite.
         barrier: Value of the barrier terms.
         costs: Weighted named costs, (number of costs,).
-        defects: (N, nx).
+        defects: Defects of the dynamics, (N, nx).
         rows: Values of the softened rows (N, r): the inequalities, then the state bounds.
-        distances: Of the inequalities (N, 2 nu + 2 r), see Barrier.
-        gradient: Of the sum of costs and the barrier terms, (n,).
-        cost_gradient: Of the sum of costs, (n,).
-        barrier_gradient: Of the barrier terms, (n,).
+        distances: Distances of the inequalities, (N, 2 nu + 2 r); see Barrier.
+        gradient: Gradient of the sum of costs and barrier terms, (n,).
+        cost_gradient: Gradient of the sum of costs, (n,).
+        barrier_gradient: Gradient of the barrier terms, (n,).
         dynamics_gradient: ``J' lambda``, (n,).
         bands: ``H_L + rho J'J + B`` in lower band storage (b + 1, n): Hessian of the Lagrangian,
             penalty of the linearised defects, primal-dual curvature of the barrier.
-        defect_jacobian: (N, nx, 2 nx + nu): of d_k by (x_k, u_k, x_{k+1}), zero by x_0.
-        row_jacobian: (N, r, nu + nx): of the rows by (u_k, x_{k+1}).
+        defect_jacobian: Jacobian of d_k by (x_k, u_k, x_{k+1}), (N, nx, 2 nx + nu); its columns
+            for x_0 are zero.
+        row_jacobian: Jacobian of the rows by (u_k, x_{k+1}), (N, r, nu + nx).
     """
 
     point: Point
@@ -85,18 +86,18 @@ class NewtonSystem(ComparesArrays):
 
 @dataclass(frozen=True, eq=False)
 class NewtonStep(ComparesArrays):
-    """A Newton step, and what it changes to first order.
+    """A Newton step and its first-order effects.
 
     Attributes:
         z: The step (n,).
-        multipliers: Those that it leads to, (N, nx).
+        multipliers: Multipliers of the dynamics after the full step, (N, nx).
         defect_change: ``J z``, (N, nx).
-        slope: Of costs, barrier and ``lambda' d`` along the step, lambda being those multipliers.
+        slope: Slope of costs, barrier and ``lambda' d`` along the step, at the new multipliers.
         bend: ``sum_k d_k' (J z)_k``: half the slope of the squared defects.
-        dynamics: ``sum_k lambda_k' d_k`` where the step begins.
-        squared_defects: ``sum_k |d_k|^2 / 2`` there.
-        longest: Longest length of the step, <= 1, that keeps the inputs inside their bounds.
-        duals: After the full step, (N, 2 nu + 2 r).
+        dynamics: ``sum_k lambda_k' d_k`` at the start of the step.
+        squared_defects: ``sum_k |d_k|^2 / 2`` at the start of the step.
+        longest: Largest step length <= 1 that keeps the inputs inside their bounds.
+        duals: Duals of the inequalities after the full step, (N, 2 nu + 2 r).
     """
 
     z: np.ndarray
@@ -125,14 +126,14 @@ def summary(
 def newton_step(
     system: NewtonSystem, barrier: Barrier, penalty: float, shift: float, accuracy: float
 ) -> NewtonStep:
-    """Factor the matrix, sweep the multipliers, look how far the step may go.
+    """Compute the Newton step: factor the matrix, update the multipliers, limit the length.
 
     Args:
-        system: Where the step begins.
-        barrier: Of the problem.
-        penalty: rho that is in the matrix.
-        shift: Added to the diagonal of the matrix.
-        accuracy: Largest linearised defect after the step that needs no further sweep.
+        system: The Newton system at the start of the step.
+        barrier: Barrier of the problem.
+        penalty: The rho with which the matrix was formed.
+        shift: Number to add to the diagonal of the matrix.
+        accuracy: Linearised defect below which the sweeps stop.
 
     Raises:
         NotPositiveDefinite: The shifted matrix is not positive definite.

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Newton loop: evaluate, terminate, step, line search.
 
-Each iteration takes all derivatives once, factors one positive definite band, and solves the
-exact KKT system of the dynamics with it (newton.py). On the augmented Lagrangian
-*at the new multipliers* the step s then has the slope ``-s'H s - rho |d|^2``, with a rho of the
-line search's own that is raised until the slope is negative; if no rho does, the matrix is
-shifted. Unit steps are accepted near a solution (Nocedal and Wright, Numerical Optimization, 2nd
-ed., sections 17.4 and 18.3; Schittkowski 1983 for the merit).
+Each iteration evaluates all derivatives once, factors one positive definite band matrix, and uses
+the factor to solve the exact KKT system of the dynamics (newton.py). The merit function is the
+augmented Lagrangian *at the new multipliers*, along which the step s has the slope
+``-s'H s - rho |d|^2``. The line search has its own rho and raises it until the slope is negative;
+if no rho is large enough, the matrix is shifted. Near a solution the full step is accepted
+(Nocedal and Wright, Numerical Optimization, 2nd ed., sections 17.4 and 18.3; the merit function is
+Schittkowski's, 1983).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ROUNDING = 1e-13
 
 
 class Status(Enum):
-    """How a solve ended; the value advises."""
+    """How a solve ended; the value says what to do about it."""
 
     CONVERGED = "converged: KKT residual and defects are below their tolerances"
     ITERATION_LIMIT = (
@@ -101,7 +102,7 @@ class SolverOptions:
 
 @dataclass(frozen=True)
 class Iteration:
-    """Figures of one Newton iteration, for those who want to see the convergence."""
+    """Statistics of one Newton iteration, to follow the convergence."""
 
     cost: float
     barrier: float
@@ -114,14 +115,16 @@ class Iteration:
 
 @dataclass(frozen=True, eq=False)
 class Solution(ComparesArrays):
-    """Where a solve ended.
+    """The result of a solve.
 
     Attributes:
         point: The last iterate.
-        costs: Its weighted named costs, (number of costs,).
-        violations: Violation of each softened row there, (N, r).
-        kkt_residual: Relative; see SolverOptions.
+        status: How the solve ended.
+        costs: Weighted named costs at the last iterate, (number of costs,).
+        violations: Violation of each softened row at the last iterate, (N, r).
+        kkt_residual: Relative KKT residual; see SolverOptions.
         defect_norm: Largest defect.
+        iterations: Statistics of each iteration.
     """
 
     point: Point
@@ -134,7 +137,7 @@ class Solution(ComparesArrays):
 
 
 class NewtonSolver:
-    """Solves one transcription again and again; remembers the regularisation in between.
+    """Solves one transcription repeatedly and remembers the regularization between solves.
 
     Args:
         evaluator: Evaluator of the transcription to solve.
@@ -147,16 +150,16 @@ class NewtonSolver:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what earlier solves taught."""
+        """Forget what was learned from earlier solves."""
         self.rescale()
         self._iteration_s = 0.0
 
     def rescale(self) -> None:
-        """Measure the curvature of the costs anew: weights or parameters have changed."""
+        """Measure the curvature of the costs again in the next solve."""
         self._scale = 0.0
         self._shift = 0.0
 
-    # What overflows ends as Status.NON_FINITE, not as a warning.
+    # An overflow is reported as Status.NON_FINITE, not as a warning.
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def solve(
         self,
@@ -165,19 +168,19 @@ class NewtonSolver:
         deadline: float = np.inf,
         max_iterations: int | None = None,
     ) -> Solution:
-        """Newton iterations from ``start`` until convergence, the limits, or the deadline.
+        """Iterate from ``start`` until convergence, the iteration limit, or the deadline.
 
-        A solve that is cut off returns its last iterate, which is its best: no step passes the
-        line search that raises the merit. By residuals an earlier one, even the start, may look
-        better, and a solve that went back to it would never leave it under the same deadline.
+        A solve that is cut off returns its last iterate. This is the best one by the merit
+        function, which no accepted step increases. An earlier iterate may have smaller residuals,
+        but a solve that returned to it would never get past it under the same deadline.
 
         Args:
-            start: The point of an earlier solve for a warm start, a trajectory z (n,) alone for a
-                cold one; inputs at or outside their bounds are moved inside.
+            start: The point of an earlier solve for a warm start, or a trajectory z (n,) for a
+                cold start. Inputs at or outside their bounds are moved inside.
             data: Initial state, parameters and weights.
-            deadline: On the clock of time.perf_counter(), seconds. No iteration is begun that
-                would, by the pace so far, end after it.
-            max_iterations: Fewer than in the options, for this solve alone.
+            deadline: In seconds on the clock of time.perf_counter(). No iteration starts that is
+                expected, from the duration of earlier ones, to end after it.
+            max_iterations: Lower limit than that of the options, for this solve only.
         """
         options = self.options
         limit = options.max_iterations
@@ -206,7 +209,7 @@ class NewtonSolver:
             self._iteration_s = max(time.perf_counter() - began, 0.8 * self._iteration_s)
 
     def _mean_curvature(self, z: np.ndarray, data: StageData) -> float:
-        """Mean curvature of the costs: the unit of penalties, shifts and barriers."""
+        """Mean curvature of the costs, in units of which penalties, shifts and mu are given."""
         mean = self.evaluator.mean_curvature(z, data)
         return mean if np.isfinite(mean) and mean > 0.0 else 1.0
 
@@ -251,13 +254,13 @@ class NewtonSolver:
         if exhausted:
             return Status.ITERATION_LIMIT
         if time.perf_counter() + self._iteration_s > deadline:
-            if not advanced:  # or one slow iteration would bar all later ones
+            if not advanced:  # otherwise one slow iteration would prevent all later ones
                 self._iteration_s *= 0.5
             return Status.DEADLINE
         return None
 
     def _advance(self, system: NewtonSystem, data: StageData) -> tuple[Point, Iteration] | Status:
-        """The next point and the record of this iteration, or the status that says why not."""
+        """The next point and the statistics of this iteration, or the status if there is none."""
         shift, factorizations = self._shift, 0
         failure = Status.NOT_POSITIVE_DEFINITE
         while shift <= self.options.regularization_max * self._scale:
@@ -295,7 +298,7 @@ class NewtonSolver:
     def _line_search(
         self, system: NewtonSystem, step: NewtonStep, data: StageData
     ) -> tuple[float, Point] | None:
-        """Longest of a halving sequence of lengths that satisfies Armijo's condition."""
+        """The first length that satisfies Armijo's condition, by halving; None if none does."""
         point, lam = system.point, step.multipliers
         slope, rho = step.slope, self.options.merit_penalty * self._scale
         here = Merit(system.cost, system.barrier, step.dynamics, step.squared_defects)
@@ -308,7 +311,7 @@ class NewtonSolver:
         slope += rho * step.bend
         if slope > noise:
             return None
-        if -slope <= noise:  # a decrease that cannot be seen: trust Newton's method
+        if -slope <= noise:  # the decrease is below rounding: trust Newton's method
             noise = np.inf
         length = step.longest
         for _ in range(MAX_HALVINGS + 1):
