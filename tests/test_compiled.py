@@ -482,6 +482,7 @@ MOST_OPERATIONS = {
     "merit": 1060,
     "rollout": 215,
     "cost_curvature": 26,
+    "dynamics": 20,
 }
 
 

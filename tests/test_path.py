@@ -89,6 +89,14 @@ def test_cusp_without_orientations_turns_a_base_that_pivots_and_reverses_a_car()
     assert [leg.backwards for leg in reversed_.legs] == [False, True]
 
 
+def test_car_that_cannot_reverse_drives_through_a_cusp():
+    forward = Base(MotionLimits(2.0, 0.0, 2.0), pivots=False, turning_radius=2.0)
+    path = PathReference(polyline((0, 0), (4, 0), (0, 1)), 1.0, base=forward)
+    assert [leg.backwards for leg in path.legs] == [False]
+    way, _ = drive(path, (0.0, 0.0, 0.0), 30.0)
+    assert missed(path.points, way) < 0.05
+
+
 def test_turns_on_the_spot_are_legs_wherever_they_are():
     ahead = polyline((0, 0), (1, 0))
     turning = np.repeat([[1.0, 0.0]], 8, axis=0)
@@ -210,6 +218,14 @@ def test_progress_never_goes_back_whatever_the_base_does(seed, count, speed, bas
         assert np.hypot(columns["v"], columns["vy"]).max() <= speed + 1e-9
         assert path.progress >= before - 1e-12
         before = path.progress
+
+
+def test_progress_follows_a_base_that_cuts_a_corner_of_a_coarse_path():
+    path = PathReference(np.array([[0.0, 0.0], [20.0, 0.0], [20.0, 20.0]]), 2.0, base=CAR)
+    for share in np.linspace(0.0, 1.0, 200):  # from (14, 0) straight to (20, 6)
+        here = {"x": 14.0 + 6.0 * share, "y": 6.0 * share, "yaw": 0.8}
+        path.columns(here, TIMES)
+    assert path.progress == pytest.approx(26.0, abs=0.1)
 
 
 def test_strafing_base_is_asked_for_speeds_in_its_own_frame():

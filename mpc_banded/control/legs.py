@@ -107,13 +107,17 @@ class Leg:
         """Its length in m."""
         return float(self.arc[-1])
 
-    def project(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distance in m to each edge (M - 1,), and the arc length of the nearest point on it."""
+    def project(self, position: np.ndarray, driven: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Distance in m to each edge (M - 1,), and the arc length of the nearest point on it.
+
+        What lies before the arc length ``driven`` counts as that far, not as nearer.
+        """
         if self.is_turn:
             return np.array([np.linalg.norm(position - self.points[0])]), np.zeros(1)
         edges, offset = np.diff(self.points, axis=0), position - self.points[:-1]
         lengths = np.diff(self.arc)
-        share = np.clip((offset * edges).sum(axis=1) / lengths**2, 0.0, 1.0)
+        least = np.clip((driven - self.arc[:-1]) / lengths, 0.0, 1.0)
+        share = np.clip((offset * edges).sum(axis=1) / lengths**2, least, 1.0)
         apart = offset - share[:, None] * edges
         return np.hypot(apart[:, 0], apart[:, 1]), self.arc[:-1] + share * lengths
 
@@ -164,13 +168,15 @@ def _stretches(
     first = np.flatnonzero(np.diff(place, prepend=-1))
     last = np.append(first[1:] - 1, len(points) - 1)
     kept = points[last]
-    cuts, turns = set(_reversals(kept)), {}
+    # A base that can neither turn on the spot nor reverse drives through whatever the path does.
+    cuts = set(_reversals(kept)) if base.pivots or base.reverses or base.strafes else set()
+    turns: dict[int, np.ndarray] = {}
     if yaws is not None:
         turned = np.abs(yaws[last] - yaws[first])
         turns = {
             int(k): yaws[[first[k], last[k]]] for k in np.flatnonzero(turned > options.rotation)
         }
-        if not base.strafes:
+        if base.reverses and not base.strafes:
             cuts |= set(_flips(kept, yaws[last]))
     inner = sorted((cuts | set(turns)) - {0, len(kept) - 1})
     result: list[tuple[np.ndarray, np.ndarray | None]] = []

@@ -219,12 +219,12 @@ class LegReference:
         """Move the progress on, and to the next leg where one has been driven."""
         assert self._along is not None
         leg = self.legs[self._leg]
-        distances, along = leg.project(position)
-        reach = max(WINDOW, WINDOW_S * self.speed)
-        ahead = (along >= self._along) & (along <= self._along + reach)
-        if ahead.any():
+        if not leg.is_turn:
+            distances, along = leg.project(position, self._along)
+            reach = max(WINDOW, WINDOW_S * self.speed)
+            ahead = (leg.arc[1:] >= self._along) & (leg.arc[:-1] <= self._along + reach)
             nearest = int(np.argmin(np.where(ahead, distances, np.inf)))
-            self._along = float(along[nearest])
+            self._along = max(self._along, float(along[nearest]))
         if self._leg < len(self.legs) - 1 and self._is_driven(leg, position, yaw, speed):
             self._leg, self._along, self._pivot = self._leg + 1, 0.0, None
             self._angle_left = math.inf
