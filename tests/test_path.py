@@ -228,6 +228,13 @@ def test_progress_follows_a_base_that_cuts_a_corner_of_a_coarse_path():
     assert path.progress == pytest.approx(26.0, abs=0.1)
 
 
+def test_reference_stands_at_the_end_even_if_nothing_limits_the_base():
+    path = PathReference(polyline((0, 0), (3, 0)), 0.8)
+    columns = path.columns({"x": 3.5, "y": 0.0, "yaw": 0.0}, TIMES)
+    assert not columns["v"].any()
+    assert (columns["x"] == 3.0).all()
+
+
 def test_strafing_base_is_asked_for_speeds_in_its_own_frame():
     points = polyline((0, 0), (0, 3))
     east = PathReference(points, 0.8, np.full(len(points), 1e-3))

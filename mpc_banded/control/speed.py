@@ -93,6 +93,7 @@ class SpeedProfile:
         length, gain = float(self._arc[-1]), self._limits.acceleration
         arc, speeds = np.empty(len(times)), np.empty(len(times))
         v = min(max(speed, 0.0), self.fastest_at(s)) if math.isfinite(gain) else self.fastest_at(s)
+        v = v if s < length else 0.0
         arc[0], speeds[0] = s, v
         for k, dt in enumerate(np.diff(times), start=1):
             faster = v + gain * dt
