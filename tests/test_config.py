@@ -97,7 +97,7 @@ def test_overrides_win_over_the_file_and_are_checked_alike():
         ("limits.v", [1.0], "lists of 2 numbers"),
         ("limits.v", [1.0, -1.0], "a lower and a greater upper limit"),
         ("weights.position", -1.0, "numbers from 0 to 1e+30"),
-        ("solver.max_iterations", 0, "integers from 1 to 1e+30"),
+        ("solver.max_iterations", 0, "integers from 1 to 1e+06"),
         ("simulator.initial_state", [1.0, 2.0], "one number for each of x, y, yaw, v, w"),
         ("substeps", 2, "'midpoint' allows 1 only"),
     ],

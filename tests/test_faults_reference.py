@@ -33,8 +33,6 @@ def place(robot):
 
 
 USELESS = {
-    "empty": (np.empty((0, 2)), "odom", "plan rejected"),
-    "one pose": (np.array([[5.0, 0.5]]), "odom", "plan rejected"),
     "not finite": (np.array([[0.0, 0.5], [math.nan, 0.5]]), "odom", "plan rejected"),
     "other frame": (AHEAD, "mars", "in frame 'mars'"),
 }
@@ -52,11 +50,22 @@ def test_useless_path_is_refused_with_a_reason_and_the_old_one_holds(robot, faul
     robot.until(lambda: place(robot)[0] > here[0] + 0.5, "driven on along the old path")
 
 
-def test_robot_stands_at_the_end_of_its_path_and_says_so(robot):
+@pytest.mark.parametrize("poses", [1, 2])
+def test_robot_stands_at_the_end_of_its_path_and_says_so(robot, poses):
     x, y = place(robot)
-    robot.publish_plan([[x, y], [x + 1.0, y]])
-    robot.until(lambda: "the reference has ended" in robot.reason, "at the end")
+    robot.publish_plan([[x, y], [x + 1.0, y]][-poses:])
+    robot.until(lambda: "arrived at" in robot.reason, "at the end")
     robot.until(lambda: abs(robot.cycles[-1].command["v"]) < 0.05, "standing")
+
+
+def test_robot_stops_on_an_empty_path(robot):
+    robot.publish_plan(AHEAD)
+    robot.until(lambda: robot.cycles[-1].command["v"] > 0.1, "driving")
+    robot.publish_plan(np.empty((0, 2)))
+    robot.until(lambda: "has no poses" in robot.reason, "stopped by the empty path")
+    robot.until(lambda: abs(robot.cycles[-1].command["v"]) < 0.05, "standing")
+    robot.publish_plan(AHEAD)
+    robot.until(lambda: robot.cycles[-1].command["v"] > 0.1, "driving again")
 
 
 def test_obstacle_appears_on_the_robot(robot):

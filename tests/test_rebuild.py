@@ -54,7 +54,8 @@ def compilations(monkeypatch):
 @pytest.fixture
 def compiled():
     """A loop with compiled derivatives, and its rebuild."""
-    loop = ControlLoop(Config(SHORT))
+    # The robot of these tests stands, whatever it is told.
+    loop = ControlLoop(Config({**SHORT, "movement_time_allowance": 3600.0}))
     loop.controller.compile()
     return loop, Rebuild(loop, logging.getLogger("test"))
 

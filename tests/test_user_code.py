@@ -9,7 +9,7 @@ from loop_messages import AHEAD, fields, ns, odometry
 from mpc_banded.control.config import Config
 from mpc_banded.control.errors import UserCodeError, user_code
 from mpc_banded.control.loop import ControlLoop
-from mpc_banded.control.reference import GoalReference
+from mpc_banded.control.path import GoalReference
 from mpc_banded.control.tick import Reason
 from mpc_banded.robots.messages import ReferenceTopic, StateTopic
 from mpc_banded.robots.unicycle import unicycle

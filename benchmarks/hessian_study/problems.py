@@ -14,6 +14,7 @@ from mpc_banded.codegen.build import NoCompiler, c_compiler
 from mpc_banded.codegen.cache import LibraryCache
 from mpc_banded.control.build import build_problem
 from mpc_banded.control.config import Config
+from mpc_banded.control.obstacles import UNUSED
 from mpc_banded.control.path import PathReference
 from mpc_banded.control.reference import stacked
 from mpc_banded.ocp.compiled import compile_evaluator
@@ -90,5 +91,6 @@ def bicycle(horizon: int, **changes: Any) -> Task:
     columns = road.columns(dict(zip(robot.states, _STATE, strict=True)), times)
     parameters: dict[str, Any] = dict(values.model)
     parameters["reference"] = stacked(columns, robot.reference, times)
-    parameters["obstacles"] = config.obstacles()
+    unused = np.tile(UNUSED, (robot.obstacles, 1))
+    parameters["obstacles"] = np.vstack([config.obstacles(), unused])[: robot.obstacles]
     return Task(transcription, transcription.stage_data(_STATE, parameters, problem.weights))

@@ -24,6 +24,8 @@ Value = bool | int | float | str | list[float] | list[str]
 
 #: Range of weights and of the solver's options: beyond it, squares overflow or vanish.
 SMALLEST, LARGEST = 1e-30, 1e30
+#: Largest count of the solver.
+MOST_ITERATIONS = 1_000_000
 #: How keys begin whose values are built into a controller.
 REBUILDING = (
     "horizon", "dt", "transcription", "substeps", "bandwidth", "limits.", "solver."
@@ -306,9 +308,13 @@ def _solver_entries() -> dict[str, Entry]:
     for option in dataclasses.fields(defaults):
         if option.name not in _OTHER_OPTIONS:
             default = getattr(defaults, option.name)
-            lower = 1 if isinstance(default, int) else SMALLEST
+            is_count = isinstance(default, int)
             entries[f"solver.{option.name}"] = Entry(
-                default, option.metadata["description"], "", lower, LARGEST
+                default,
+                option.metadata["description"],
+                "",
+                1 if is_count else SMALLEST,
+                MOST_ITERATIONS if is_count else LARGEST,
             )
     return entries
 

@@ -25,10 +25,10 @@ from mpc_banded.ros import graph
 from mpc_banded.ros.timing import Timing
 
 #: Reasons that are no error although the robot is not driven by a new plan: it was asked to stand,
-#: something has not arrived yet, or the last plan carries it for a moment.
+#: something has not come yet or is in its way, it has arrived, or the last plan carries it on.
 HARMLESS = (
     *(Reason.DISABLED, Reason.NO_STATE, Reason.NO_REFERENCE, Reason.PLANNING),
-    Reason.FOLLOWING,
+    *(Reason.FOLLOWING, Reason.ARRIVED, Reason.BLOCKED),
 )
 #: How often one kind of warning is repeated, and how many kinds are distinguished.
 REPEAT_S, KINDS = 5.0, 50
@@ -171,7 +171,7 @@ class Diagnostics:
             return OK, "active: the first cycle is due"
         remarks = [*self._bad_cycles(), *graph.complaints(self._node, self._commands)]
         # Derivatives that are being compiled are no trouble.
-        is_well = tick.driving and not (remarks or tick.held)
+        is_well = (tick.driving or tick.code is Reason.ARRIVED) and not (remarks or tick.held)
         sentence = "; ".join(filter(None, [tick.reason, *remarks, self._rebuild.under_way]))
         if tick.driving or tick.code in HARMLESS:
             return OK if is_well else WARN, sentence
