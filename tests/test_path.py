@@ -124,6 +124,26 @@ def test_noise_of_millimetres_is_no_reversal(seed):
     assert len(PathReference(noisy, 0.5, base=DIFF_DRIVE).legs) == 1
 
 
+@pytest.mark.parametrize("base", [DIFF_DRIVE, CAR])
+def test_noise_on_repeated_poses_is_neither_a_reversal_nor_a_move(base):
+    ahead, up = polyline((0, 0), (2, 0)), polyline((2, 0), (2, 2))
+    turning = np.repeat([[2.0, 0.0]], 8, axis=0)
+    turn_yaws = np.linspace(0.2, math.pi / 2, 8)
+    yaws = np.concatenate([np.zeros(len(ahead)), turn_yaws, np.full(len(up), math.pi / 2)])
+    noise = np.random.default_rng(1)
+    for points, headings in (
+        (np.repeat(ahead, 2, axis=0), np.zeros(2 * len(ahead))),
+        (np.vstack([ahead, turning, up]), yaws),
+    ):
+        clean = PathReference(points, 0.5, headings, base=base).legs
+        for _ in range(20):
+            noisy = points + noise.normal(0.0, 1e-3, points.shape)
+            legs = PathReference(noisy, 0.5, headings, base=base).legs
+            assert [(leg.is_turn, leg.backwards) for leg in legs] == [
+                (leg.is_turn, leg.backwards) for leg in clean
+            ]
+
+
 @pytest.mark.parametrize(
     ("points", "base"),
     [

@@ -22,8 +22,8 @@ from mpc_banded.control.dubins import Pose, dubins_path
 from mpc_banded.control.speed import MotionLimits
 from mpc_banded.robots.robot import Robot
 
-#: Poses closer to the last one than this stand at the same place, in m.
-SAME_PLACE = 1e-3
+#: Poses this close to the first at a place stand there too, in m: above a sender's noise.
+SAME_PLACE = 8e-3
 #: Distance between the poses among which reversals are looked for, in m: above any noise.
 SPACING = 0.04
 #: Cosine of the angle between two edges of a path that reverses: beyond a corner and its noise.
@@ -163,11 +163,10 @@ def _stretches(
     points: np.ndarray, yaws: np.ndarray | None, base: Base, options: CutOptions
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """The path cut where its direction reverses, and at turns on the spot, which are one point."""
-    moved = np.hypot(*np.diff(points, axis=0).T) if len(points) > 1 else np.empty(0)
-    place = np.concatenate([[0], np.cumsum(moved > SAME_PLACE)])
-    first = np.flatnonzero(np.diff(place, prepend=-1))
+    first = _places(points)
     last = np.append(first[1:] - 1, len(points) - 1)
-    kept = points[last]
+    kept = points[first]
+    kept[-1] = points[-1]
     # A base that can neither turn on the spot nor reverse drives through whatever the path does.
     cuts = set(_reversals(kept)) if base.pivots or base.reverses or base.strafes else set()
     turns: dict[int, np.ndarray] = {}
@@ -193,13 +192,27 @@ def _stretches(
     return result
 
 
-def _reversals(points: np.ndarray) -> list[int]:
-    """Indices of the points at which the path reverses."""
-    if len(points) < 3:
-        return []
+def _places(points: np.ndarray) -> np.ndarray:
+    """Indices of the first pose at each place, beyond SAME_PLACE from the place before."""
+    first = [0]
+    x, y = points[0]
+    for k, (next_x, next_y) in enumerate(points.tolist()):
+        if math.hypot(next_x - x, next_y - y) > SAME_PLACE:
+            first.append(k)
+            x, y = next_x, next_y
+    return np.array(first)
+
+
+def _coarse(points: np.ndarray) -> np.ndarray:
+    """Indices of points about SPACING apart along the path, with both ends."""
     arc = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
     coarse = np.flatnonzero(np.diff(np.floor(arc / SPACING), prepend=-1.0))
-    coarse = np.unique(np.append(coarse, len(points) - 1))
+    return np.unique(np.append(coarse, len(points) - 1))
+
+
+def _reversals(points: np.ndarray) -> list[int]:
+    """Indices of the points at which the path reverses."""
+    coarse = _coarse(points)
     edges = np.diff(points[coarse], axis=0)
     sizes = np.hypot(*edges.T)
     along = (edges[:-1] * edges[1:]).sum(axis=1)
@@ -213,12 +226,11 @@ def _reversals(points: np.ndarray) -> list[int]:
 
 def _flips(points: np.ndarray, yaws: np.ndarray) -> list[int]:
     """Indices of the points at which the base changes from forwards to backwards, or back."""
-    if len(points) < 3:
-        return []
-    edges = np.diff(points, axis=0)
-    along = np.cos(yaws[:-1] - np.arctan2(edges[:, 1], edges[:, 0]))
+    coarse = _coarse(points)
+    edges = np.diff(points[coarse], axis=0)
+    along = np.cos(yaws[coarse[:-1]] - np.arctan2(edges[:, 1], edges[:, 0]))
     told = np.flatnonzero(np.abs(along) > ALONG)
-    return [int(k) for k in told[1:][np.diff(np.sign(along[told])) != 0.0]]
+    return [int(coarse[k]) for k in told[1:][np.diff(np.sign(along[told])) != 0.0]]
 
 
 def _leg(points: np.ndarray, yaws: np.ndarray | None, base: Base, before: Leg | None) -> Leg:

@@ -30,6 +30,7 @@ class Limiter:
 
     def adopt(self, config: Config) -> None:
         """Take over another configuration."""
+        self._period_s = config.period_s
         self._braking, self._inputs = config.robot.braking, config.robot.inputs
         self.limits = config.parameters.limits
 
@@ -56,7 +57,7 @@ class Limiter:
             stop: What is in effect before the first command.
             now_ns: Time of the command.
         """
-        elapsed_s = LONGEST_S
+        elapsed_s = self._period_s
         if self._last_ns is not None and now_ns >= self._last_ns:
             elapsed_s = min(LONGEST_S, 1e-9 * (now_ns - self._last_ns))
         before = self._last or stop
