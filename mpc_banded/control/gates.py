@@ -248,7 +248,8 @@ class NotArrived:
         if not self._checker.check(goal, values, ended, instant.now_ns):
             return None
         x, y, yaw = goal
-        why = f"arrived at ({x:.2f}, {y:.2f}) facing {math.degrees(math.remainder(yaw, math.tau)):.0f} degrees"
+        facing = math.degrees(math.remainder(yaw, math.tau))
+        why = f"arrived at ({x:.2f}, {y:.2f}) facing {facing:.0f} degrees"
         return self._fallback.wait(instant, Reason.ARRIVED, why)
 
 
