@@ -244,6 +244,7 @@ def test_reset_makes_the_next_step_a_first_one(loop):
     loop.reset()
     loop.on_message("plan", plan((0.0, 0.0), (5.0, 0.0), (6.0, 0.0)), 0)
     loop.on_message("plan", AHEAD, 0)
+    loop.start()  # what was sent before limits nothing any more
     assert drive(loop)[0] == first
 
 
@@ -260,11 +261,35 @@ def test_full_turns_of_the_measured_angle_do_not_show():
         assert np.ptp(one.step.plan.states[:, 2]) < 1.0
 
 
-def test_command_is_the_plan_one_lead_ahead(loop):
+def test_command_is_the_plan_one_lead_ahead():
+    loop = unicycle(**{"limits.linear_acceleration": [-9.0, 9.0]})
+    loop.on_message("plan", AHEAD, 0)
+    loop.on_message("odom", odometry(), 0)
     tick = loop.tick(0)
     ahead = tick.step.plan.state_at(loop.config.lead_s)
     assert (tick.command["v"], tick.command["w"]) == pytest.approx(tuple(ahead[3:]), abs=1e-6)
     assert tick.command["v"] > 0.05
+
+
+def test_commands_change_by_no_more_than_the_acceleration_limits_allow():
+    """Start, a wild measurement, disabling and an emptied plan included."""
+    loop, sent = unicycle(), []
+    loop.on_message("plan", plan((0.0, 0.0), (30.0, 0.0)), 0)
+    for k in range(120):
+        now = ns(0.05 * k)
+        v = 5.0 if k == 20 else sent[-1]["v"] if sent else 0.0
+        loop.on_message("odom", odometry(x=0.02 * k, v=v), now)
+        loop.enabled = not 60 <= k < 70
+        if k == 100:
+            loop.on_message("plan", plan(), now)
+        sent.append(loop.tick(now).command)
+    for name, rate in (("v", "linear_acceleration"), ("w", "angular_acceleration")):
+        low, high = loop.config.parameters.limits[rate]
+        changes = np.diff([0.0, *(command[name] for command in sent)])
+        assert (changes >= 0.05 * low - 1e-9).all()
+        assert (changes <= 0.05 * high + 1e-9).all()
+    assert max(command["v"] for command in sent) > 0.3
+    assert sent[-1]["v"] == 0.0
 
 
 def test_plan_starts_at_the_measured_state(loop):

@@ -43,7 +43,7 @@ def driving(monkeypatch, robot, seconds=0.2, **parameters):
     return loop, seconds
 
 
-def ticks(loop, now, seconds=0.5):
+def ticks(loop, now, seconds=1.0):
     result = []
     for k in range(round(seconds / PERIOD)):
         loop.on_message("odom", odometry(x=0.2 + 1e-3 * k, v=0.2), ns(now + PERIOD * k))

@@ -104,7 +104,10 @@ class Fallback:
                 return Reason.FOLLOWING, followed
         if self._slowing_ns is None:
             self._slowing_ns = now_ns
-        if 1e-9 * (now_ns - self._slowing_ns) < self._config.parameters.fallback.slow_time:
+        # What slows down at a limited rate takes the time that takes; the limiter would see to it.
+        slowing_s = 1e-9 * (now_ns - self._slowing_ns)
+        may_slow = slowing_s < self._config.parameters.fallback.slow_time
+        if self._robot.slow is None or may_slow:
             slowed = self._slowed(min(1e-9 * max(0, now_ns - self._last_ns), LONGEST_CYCLE_S))
             if slowed != self.stop_command():
                 return Reason.SLOWING, slowed

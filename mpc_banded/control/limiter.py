@@ -10,15 +10,12 @@ import numpy as np
 from mpc_banded.control.config import Config
 from mpc_banded.robots.messages import Values
 
-#: Longest time between two commands that counts for their difference, in s.
-LONGEST_S = 0.5
-
 
 class Limiter:
     """Moves commands into their limits, and within reach of the command before.
 
     A value whose rate ``Robot.braking`` names changes by no more than the limits of that rate
-    allow; one that stays in proportion to another keeps the proportion.
+    allow; a turn rate that follows a speed keeps its curve.
 
     Args:
         config: Configuration with the limits.
@@ -48,19 +45,19 @@ class Limiter:
         }
 
     def within_reach(
-        self, values: dict[str, float], stop: Values, now_ns: int
+        self, values: dict[str, float], start: Values, now_ns: int
     ) -> dict[str, float]:
         """Return the command that is sent: the values within reach of the one before.
 
         Args:
             values: Within their limits.
-            stop: What is in effect before the first command.
+            start: What is in effect before the first command, one period ago.
             now_ns: Time of the command.
         """
         elapsed_s = self._period_s
         if self._last_ns is not None and now_ns >= self._last_ns:
-            elapsed_s = min(LONGEST_S, 1e-9 * (now_ns - self._last_ns))
-        before = self._last or stop
+            elapsed_s = 1e-9 * (now_ns - self._last_ns)
+        before = self._last or start
         result = dict(values)
         for name, rate in self._braking.items():
             if rate in self._inputs and name in values and name in before:
@@ -68,7 +65,8 @@ class Limiter:
                 change = min(max(values[name] - before[name], low), high)
                 result[name] = before[name] + change
         for name, leader in self._braking.items():
-            if leader in values and name in values and values[leader]:
+            # A turn rate belongs to a curve, and the curve stays; a steering angle is a curve.
+            if name == "w" and leader in values and name in values and values[leader]:
                 result[name] = values[name] * result[leader] / values[leader]
         if values:
             result = self.within_limits(result)

@@ -175,8 +175,9 @@ class ControlLoop:
             tick = self._decide(instant, deadline_s, iterations)
         except UserCodeError as error:
             tick = self._fallback.fall_back(instant, str(error))
-        sent = self._limiter.within_reach(tick.command, self.stop_command(), now_ns)
-        tick = replace(tick, command=sent)
+        # A robot that moves when its first plan drives it goes on from there.
+        start = self.stop_command() | (self.state if tick.driving else {})
+        tick = replace(tick, command=self._limiter.within_reach(tick.command, start, now_ns))
         self._finish(instant, tick)
         return tick
 

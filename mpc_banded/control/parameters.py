@@ -135,7 +135,11 @@ class FallbackParameters:
         0.3, "How long the last plan is followed without a new one.", "s", 0.0, 10.0
     )
     slow_time: float = parameter(
-        3.0, "How long slowing down to a stop may take after that.", "s", 0.0, 60.0
+        3.0,
+        "How long slowing down may take after that, for robots commanded by positions.",
+        "s",
+        0.0,
+        60.0,
     )
 
 
