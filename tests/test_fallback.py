@@ -74,11 +74,8 @@ def test_slowing_takes_as_long_as_the_acceleration_limits_ask_for():
     speeds = np.array([tick.command["v"] for tick in ticks])
     low, _ = loop.config.parameters.limits["linear_acceleration"]
     assert np.diff(speeds).min() >= PERIOD * low - 1e-9
-    assert all(
-        (tick.code is Reason.HOLDING) == (v == 0.0)
-        for tick, v in zip(ticks, speeds, strict=True)
-        if v
-    )
+    moving = [tick.code for tick, v in zip(ticks, speeds, strict=True) if v]
+    assert Reason.HOLDING not in moving
     assert speeds[-1] == 0.0
     assert ticks[-1].code is Reason.HOLDING
 
