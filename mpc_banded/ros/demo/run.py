@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -150,7 +149,7 @@ def _judge(summary: Mapping[str, Any], run: Run, scenario: Scenario, console: Co
 
 @contextmanager
 def _processes(file: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Start simulator and node; SIGINT ends them, as a launch file or a keyboard does."""
+    """Start simulator and node, and end them: SIGTERM also ends one that is still starting."""
     arguments = ["--ros-args", "--params-file", str(file), "--log-level", "warn"]
     modules = ("mpc_banded.ros.simulator", "mpc_banded.ros.node")
     started = [subprocess.Popen([sys.executable, "-m", name, *arguments]) for name in modules]
@@ -158,7 +157,7 @@ def _processes(file: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
         yield started
     finally:
         for process in reversed(started):
-            process.send_signal(signal.SIGINT)
+            process.terminate()
         for process in started:
             try:
                 process.wait(timeout=FAREWELL_S)
