@@ -140,7 +140,7 @@ def test_parameters_are_described(unicycle):
     assert robot.read_only
     assert obstacles.type == Parameter.Type.DOUBLE_ARRAY.value
     assert not weight.read_only
-    assert timeout.additional_constraints == "Allowed are numbers >= 0."
+    assert timeout.floating_point_range[0].to_value == 60.0
 
 
 def topics_in(layout):
