@@ -25,7 +25,7 @@ from mpc_banded.ocp.problem import (
 )
 from mpc_banded.robots import messages
 from mpc_banded.robots.messages import CommandTopic, ReferenceTopic, StateTopic, Values
-from mpc_banded.robots.planar import Planar
+from mpc_banded.robots.planar import Limits, Planar
 
 BUILT_IN = ("unicycle", "bicycle", "cartpole", "joint_space")
 
@@ -64,124 +64,32 @@ class Axis:
     lag: str = ""
 
 
-@dataclass(frozen=True)
-class Robot:
-    """Robot configuration: model, costs, messages and geometry.
-
-    The fields come in groups: name; model; messages; actuation; identification; planar geometry,
-    from which ``planar`` follows; variants.
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """How a robot moves: its states, inputs, dynamics and limits.
 
     Attributes:
-        name: Name in messages and diagnostics.
-
         states: Name of each state, in the order of ``x``.
         inputs: Name of each input, in the order of ``u``.
-        reference: Names of the columns of ``p["reference"]``.
-        dynamics, stage_costs, terminal_costs, inequalities, penalties, weights: Model and costs,
-            as in OptimalControlProblem. ``p`` holds "reference", each value of ``model`` by its
-            name, and "obstacles" (count, 3) as x, y, radius if ``obstacles`` is positive.
-        limits: Name of a state or input -> (lower, upper); others are unbounded.
+        dynamics: As in OptimalControlProblem, where ``p`` holds each value of ``model`` by name.
         model: Physical constants by name, which are live parameters of the dynamics.
+        limits: Name of a state or input -> (lower, upper); others are unbounded.
         cyclic: States that are angles, equal modulo a full turn.
-        transcription: Finite-difference scheme that suits the robot.
-        horizon, dt: Number and duration in s of the intervals that suit the robot.
-
-        state_message: Kind of message that carries the state: a key of messages.STATES, or topics
-            of any other type. With several topics, the state is known once each has a message.
-        command_message: Kind of message that carries the command: a key of messages.COMMANDS, or
-            a topic of any other type.
-        reference_message: Kind of message that carries the reference: a key of
-            messages.REFERENCES, or topics of any other type.
-        points: Number of points of the plan in a command, one interval apart and without the
-            lead, each with the input that leads there; their values are named ``name@seconds``.
-            0 for commands that hold one time only.
-        rests: Whether a robot that follows joint trajectories drives to zero until one arrives.
-
-        command: ``(x, u, model) -> name -> value`` of what the command message carries, from
-            the state one ``command_lead`` ahead and the current input. By default each input.
-        actuate: ``(x, command, model) -> u``: the input that the machine makes of a command, for
-            the simulator and the delay compensation. By default the command is the input;
-            required together with ``command``.
-        braking: Value of a command -> the input whose limits bound its rate while the robot slows
-            down without a plan, or another value to which it stays in proportion. Other values
-            jump to their stop.
-        slow: ``(last command, elapsed s, limits) -> command``, in place of ``braking`` for
-            commands that are not rates; after infinite time the robot stands still.
-
         velocities: State that is a position -> names whose limits bound its rate, to tell jumps
             from motion. By default ``v`` and ``vy`` for x and y, ``w`` for yaw, and
             ``<name>_velocity`` for any other, where they exist.
-        axes: Name -> how a motion follows the command, for identification from recordings. By
-            default those of commands that are named like a state, or like the rate of one.
-
-        radius: Footprint radius around the position in m.
-        turning: ``(limits, model) -> smallest turning radius`` in m of a base that does not turn
-            on the spot.
-        obstacles: Number of obstacle slots.
-
-        options: Parameters by name that choose a variant of the robot.
-        variant: Function that returns the variant, called with the values of ``options`` by name.
     """
 
-    name: str
     states: tuple[str, ...]
     inputs: tuple[str, ...]
-    state_message: str | tuple[StateTopic, ...]
-    command_message: str | CommandTopic
-    reference_message: str | tuple[ReferenceTopic, ...]
-    reference: tuple[str, ...]
     dynamics: Dynamics
-    stage_costs: Mapping[str, StageCost]
-    terminal_costs: Mapping[str, TerminalCost] = field(default_factory=dict)
-    inequalities: Mapping[str, Inequality] = field(default_factory=dict)
-    penalties: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    weights: Values = field(default_factory=dict)
-    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     model: Values = field(default_factory=dict)
-    command: Callable[[np.ndarray, np.ndarray, Values], dict[str, float]] | None = None
-    actuate: Callable[[np.ndarray, Values, Values], np.ndarray] | None = None
-    velocities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    braking: Mapping[str, str] = field(default_factory=dict)
-    slow: Callable[[Values, float, Mapping[str, tuple[float, float]]], dict[str, float]] | None = (
-        None
-    )
-    axes: Mapping[str, Axis] = field(default_factory=dict)
-    points: int = 0
-    rests: bool = True
-    options: Mapping[str, Option] = field(default_factory=dict)
-    variant: Callable[..., Robot] | None = None
-    turning: Callable[[Mapping[str, tuple[float, float]], Values], float] | None = None
-    obstacles: int = 0
-    radius: float = 0.0
+    limits: Limits = field(default_factory=dict)
     cyclic: tuple[str, ...] = ()
-    transcription: str = "midpoint"
-    horizon: int = 40
-    dt: float = 0.05
+    velocities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for what, kind, table in (
-            ("state_message", self.state_message, messages.STATES),
-            ("command_message", self.command_message, messages.COMMANDS),
-            ("reference_message", self.reference_message, messages.REFERENCES),
-        ):
-            if isinstance(kind, str) and kind not in table:
-                raise ValueError(f"{what} is {kind!r}; allowed are {sorted(table)} and topics")
-        heard = [topic.topic for topic in self.state_topics]
-        heard += [topic.topic for topic in self.reference_topics]
-        if not self.state_topics or len(set(heard)) < len(heard):
-            raise ValueError(
-                f"state and reference come on {heard}; allowed are at least one topic of the "
-                "state, and different names"
-            )
-        if (self.command is None) != (self.actuate is None):
-            raise ValueError("command and actuate belong together; give both or neither")
-        if self.command_message == "twist" and self.command is None:
-            unknown = sorted(set(self.inputs) - {"v", "vy", "w"})
-            if unknown:
-                raise ValueError(f"a twist carries v, vy and w; {unknown} need a command function")
-        if self.reference_message == "path" and self.planar is None:
-            raise ValueError(f"a path needs the states x and y; the states are {self.states}")
-        named = (*self.states, *self.inputs)
+        named = self.names
         if len(set(named)) < len(named):
             raise ValueError(f"names of states and inputs must differ; got {named}")
         if not self.velocities:
@@ -195,58 +103,51 @@ class Robot:
             if unknown:
                 raise ValueError(f"{what} has unknown names {unknown}; allowed are {named}")
 
-    @cached_property
-    def planar(self) -> Planar | None:
-        """The planar geometry; None for a robot that does not name its position x and y."""
-        if not messages.has_position(self.states):
-            return None
-        named = (*self.states, *self.inputs)
-        return Planar(
-            position=(self.states.index("x"), self.states.index("y")),
-            yaw=self.states.index("yaw") if "yaw" in self.states else None,
-            radius=self.radius,
-            strafes="vy" in named,
-            pivots="w" in named,
-            turning=self.turning,
-        )
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the states and the inputs."""
+        return (*self.states, *self.inputs)
 
     def _usual_velocities(self) -> dict[str, tuple[str, ...]]:
-        named = (*self.states, *self.inputs)
-        speeds = tuple(name for name in ("v", "vy") if name in named)
-        usual = {"x": speeds, "y": speeds, "yaw": ("w",) if "w" in named else ()}
+        speeds = tuple(name for name in ("v", "vy") if name in self.names)
+        usual = {"x": speeds, "y": speeds, "yaw": ("w",) if "w" in self.names else ()}
         for name in self.states:
-            usual.setdefault(name, (f"{name}_velocity",) if f"{name}_velocity" in named else ())
+            rate = f"{name}_velocity"
+            usual.setdefault(name, (rate,) if rate in self.names else ())
         return {name: rates for name, rates in usual.items() if rates and name in self.states}
 
-    @property
-    def state_topics(self) -> tuple[StateTopic, ...]:
-        """Topics that carry the state."""
-        kind = self.state_message
-        return (messages.STATES[kind],) if isinstance(kind, str) else kind
 
-    @property
-    def command_topic(self) -> CommandTopic:
-        """Topic that carries the command."""
-        kind = self.command_message
-        return messages.COMMANDS[kind](self.command_names) if isinstance(kind, str) else kind
+@dataclass(frozen=True, kw_only=True)
+class Task(Model):
+    """What a robot is to do: its costs, constraints and horizon.
 
-    @property
-    def reference_topics(self) -> tuple[ReferenceTopic, ...]:
-        """Topics that carry the reference."""
-        kind = self.reference_message
-        return messages.REFERENCES[kind] if isinstance(kind, str) else kind
+    Attributes:
+        reference: Names of the columns of ``p["reference"]``.
+        stage_costs, terminal_costs, inequalities, penalties, weights: As in
+            OptimalControlProblem, with ``p`` as for the dynamics.
+        obstacles: Number of obstacle slots. If it is positive, ``p["obstacles"]`` (count, 3)
+            holds x, y, radius of each.
+        transcription: Finite-difference scheme that suits the robot.
+        horizon, dt: Number and duration in s of the intervals that suit the robot.
+    """
 
-    @property
-    def command_names(self) -> tuple[str, ...]:
-        """Names of the values in a command."""
-        return tuple(self.stop_values(self.model))
+    reference: tuple[str, ...]
+    stage_costs: Mapping[str, StageCost]
+    terminal_costs: Mapping[str, TerminalCost] = field(default_factory=dict)
+    inequalities: Mapping[str, Inequality] = field(default_factory=dict)
+    penalties: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    weights: Values = field(default_factory=dict)
+    obstacles: int = 0
+    transcription: str = "midpoint"
+    horizon: int = 40
+    dt: float = 0.05
 
     def problem(
         self,
         horizon: int,
         dt: float,
         weights: Values | None = None,
-        limits: Mapping[str, tuple[float, float]] | None = None,
+        limits: Limits | None = None,
     ) -> OptimalControlProblem:
         """Return the optimal control problem on a grid, weights and limits replaced by name."""
         limits = {**self.limits, **(limits or {})}
@@ -274,17 +175,73 @@ class Robot:
             parameters=parameters | dict.fromkeys(self.model, ()),
         )
 
-    def state(self, values: Values) -> np.ndarray:
-        """Return the state (nx,) from named values.
 
-        Raises:
-            KeyError: A value is missing; the message names it.
-        """
-        missing = [name for name in self.states if name not in values]
-        if missing:
-            heard = " and ".join(topic.topic for topic in self.state_topics)
-            raise KeyError(f"{heard} has no {missing}; it has {sorted(values)}")
-        return np.array([values[name] for name in self.states], dtype=np.float64)
+@dataclass(frozen=True, kw_only=True)
+class Geometry(Model):
+    """The room that a base takes in the plane; ``planar`` follows from it and from the names.
+
+    Attributes:
+        radius: Footprint radius around the position in m.
+        turning: ``(limits, model) -> smallest turning radius`` in m of a base that does not turn
+            on the spot.
+    """
+
+    radius: float = 0.0
+    turning: Callable[[Limits, Values], float] | None = None
+
+    @cached_property
+    def planar(self) -> Planar | None:
+        """The planar geometry; None for a robot that does not name its position x and y."""
+        if not messages.has_position(self.states):
+            return None
+        return Planar(
+            position=(self.states.index("x"), self.states.index("y")),
+            yaw=self.states.index("yaw") if "yaw" in self.states else None,
+            radius=self.radius,
+            strafes="vy" in self.names,
+            pivots="w" in self.names,
+            turning=self.turning,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actuation(Model):
+    """What a command holds, how the machine follows it, and how it slows down without a plan.
+
+    Attributes:
+        command: ``(x, u, model) -> name -> value`` of what the command message carries, from
+            the state one ``command_lead`` ahead and the current input. By default each input.
+        actuate: ``(x, command, model) -> u``: the input that the machine makes of a command, for
+            the simulator and the delay compensation. By default the command is the input;
+            required together with ``command``.
+        points: Number of points of the plan in a command, one interval apart and without the
+            lead, each with the input that leads there; their values are named ``name@seconds``.
+            0 for commands that hold one time only.
+        braking: Value of a command -> the input whose limits bound its rate while the robot slows
+            down without a plan, or another value to which it stays in proportion. Other values
+            jump to their stop.
+        slow: ``(last command, elapsed s, limits) -> command``, in place of ``braking`` for
+            commands that are not rates; after infinite time the robot stands still.
+        axes: Name -> how a motion follows the command, for identification from recordings. By
+            default those of commands that are named like a state, or like the rate of one.
+    """
+
+    command: Callable[[np.ndarray, np.ndarray, Values], dict[str, float]] | None = None
+    actuate: Callable[[np.ndarray, Values, Values], np.ndarray] | None = None
+    points: int = 0
+    braking: Mapping[str, str] = field(default_factory=dict)
+    slow: Callable[[Values, float, Limits], dict[str, float]] | None = None
+    axes: Mapping[str, Axis] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.command is None) != (self.actuate is None):
+            raise ValueError("command and actuate belong together; give both or neither")
+
+    @property
+    def command_names(self) -> tuple[str, ...]:
+        """Names of the values in a command."""
+        return tuple(self.stop_values(self.model))
 
     def command_values(
         self, plan: Trajectory, lead_s: float, model: Values, into_s: float = 0.0
@@ -324,6 +281,97 @@ class Robot:
         if self.actuate is None:
             return np.array([command[name] for name in self.inputs], dtype=np.float64)
         return self.actuate(state, command, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Messages(Actuation):
+    """The messages that carry state, reference and command.
+
+    Attributes:
+        state_message: Kind of message that carries the state: a key of messages.STATES, or topics
+            of any other type. With several topics, the state is known once each has a message.
+        command_message: Kind of message that carries the command: a key of messages.COMMANDS, or
+            a topic of any other type.
+        reference_message: Kind of message that carries the reference: a key of
+            messages.REFERENCES, or topics of any other type.
+        rests: Whether a robot that follows joint trajectories drives to zero until one arrives.
+    """
+
+    state_message: str | tuple[StateTopic, ...]
+    command_message: str | CommandTopic
+    reference_message: str | tuple[ReferenceTopic, ...]
+    rests: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for what, kind, table in (
+            ("state_message", self.state_message, messages.STATES),
+            ("command_message", self.command_message, messages.COMMANDS),
+            ("reference_message", self.reference_message, messages.REFERENCES),
+        ):
+            if isinstance(kind, str) and kind not in table:
+                raise ValueError(f"{what} is {kind!r}; allowed are {sorted(table)} and topics")
+        topics = [topic.topic for topic in self.state_topics]
+        topics += [topic.topic for topic in self.reference_topics]
+        if not self.state_topics or len(set(topics)) < len(topics):
+            raise ValueError(
+                f"state and reference come on {topics}; allowed are at least one topic of the "
+                "state, and different names"
+            )
+        if self.command_message == "twist" and self.command is None:
+            unknown = sorted(set(self.inputs) - {"v", "vy", "w"})
+            if unknown:
+                raise ValueError(f"a twist carries v, vy and w; {unknown} need a command function")
+        if self.reference_message == "path" and not messages.has_position(self.states):
+            raise ValueError(f"a path needs the states x and y; the states are {self.states}")
+
+    @property
+    def state_topics(self) -> tuple[StateTopic, ...]:
+        """Topics that carry the state."""
+        kind = self.state_message
+        return (messages.STATES[kind],) if isinstance(kind, str) else kind
+
+    @property
+    def command_topic(self) -> CommandTopic:
+        """Topic that carries the command."""
+        kind = self.command_message
+        return messages.COMMANDS[kind](self.command_names) if isinstance(kind, str) else kind
+
+    @property
+    def reference_topics(self) -> tuple[ReferenceTopic, ...]:
+        """Topics that carry the reference."""
+        kind = self.reference_message
+        return messages.REFERENCES[kind] if isinstance(kind, str) else kind
+
+    def state(self, values: Values) -> np.ndarray:
+        """Return the state (nx,) from the values of its messages.
+
+        Raises:
+            KeyError: A value is missing; the message names it.
+        """
+        missing = [name for name in self.states if name not in values]
+        if missing:
+            topics = " and ".join(topic.topic for topic in self.state_topics)
+            raise KeyError(f"{topics} has no {missing}; it has {sorted(values)}")
+        return np.array([values[name] for name in self.states], dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robot(Messages, Geometry, Task):
+    """Robot configuration: a flat list of the fields of its groups, given by name.
+
+    Model says how the robot moves, Task what it is to do, Actuation how it is commanded, Messages
+    on which topics, and Geometry how much room it takes.
+
+    Attributes:
+        name: Name in messages and diagnostics.
+        options: Parameters by name that choose a variant of the robot.
+        variant: Function that returns the variant, called with the values of ``options`` by name.
+    """
+
+    name: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    variant: Callable[..., Robot] | None = None
 
 
 def load_robot(name: str) -> Robot:
