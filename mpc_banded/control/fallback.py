@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
 from mpc_banded.control.config import Config
 from mpc_banded.control.errors import UserCodeError, user_code
 from mpc_banded.control.limiter import Limiter
@@ -121,13 +119,8 @@ class Fallback:
         into_s = 1e-9 * (effect_ns - begin_ns)
         if not 0.0 <= into_s < plan.horizon * plan.dt:
             return None
-        lead_s = self._config.lead_s
         try:
-            with user_code("the command of the last plan failed"):
-                values = self._robot.command_values(plan, lead_s, self._model, into_s)
-                if not np.isfinite(list(values.values())).all():
-                    return None
-                return self._limiter.within_limits(values)
+            return self._limiter.command_of(plan, into_s)
         except UserCodeError as error:
             self._trouble = f"; {error}"
             return None

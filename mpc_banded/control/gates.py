@@ -2,25 +2,28 @@
 """The gates of a cycle: each one decides what the robot does now, or lets the cycle pass.
 
 Gates stand before the solve and know the instant. Judges stand behind it and know the solve as
-well. The first one that returns a decision ends the cycle. To add one, write a class like those
-below and add it to the list in ``ControlLoop``.
+well. The first one that returns a decision ends the cycle; a cycle that passes them all drives. To
+add one, write a class like those below and add it to the list in ``ControlLoop``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from mpc_banded.control import explain
 from mpc_banded.control.arrival import GoalChecker, GoalTolerance, ProgressChecker
 from mpc_banded.control.config import Config
 from mpc_banded.control.dubins import Pose
+from mpc_banded.control.errors import UserCodeError, user_code
 from mpc_banded.control.fallback import Fallback
 from mpc_banded.control.horizon import Horizon
 from mpc_banded.control.legs import base_of
+from mpc_banded.control.limiter import Limiter
 from mpc_banded.control.obstacles import Obstacles
 from mpc_banded.control.path import LegReference
 from mpc_banded.control.reference import inner
@@ -28,7 +31,7 @@ from mpc_banded.control.state import CLOCKS, StateEstimate, StuckCheck
 from mpc_banded.control.tick import Instant, Reason, Tick
 from mpc_banded.control.tracker import Tracker
 from mpc_banded.ocp.controller import CommandSource, ControlStep
-from mpc_banded.ocp.problem import Trajectory
+from mpc_banded.ocp.problem import OptimalControlProblem, Trajectory
 from mpc_banded.ocp.solver import Status
 from mpc_banded.robots import Robot
 
@@ -47,12 +50,14 @@ class Solve:
     Attributes:
         step: The controller's step.
         parameters: Parameters of the problem; "reference" (N + 1, columns), ...
-        has_deadline: Whether it had a deadline.
+        problem: What was solved.
+        weights: Weight of each cost.
     """
 
     step: ControlStep
     parameters: dict[str, Any]
-    has_deadline: bool
+    problem: OptimalControlProblem
+    weights: Mapping[str, float]
 
 
 #: Poses of a goal that differ by less than this are the same, in m and rad.
@@ -165,7 +170,7 @@ class FirstPlan:
 
     def __call__(self, instant: Instant, solve: Solve) -> Tick | None:
         """Return a stop, or None."""
-        if self.effect_ns is None and self._is_planning(instant, solve):
+        if self.effect_ns is None and self._is_planning(instant, solve.step):
             why = f"planning, KKT residual {solve.step.kkt_residual:.1e} so far"
             return self._fallback.wait(instant, Reason.PLANNING, why)
         self.effect_ns = instant.effect_ns
@@ -177,11 +182,12 @@ class FirstPlan:
             return 0.0
         return max(0.0, 1e-9 * (instant.effect_ns - self.effect_ns))
 
-    def _is_planning(self, instant: Instant, solve: Solve) -> bool:
+    def _is_planning(self, instant: Instant, step: ControlStep) -> bool:
         if self._begun_ns is None:
             self._begun_ns = instant.now_ns
         waited = instant.now_ns - self._begun_ns >= FIRST_PLAN_NS
-        return not (waited or not solve.has_deadline or solve.step.status is Status.CONVERGED)
+        has_deadline = instant.deadline_s is not None
+        return has_deadline and not waited and step.status is not Status.CONVERGED
 
 
 class SolveUsable:
@@ -236,14 +242,13 @@ class NotArrived:
 
     def __call__(self, instant: Instant) -> Tick | None:
         """Return a stop, or None."""
-        reference, state = self._tracker.reference, self._estimate.state
+        reference, values = self._tracker.reference, self._estimate.values
         goal = getattr(reference, "goal", None)
-        if reference is None or state is None or goal is None:
+        if reference is None or not values or goal is None:
             return None
         if self._goal is None or math.dist(goal, self._goal) > SAME_GOAL:
             self._goal = goal
             self._checker.reset()
-        values = dict(zip(self._robot.states, state.tolist(), strict=True))
         ended = reference.ended(1e-9 * instant.effect_ns)
         if not self._checker.check(goal, values, ended, instant.now_ns):
             return None
@@ -334,3 +339,34 @@ class Progressing:
             f"{self._allowance_s:g} s, movement_time_allowance"
         )
         return self._fallback.wait(instant, Reason.BLOCKED, why)
+
+
+class Drive:
+    """Sends the command of a usable solve; it stands behind all judges and always decides."""
+
+    def __init__(
+        self,
+        robot: Robot,
+        estimate: StateEstimate,
+        tracker: Tracker,
+        limiter: Limiter,
+        fallback: Fallback,
+    ) -> None:
+        self._robot, self._estimate, self._tracker = robot, estimate, tracker
+        self._limiter, self._fallback = limiter, fallback
+
+    def __call__(self, instant: Instant, solve: Solve) -> Tick:
+        """Return the command of the plan, and keep the plan; a fallback if there is none."""
+        step, reference = solve.step, self._tracker.reference
+        try:
+            command = self._limiter.command_of(step.plan)
+        except UserCodeError as error:
+            return replace(self._fallback.fall_back(instant, str(error)), step=step)
+        self._fallback.keep_plan(step.plan, instant.effect_ns)
+        with user_code("the plan cannot be explained"):
+            held = explain.held(
+                self._robot, solve.problem, solve.weights, step.plan, solve.parameters
+            )
+            has_ended = bool(reference and reference.ended(1e-9 * instant.effect_ns))
+        reason = explain.driving(step, held, has_ended, self._estimate.remark)
+        return instant.tick(command, Reason.DRIVING, reason, step, bool(held))

@@ -8,6 +8,8 @@ import math
 import numpy as np
 
 from mpc_banded.control.config import Config
+from mpc_banded.control.errors import UserCodeError, user_code
+from mpc_banded.ocp.problem import Trajectory
 from mpc_banded.robots.messages import Values
 
 
@@ -27,7 +29,8 @@ class Limiter:
 
     def adopt(self, config: Config) -> None:
         """Take over another configuration."""
-        self._period_s = config.period_s
+        self._robot, self._model = config.robot, config.parameters.model
+        self._period_s, self._lead_s = config.period_s, config.lead_s
         self._braking, self._inputs = config.robot.braking, config.robot.inputs
         self.limits = config.parameters.limits
 
@@ -35,6 +38,18 @@ class Limiter:
         """Forget the command before: it is long past."""
         self._last: dict[str, float] = {}
         self._last_ns: int | None = None
+
+    def command_of(self, plan: Trajectory, into_s: float = 0.0) -> dict[str, float]:
+        """Return the command ``into_s`` seconds into a plan, within its limits.
+
+        Raises:
+            UserCodeError: ``Robot.command`` raises, or its values are not finite.
+        """
+        with user_code("the command of the plan failed"):
+            values = self._robot.command_values(plan, self._lead_s, self._model, into_s)
+            if np.isfinite(list(values.values())).all():
+                return self.within_limits(values)
+        raise UserCodeError(f"the command of the plan is not finite: {values}")
 
     def within_limits(self, values: Values) -> dict[str, float]:
         """Return the values within their limits; ``name@time`` has those of ``name``."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded.control import explain
 from mpc_banded.control.build import build_controller
 from mpc_banded.control.config import Config, ConfigError
 from mpc_banded.control.errors import UserCodeError, user_code
 from mpc_banded.control.fallback import Fallback
 from mpc_banded.control.frames import Frames, Pose
 from mpc_banded.control.gates import (
+    Drive,
     FirstPlan,
     Gate,
     Judge,
@@ -99,6 +99,9 @@ class ControlLoop:
             self._plan_clear,
             self._progressing,
         ]
+        self._drive = Drive(
+            self.robot, self._estimate, self._tracker, self._limiter, self._fallback
+        )
         self._parts = (
             *(self._estimate, self._tracker, self.obstacles, self._horizon, self._motion),
             *(self._prediction, self._stuck, self._limiter, self._fallback, self._fresh),
@@ -121,8 +124,7 @@ class ControlLoop:
     @property
     def state(self) -> dict[str, float]:
         """The newest state estimate by name; empty before the first one."""
-        state = self._estimate.state
-        return {} if state is None else dict(zip(self.robot.states, state.tolist(), strict=True))
+        return self._estimate.values
 
     @property
     def transform(self) -> Callable[[str, str], Pose] | None:
@@ -170,9 +172,9 @@ class ControlLoop:
             iterations: Largest number of Newton iterations, to repeat a solve that a deadline cut
                 off.
         """
-        instant = self._begin(now_ns, latency_s)
+        instant = self._begin(now_ns, latency_s, deadline_s, iterations)
         try:
-            tick = self._decide(instant, deadline_s, iterations)
+            tick = self._decide(instant)
         except UserCodeError as error:
             tick = self._fallback.fall_back(instant, str(error))
         # A robot that moves when its first plan drives it goes on from there.
@@ -181,18 +183,20 @@ class ControlLoop:
         self._finish(instant, tick)
         return tick
 
-    def _decide(self, instant: Instant, deadline_s: float | None, iterations: int | None) -> Tick:
+    def _decide(self, instant: Instant) -> Tick:
         """One cycle: the gates, then predict, solve, judge, and drive."""
         for gate in self._gates:
             if tick := gate(instant):
                 return tick
-        solve = self._solve(instant, deadline_s, iterations)
+        solve = self._solve(instant)
         for judge in self._judges:
             if tick := judge(instant, solve):
                 return replace(tick, step=solve.step)
         return self._drive(instant, solve)
 
-    def _begin(self, now_ns: int, latency_s: float) -> Instant:
+    def _begin(
+        self, now_ns: int, latency_s: float, deadline_s: float | None, iterations: int | None
+    ) -> Instant:
         if self._ticked_ns is not None and now_ns < self._ticked_ns:
             # The clock went back: what was planned and sent lies in the future.
             self._prediction.reset()
@@ -201,19 +205,15 @@ class ControlLoop:
             self.reset()
         self._ticked_ns = now_ns
         effect_ns = now_ns + int(1e9 * (latency_s + self.config.parameters.actuation_delay))
-        return Instant(now_ns, effect_ns, self._estimate.age_s(now_ns), latency_s)
+        age_s = self._estimate.age_s(now_ns)
+        return Instant(now_ns, effect_ns, age_s, latency_s, deadline_s, iterations)
 
     def _stop_if_disabled(self, instant: Instant) -> Tick | None:
         if self.enabled:
             return None
         return self._fallback.stop(instant, Reason.DISABLED, "disabled on request")
 
-    def _solve(
-        self,
-        instant: Instant,
-        deadline_s: float | None,
-        iterations: int | None,
-    ) -> Solve:
+    def _solve(self, instant: Instant) -> Solve:
         """Predict where the robot is when the command acts, and solve from there."""
         measured, measured_ns = self._estimate.state, self._estimate.time_ns
         assert measured is not None  # the gates made sure
@@ -228,29 +228,11 @@ class ControlLoop:
                 state,
                 parameters,
                 elapsed_s=self._first_plan.elapsed_s(instant),
-                deadline_s=deadline_s,
-                max_iterations=iterations,
+                deadline_s=instant.deadline_s,
+                max_iterations=instant.iterations,
             )
-        return Solve(step, parameters, deadline_s is not None)
-
-    def _drive(self, instant: Instant, solve: Solve) -> Tick:
-        """Return the command of a usable solve, within its limits."""
-        step = solve.step
-        lead_s = self.config.lead_s
-        with user_code("the command of the plan failed"):
-            values = self.robot.command_values(step.plan, lead_s, self._model)
-            is_finite = np.isfinite(list(values.values())).all()
-        if not is_finite:
-            why = f"the command of the plan is not finite: {values}"
-            return replace(self._fallback.fall_back(instant, why), step=step)
-        self._fallback.keep_plan(step.plan, instant.effect_ns)
-        command = self._limiter.within_limits(values)
-        problem, weights = self.controller.problem, self.controller.weights
-        with user_code("the plan cannot be explained"):
-            held = explain.held(self.robot, problem, weights, step.plan, solve.parameters)
-            has_ended = bool(self.reference and self.reference.ended(1e-9 * instant.effect_ns))
-        reason = explain.driving(step, held, has_ended, self._estimate.remark)
-        return instant.tick(command, Reason.DRIVING, reason, step, bool(held))
+        controller = self.controller
+        return Solve(step, parameters, controller.problem, controller.weights)
 
     def _finish(self, instant: Instant, tick: Tick) -> None:
         if tick.code not in KEEPS_PLAN:
@@ -310,6 +292,5 @@ class ControlLoop:
 
     def _use(self, config: Config) -> None:
         self.config = config
-        self._model = config.parameters.model
         for part in self._parts:
             part.adopt(config)

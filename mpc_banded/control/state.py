@@ -82,6 +82,13 @@ class StateEstimate:
         self._elsewhere_count = 0
 
     @property
+    def values(self) -> dict[str, float]:
+        """The newest state by name; empty before the first one."""
+        if self.state is None:
+            return {}
+        return dict(zip(self._robot.states, self.state.tolist(), strict=True))
+
+    @property
     def silent(self) -> tuple[str, ...]:
         """Topics that carry a part of the state and have had no message yet."""
         return tuple(t.topic for t in self._robot.state_topics if t.topic not in self._parts)

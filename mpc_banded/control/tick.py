@@ -63,7 +63,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Instant:
-    """The time of one cycle.
+    """The time of one cycle, and how much of it the solve may take.
 
     Attributes:
         now_ns: Time of the tick.
@@ -71,12 +71,16 @@ class Instant:
         state_age_s: Age of the state estimate in seconds; infinite before the first one,
             negative if the clock went back.
         latency_s: Expected time from the tick until its command is sent.
+        deadline_s: Time that the solve may take, in s; None for as long as it needs.
+        iterations: Largest number of Newton iterations; None for that of the configuration.
     """
 
     now_ns: int
     effect_ns: int
     state_age_s: float
     latency_s: float
+    deadline_s: float | None = None
+    iterations: int | None = None
 
     def tick(
         self,
