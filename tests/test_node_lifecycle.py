@@ -51,8 +51,8 @@ def state(robot):
     return robot.request(GetState, "mpc_node/get_state", GetState.Request()).current_state.id
 
 
-def change(robot, transition):
-    request = ChangeState.Request(transition=Transition(id=transition))
+def change(robot, transition, label=""):
+    request = ChangeState.Request(transition=Transition(id=transition, label=label))
     return robot.request(ChangeState, "mpc_node/change_state", request).success
 
 
@@ -150,8 +150,16 @@ def test_cleanup_gives_back_all_that_configure_built():
         rclpy.shutdown()
 
 
-def test_impossible_transition_is_refused_and_changes_nothing(waiting):
+def test_impossible_transition_is_refused_by_name_and_changes_nothing(waiting):
     assert not change(waiting, Transition.TRANSITION_ACTIVATE)
+    assert not change(waiting, 0, "nonsense")
+    assert state(waiting) == UNCONFIGURED
+    go(waiting, UP[:1])
+    assert not change(waiting, Transition.TRANSITION_CONFIGURE)
+    assert state(waiting) == INACTIVE
+    assert "transition nonsense in the state unconfigured, which allows" in waiting.node.output
+    assert "transition 1 in the state inactive, which allows cleanup (2)" in waiting.node.output
+    assert change(waiting, 0, "cleanup")
     assert state(waiting) == UNCONFIGURED
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from lifecycle_msgs.msg import State
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
@@ -71,6 +72,8 @@ class ManagedNode(LifecycleNode):
             description="Configure and activate at launch.", read_only=True
         )
         self._autostart = bool(self.declare_parameter(AUTOSTART, True, descriptor).value)
+        service = self._service_change_state
+        self._change_state, service.callback = service.callback, self._change_if_possible
 
     @property
     def node(self) -> Node:
@@ -146,6 +149,25 @@ class ManagedNode(LifecycleNode):
             self._apply(lambda task: task.deactivate())
             self.on_cleanup(state)
         return SUCCESS
+
+    def _change_if_possible(
+        self, request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
+        """Refuse a transition that the present state does not have.
+
+        Jazzy's rclpy raises at one, which ends the process (ros2/rclpy#1209).
+        """
+        asked, machine = request.transition, self._state_machine
+        possible = [transition[:2] for transition in machine.available_transitions]
+        if any(asked.label == label if asked.label else asked.id == i for i, label in possible):
+            return self._change_state(request, response)
+        named = ", ".join(f"{label} ({i})" for i, label in possible) or "no transition"
+        self.get_logger().error(
+            f"refused: transition {asked.label or asked.id} in the state "
+            f"{machine.current_state[1]}, which allows {named}"
+        )
+        response.success = False
+        return response
 
     def _apply(self, action: Callable[[ManagedTask], None]) -> TransitionCallbackReturn:
         assert self._task is not None
