@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports go one way only, and ROS stays at the edge."""
+"""Imports go one way only, ROS stays at the edge, and nothing grows too long to read."""
 
 import ast
 import re
@@ -30,6 +30,9 @@ ORDER = (
 )
 #: Modules that stand beside the packages, at most.
 FLAT = 6
+#: Lines at most. What grows beyond holds two ideas; each gets a place of its own.
+LONGEST_MODULE = 450
+LONGEST = {ast.ClassDef: 250, ast.FunctionDef: 60}
 
 ROS = re.compile(r"rclpy|rcl_\w+|rosidl\w*|ament_\w+|launch\w*|tf2\w*|\w+_(msgs|srvs|interfaces)")
 OPTIONAL = {"ackermann_msgs"}  # used where installed, as package.xml says
@@ -94,6 +97,19 @@ def test_few_modules_stand_beside_the_packages():
 def test_module_has_a_place_in_the_order(module):
     assert part(module) in ORDER, f"give {module} its place in ORDER"
     assert MODULES[module].stem != "utils", "name a module by its idea"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_too_long_to_read(module):
+    source = MODULES[module].read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= LONGEST_MODULE
+    too_long = {
+        node.name: length
+        for node in ast.walk(ast.parse(source))
+        for kind, longest in LONGEST.items()
+        if isinstance(node, kind) and (length := node.end_lineno - node.lineno + 1) > longest
+    }
+    assert not too_long
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -88,7 +88,8 @@ class EagerEvaluator:
             inside[:] = rows, distances, safe
             return self.barrier.of_inequalities(safe)
 
-        parts = self._derive(point.z, data, point.multipliers, penalty, of_inequalities)
+        lagrangian = _Lagrangian(point.multipliers, penalty, of_inequalities)
+        parts = self._derive(point.z, data, lagrangian)
         rows, distances, safe = inside
         row_jacobian = self.barrier.row_jacobian(torch.from_numpy(parts.inequality_jacobian))
         gradient = self.barrier.gradient(row_jacobian, distances, mu)
@@ -169,7 +170,7 @@ class EagerEvaluator:
         """Mean absolute diagonal of the Hessian of the costs at z (n,)."""
         problem = self.transcription.problem
         nothing = np.zeros((problem.horizon, problem.nx))
-        parts = self._derive(z, data, nothing, 0.0, torch.zeros_like)
+        parts = self._derive(z, data, _Lagrangian(nothing, 0.0, torch.zeros_like))
         return float(np.abs(parts.bands[0]).mean())
 
     def lagrangian_hessian(
@@ -181,32 +182,15 @@ class EagerEvaluator:
         inequality_multipliers: Tensor,
     ) -> np.ndarray:
         """The bands (b + 1, n) of ``H_L + rho J'J`` at z (n,), without the barrier's curvature."""
-        return self._derive(z, data, multipliers, penalty, lambda _: inequality_multipliers).bands
+        lagrangian = _Lagrangian(multipliers, penalty, lambda _: inequality_multipliers)
+        return self._derive(z, data, lagrangian).bands
 
-    def _derive(
-        self,
-        z: np.ndarray,
-        data: StageData,
-        multipliers: np.ndarray,
-        penalty: float,
-        of_inequalities: Callable[[Tensor], Tensor],
-    ) -> _Parts:
-        """Gradient of the costs, ``H_L + rho J'J`` and Jacobians at ``z`` (n,).
-
-        H_L is the Hessian of the Lagrangian at multipliers (N, nx), and at the multipliers of the
-        inequalities that ``of_inequalities`` returns for their values (N, m).
-        """
+    def _derive(self, z: np.ndarray, data: StageData, lagrangian: _Lagrangian) -> _Parts:
+        """Return the derivatives of a Lagrangian and its parts at ``z`` (n,)."""
         way = self._by_stages if self._comb is None else self._by_combs
-        return way(z, data, torch.from_numpy(multipliers), penalty, of_inequalities)
+        return way(z, data, lagrangian)
 
-    def _by_stages(
-        self,
-        z: np.ndarray,
-        data: StageData,
-        multipliers: Tensor,
-        penalty: float,
-        of_inequalities: Callable[[Tensor], Tensor],
-    ) -> _Parts:
+    def _by_stages(self, z: np.ndarray, data: StageData, lagrangian: _Lagrangian) -> _Parts:
         problem, block = self.transcription.problem, self.transcription.block
         nx, width = problem.nx, block + problem.nx
         padded = np.concatenate([data.state, z])
@@ -218,7 +202,8 @@ class EagerEvaluator:
         copies.requires_grad_()
         x, u, x_next = copies.split([nx, problem.nu, nx], dim=-1)
         terms = self.transcription.stage_terms(x, u, x_next, data)
-        of_h = of_inequalities(terms.inequalities[0].detach())
+        multipliers = torch.from_numpy(lagrangian.multipliers)
+        of_h = lagrangian.of_inequalities(terms.inequalities[0].detach())
         of_costs = _gradient(terms.costs.sum(), copies)
         none = torch.zeros_like(multipliers[0, 0])
         slope = of_costs + _gradient(constraints(terms, multipliers, none, of_h), copies)
@@ -233,7 +218,7 @@ class EagerEvaluator:
             rows.numpy().swapaxes(0, 1), [width, width + nx], axis=1
         )
         of_defects[0, :, :nx] = 0.0  # x_0 is no unknown
-        blocks = blocks + penalty * np.matmul(of_defects.swapaxes(1, 2), of_defects)
+        blocks = blocks + lagrangian.penalty * np.matmul(of_defects.swapaxes(1, 2), of_defects)
         each = of_costs[0].detach().numpy()
         total = each[:, nx:].copy()
         total[:-1, -nx:] += each[1:, :nx]
@@ -241,21 +226,14 @@ class EagerEvaluator:
         first = Terms(terms.costs[0], terms.defects[0], terms.inequalities[0])
         return _Parts(first, total.reshape(-1), bands, of_defects, jacobian[:, :, nx:])
 
-    def _by_combs(
-        self,
-        z: np.ndarray,
-        data: StageData,
-        multipliers: Tensor,
-        penalty: float,
-        of_inequalities: Callable[[Tensor], Tensor],
-    ) -> _Parts:
+    def _by_combs(self, z: np.ndarray, data: StageData, lagrangian: _Lagrangian) -> _Parts:
         assert self._comb is not None
         point = torch.tensor(z, dtype=torch.float64, requires_grad=True)
         terms = self.transcription.terms(point, data)
-        rho = _scalar(penalty)
-        of_h = of_inequalities(terms.inequalities.detach())
+        rho = _scalar(lagrangian.penalty)
+        of_h = lagrangian.of_inequalities(terms.inequalities.detach())
         # Shifting the multipliers removes the curvature that the penalty adds at nonzero defects.
-        shifted = multipliers - rho * terms.defects.detach()
+        shifted = torch.from_numpy(lagrangian.multipliers) - rho * terms.defects.detach()
         of_costs = _gradient(terms.costs.sum(), point)
         slope = of_costs + _gradient(constraints(terms, shifted, rho, of_h), point)
         products = comb.hessian_vector_products(slope, point, self._comb.probes)
@@ -278,6 +256,21 @@ class EagerEvaluator:
         of_h = comb.hessian_vector_products(terms.inequalities, point, unit).numpy()
         of_h = of_h.reshape(m, problem.horizon, block).swapaxes(0, 1)
         return windows[stages % 2, :, stages], of_h
+
+
+@dataclass(frozen=True)
+class _Lagrangian:
+    """The Lagrangian whose Hessian H_L is wanted, with a penalty on the dynamics.
+
+    Attributes:
+        multipliers: Of the dynamics, (N, nx).
+        penalty: rho in ``H_L + rho J'J``.
+        of_inequalities: Returns the multipliers of the inequalities for their values (N, m).
+    """
+
+    multipliers: np.ndarray
+    penalty: float
+    of_inequalities: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

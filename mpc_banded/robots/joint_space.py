@@ -8,6 +8,7 @@ controller of ros2_control takes them, or the velocities alone.
 
 import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -55,38 +56,60 @@ def braked(q, v, limit, seconds):
     return q + v * time - 0.5 * rate * time**2, left
 
 
-@functools.cache
-def _built(joints, command):
-    velocities = tuple(f"{name}_velocity" for name in joints)
-    accelerations = tuple(f"{name}_acceleration" for name in joints)
-    n = len(joints)
+@dataclass(frozen=True)
+class Joints:
+    """Names of the joints, and the commands that move them.
 
-    def planned_motion(x, u, model):
-        named = zip((*joints, *velocities, *accelerations), (*x, *u), strict=True)
+    Attributes:
+        positions: Name of each joint, and of its position.
+    """
+
+    positions: tuple[str, ...]
+
+    @functools.cached_property
+    def velocities(self):
+        """Name of the velocity of each joint."""
+        return tuple(f"{name}_velocity" for name in self.positions)
+
+    @functools.cached_property
+    def accelerations(self):
+        """Name of the acceleration of each joint."""
+        return tuple(f"{name}_acceleration" for name in self.positions)
+
+    def planned_motion(self, x, u, model):
+        """Return positions, velocities and accelerations: a point of a joint trajectory."""
+        named = zip(
+            (*self.positions, *self.velocities, *self.accelerations), (*x, *u), strict=True
+        )
         return {name: float(value) for name, value in named}
 
-    def planned_velocities(x, u, model):
-        return dict(zip(velocities, (float(v) for v in x[n:]), strict=True))
+    def planned_velocities(self, x, u, model):
+        """Return the velocities one lead ahead."""
+        return dict(zip(self.velocities, x[len(self.positions) :].tolist(), strict=True))
 
-    def follow_points(x, command, model):
+    def follow_points(self, x, command, model):
         """Return the planned acceleration, corrected by the velocity error.
 
         The correction averages to zero over an interval that goes as planned.
         """
+        v_now = x[len(self.positions) :]
         if not command:
-            return -x[n:] / VELOCITY_LAG
-        at = min({name.partition("@")[2] for name in command}, key=float)
-        v = np.array([command[f"{name}@{at}"] for name in velocities])
-        a = np.array([command[f"{name}@{at}"] for name in accelerations])
-        return a + (v - 0.5 * float(at) * a - x[n:]) / VELOCITY_LAG
+            return -v_now / VELOCITY_LAG
+        at = min(times_of(command), key=float)
+        v = np.array([command[f"{name}@{at}"] for name in self.velocities])
+        a = np.array([command[f"{name}@{at}"] for name in self.accelerations])
+        return a + (v - 0.5 * float(at) * a - v_now) / VELOCITY_LAG
 
-    def follow_velocities(x, command, model):
-        return (np.array([command[name] for name in velocities]) - x[n:]) / VELOCITY_LAG
+    def follow_velocities(self, x, command, model):
+        """Return the accelerations: a first-order lag of each velocity."""
+        v = np.array([command[name] for name in self.velocities])
+        return (v - x[len(self.positions) :]) / VELOCITY_LAG
 
-    def slow(last, elapsed_s, limits):
-        times = sorted({name.partition("@")[2] for name in last}, key=float)
+    def slow(self, last, elapsed_s, limits):
+        """Return the points of the hardest stop, from the first point of the last command on."""
+        times = sorted(times_of(last), key=float)
         result = {}
-        for name in joints if times else ():
+        for name in self.positions if times else ():
             limit = min(abs(bound) for bound in limits[f"{name}_acceleration"])
             q, v = last[f"{name}@{times[0]}"], last[f"{name}_velocity@{times[0]}"]
             q, v = braked(q, v, limit, elapsed_s)
@@ -97,46 +120,67 @@ def _built(joints, command):
                 result[f"{name}_acceleration@{at}"] = braking
         return result
 
-    by_points = command == "joint_trajectory"
+
+def times_of(command):
+    """Return the different times in a command, as text."""
+    return {name.partition("@")[2] for name in command}
+
+
+def by_points(joints):
+    """Return the fields of a robot that is commanded by a joint trajectory."""
+    return {
+        "command": joints.planned_motion,
+        "actuate": joints.follow_points,
+        "points": POINTS,
+        "slow": joints.slow,
+    }
+
+
+def by_velocities(joints):
+    """Return the fields of a robot that is commanded by velocities."""
+    return {
+        "command": joints.planned_velocities,
+        "actuate": joints.follow_velocities,
+        "braking": dict(zip(joints.velocities, joints.accelerations, strict=True)),
+    }
+
+
+ACTUATIONS = {"joint_trajectory": by_points, "velocity": by_velocities}
+
+
+def variant(joints, command):
+    """Return the robot with the given joint names and kind of command message."""
+    return _built(Joints(tuple(joints)), command)
+
+
+@functools.cache
+def _built(joints, command):
     return Robot(
         name="joint_space",
-        states=(*joints, *velocities),
-        inputs=accelerations,
+        states=(*joints.positions, *joints.velocities),
+        inputs=joints.accelerations,
         state_message="joint_states",
         command_message=command,
         reference_message="joint_trajectory",
-        reference=(*joints, *velocities),
+        reference=(*joints.positions, *joints.velocities),
         dynamics=dynamics,
         stage_costs={"position": position, "velocity": velocity, "effort": effort},
         terminal_costs={"arrival": arrival},
         weights={"position": 10.0, "velocity": 1.0, "effort": 0.02, "arrival": 50.0},
-        limits=dict.fromkeys(joints, (-math.pi, math.pi))
-        | dict.fromkeys(velocities, (-2.0, 2.0))
-        | dict.fromkeys(accelerations, (-5.0, 5.0)),
-        command=planned_motion if by_points else planned_velocities,
-        actuate=follow_points if by_points else follow_velocities,
-        points=POINTS if by_points else 0,
-        slow=slow if by_points else None,
-        braking={} if by_points else dict(zip(velocities, accelerations, strict=True)),
+        limits=dict.fromkeys(joints.positions, (-math.pi, math.pi))
+        | dict.fromkeys(joints.velocities, (-2.0, 2.0))
+        | dict.fromkeys(joints.accelerations, (-5.0, 5.0)),
+        **ACTUATIONS[command](joints),
         rests=False,
         horizon=20,
         options={
             "joints": Option(
                 tuple(f"joint{i}" for i in range(1, 8)), "Names of the joints, as in messages."
             ),
-            "command": Option(
-                "joint_trajectory",
-                "Kind of command message.",
-                ("joint_trajectory", "velocity"),
-            ),
+            "command": Option("joint_trajectory", "Kind of command message.", tuple(ACTUATIONS)),
         },
         variant=variant,
     )
-
-
-def variant(joints, command):
-    """Return the robot with the given joint names and kind of command message."""
-    return _built(tuple(joints), command)
 
 
 joint_space = variant([f"joint{i}" for i in range(1, 8)], "joint_trajectory")
