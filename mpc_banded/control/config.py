@@ -27,6 +27,7 @@ from mpc_banded.control.parameters import (
 from mpc_banded.ocp.transcription import check_scheme
 from mpc_banded.robots import Robot, load_robot
 from mpc_banded.robots.messages import CommandTopic
+from mpc_banded.robots.modules import look_beside
 
 __all__ = ["Config", "ConfigError"]
 
@@ -104,7 +105,11 @@ class Config:
 
     @classmethod
     def load(cls, path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
-        """Read a parameter file; the keys of the file and of the overrides are checked alike."""
+        """Read a parameter file; the keys of the file and of the overrides are checked alike.
+
+        The module of its robot is found beside the file, or on Python's path.
+        """
+        look_beside(path)
         return cls({**read_parameter_file(path), **(overrides or {})})
 
     def changed(self, updates: Mapping[str, Any]) -> Config:

@@ -8,7 +8,6 @@ speed of the path, and a limit ``v`` bounds the state or input of that name.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +22,7 @@ from mpc_banded.ocp.problem import (
     TerminalCost,
     Trajectory,
 )
-from mpc_banded.robots import messages
+from mpc_banded.robots import messages, modules
 from mpc_banded.robots.messages import CommandTopic, ReferenceTopic, StateTopic, Values
 from mpc_banded.robots.planar import Limits, Planar
 
@@ -377,6 +376,8 @@ class Robot(Messages, Geometry, Task):
 def load_robot(name: str) -> Robot:
     """Return a built-in robot by name, or any other as ``package.module:attribute``.
 
+    Its module is found beside the parameter file, or on Python's path.
+
     Raises:
         ValueError: Nothing of that name can be imported, or it is no Robot.
     """
@@ -388,9 +389,11 @@ def load_robot(name: str) -> Robot:
         name = f"mpc_banded.robots.{name}:{name}"
     module, _, attribute = name.partition(":")
     try:
-        robot = getattr(importlib.import_module(module), attribute)
+        robot = getattr(modules.import_module(module), attribute)
     except Exception as error:  # the module is the user's, so it may fail in any way
         reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or ":"):
+            reason += "; allowed are modules beside the parameter file or on PYTHONPATH"
         raise ValueError(f"robot is {name!r}, which cannot be imported: {reason}") from error
     if not isinstance(robot, Robot):
         raise ValueError(f"robot is {name!r}, a {type(robot).__name__}; it must be a Robot")

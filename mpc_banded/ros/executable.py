@@ -20,6 +20,7 @@ from rclpy.utilities import remove_ros_args
 from mpc_banded import __version__
 from mpc_banded.control import parameter_file
 from mpc_banded.control.parameter_file import ParameterFileError
+from mpc_banded.robots.modules import look_beside
 
 try:
     # The executor that is written in C++ and waits for events takes a third of the processor time
@@ -114,7 +115,7 @@ def run(name: str, purpose: str, make: Callable[[], TaskNode], arguments: list[s
         return REFUSED
     try:
         task_node = make()
-        check_parameter_files(arguments, task_node.node)
+        take_parameter_files(arguments, task_node.node)
     except (ParameterException, ParameterFileError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         rclpy.shutdown()
@@ -134,10 +135,11 @@ def run(name: str, purpose: str, make: Callable[[], TaskNode], arguments: list[s
         rclpy.shutdown()
 
 
-def check_parameter_files(arguments: list[str], node: Node) -> None:
-    """Refuse what ``mpc_banded check`` refuses, and what rcl would ignore without a word.
+def take_parameter_files(arguments: list[str], node: Node) -> None:
+    """Refuse what ``mpc_banded check`` refuses, and let robots be imported from their folders.
 
-    A node whose file has nothing for it would come up as the built-in robot of the defaults.
+    rcl would ignore a file that has nothing for the node without a word, and the node would come
+    up as the built-in robot of the defaults.
 
     Args:
         arguments: Command line of the process.
@@ -148,7 +150,9 @@ def check_parameter_files(arguments: list[str], node: Node) -> None:
     """
     for word, following in pairwise(arguments):
         if word == "--params-file":
-            parameter_file.read(Path(following), node.get_fully_qualified_name())
+            file = Path(following)
+            parameter_file.read(file, node.get_fully_qualified_name())
+            look_beside(file)
 
 
 def _parse(name: str, purpose: str, arguments: list[str]) -> None:
