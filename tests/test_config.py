@@ -90,9 +90,9 @@ def test_overrides_win_over_the_file_and_are_checked_alike():
         ("enable_stamped_cmd_vel", "yes", "true or false"),
         ("transcription", "guess", "one of "),
         ("robot", 3, "strings"),
-        ("obstacles", 1.0, "lists of any number of numbers"),
-        ("obstacles", "near", "lists of any number of numbers"),
-        ("obstacles", [0.0, math.nan, 1.0], "lists of any number of numbers"),
+        ("obstacles", 1.0, "lists of up to 3000 numbers"),
+        ("obstacles", "near", "lists of up to 3000 numbers"),
+        ("obstacles", [0.0, math.nan, 1.0], "lists of up to 3000 numbers"),
         ("obstacles", [1.0, 2.0], "x, y, radius of any number of circles"),
         ("limits.v", [1.0], "lists of 2 numbers"),
         ("limits.v", [1.0, -1.0], "a lower and a greater upper limit"),
@@ -235,3 +235,43 @@ def test_descriptor_has_a_range_where_both_ends_are_finite():
     assert (real.read_only, real.dynamic_typing) == (False, True)
     open_ended = descriptor(Entry(3.0, "Length.", lower=0.0), read_only=True)
     assert not open_ended.floating_point_range
+
+
+EXTREMES = (
+    *(math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324, 0, -1, 2**63, 10**400, True),
+    *("", "x" * 10**6, "\x1b[2J", None, [], [[]], [math.nan] * 2, [-1e308, 1e308], [10**400] * 2),
+    *([0.5] * 10**6, ["a"] * 10**6, b"\x00", {"a": 1.0}),
+)
+
+
+@pytest.mark.parametrize("robot", ["unicycle", "joint_space"])
+def test_extreme_values_are_taken_or_refused_in_one_short_line_with_the_range(robot):
+    base = Config({"robot": robot})
+    for key in base.table:
+        taken = 0
+        for value in EXTREMES:
+            try:
+                config = Config({"robot": robot, key: value})
+            except ConfigError as error:
+                text = str(error)
+                assert text.isprintable()
+                assert len(text) < 1000
+                assert "allowed" in text
+            else:
+                taken += 1
+                assert np.isfinite(config.period_s)
+        assert taken < len(EXTREMES) / 2, key
+
+
+def test_names_that_nobody_knows_are_refused_in_one_short_line():
+    for name in ("", "x" * 10**6, "limits.\x1b[2J", "\n"):
+        with pytest.raises(ConfigError) as error:
+            Config({name: [1.0] * 10**6})
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 3000
+
+
+def test_limits_at_which_a_function_of_the_robot_fails_are_refused():
+    for steering in ([0.0, 0.5], [-0.5, 0.0], [-3.0, 3.0]):
+        with pytest.raises(ConfigError, match=r"turning radius|do not suit the robot"):
+            Config({"robot": "bicycle", "limits.steering": steering})

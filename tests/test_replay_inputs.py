@@ -13,10 +13,10 @@ import pytest
 from mpc_banded.cli import main
 from mpc_banded.codegen.build import machine
 from mpc_banded.control.config import Config
+from mpc_banded.control.text import printable
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.offline.replay import Replay
 from mpc_banded.offline.sweep import Request, best_first, heading, sweep
-from mpc_banded.offline.text import printable
 from mpc_banded.offline.tracking import differences, plan_errors, tracking_errors
 
 SMALL = {"robot": "unicycle", "horizon": 5, "dt": 0.1, "controller_frequency": 10.0}

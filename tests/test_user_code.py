@@ -91,6 +91,30 @@ def test_message_whose_read_raises_is_rejected_with_the_error(monkeypatch, error
         assert why.startswith(f"{topic} cannot be read: {error!r} (in sprung, test_user_code.py:")
 
 
+class Unprintable(Exception):
+    def __repr__(self):
+        raise ValueError
+
+
+@pytest.mark.parametrize("error", [*ERRORS, ValueError("x\n\x1b[2J" * 10_000), Unprintable()])
+def test_whatever_raises_in_a_cycle_ends_in_the_fallback_and_is_named(monkeypatch, error):
+    loop, now = driving(monkeypatch, unicycle)
+    monkeypatch.setattr(loop.controller, "step", Trap(None))
+    loop.controller.step.error = error
+    gate = Trap(None)
+    gate.error = error
+    for place, broken in (("the solve failed", loop), ("the cycle failed", None)):
+        if broken is None:
+            loop._gates.insert(0, gate)
+        tick = ticks(loop, now)[-1]
+        assert tick.code is Reason.HOLDING
+        assert tick.command == loop.stop_command()
+        assert place in tick.reason
+        assert tick.reason.isprintable()
+        assert len(tick.reason) < 1000
+        now += 1.0
+
+
 def test_reference_of_the_user_that_raises_ends_in_the_fallback(monkeypatch):
     loop, now = driving(monkeypatch, unicycle)
 

@@ -16,20 +16,27 @@ from typing import Any
 import numpy as np
 
 from mpc_banded.control import parameter_file
+from mpc_banded.control.errors import UserCodeError, user_code
 from mpc_banded.control.parameter_file import ParameterFileError
 from mpc_banded.control.parameters import (
     GENERAL,
+    LARGEST,
     REBUILDING,
     ConfigError,
     Parameters,
     entries_of,
+    shown,
 )
+from mpc_banded.control.text import printable
 from mpc_banded.ocp.transcription import check_scheme
 from mpc_banded.robots import Robot, load_robot
 from mpc_banded.robots.messages import CommandTopic
 from mpc_banded.robots.modules import look_beside
 
 __all__ = ["Config", "ConfigError"]
+
+#: Most characters of an unknown name that are shown.
+LONGEST_NAME = 80
 
 
 class Config:
@@ -54,10 +61,11 @@ class Config:
         self.table = entries_of(self.robot)
         for key in given:
             if key not in self.table:
-                near = difflib.get_close_matches(key, self.table, n=1)
+                name = printable(str(key), LONGEST_NAME)
+                near = difflib.get_close_matches(name, self.table, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {sorted(self.table)}"
                 raise ConfigError(
-                    f"{key} is {given[key]!r}, but robot {self.robot.name!r} has no such "
+                    f"{name} is {shown(given[key])}, but robot {self.robot.name!r} has no such "
                     f"parameter; {hint}"
                 )
         self.values: dict[str, Any] = {
@@ -72,30 +80,41 @@ class Config:
         circles, state = self.parameters.obstacles, self.parameters.simulator.initial_state
         if len(circles) % 3 or (circles and not self.robot.obstacles):
             allowed = "x, y, radius of any number of circles" if self.robot.obstacles else "none"
-            raise ConfigError(f"obstacles is {circles}; allowed are {allowed}")
+            raise ConfigError(f"obstacles is {shown(circles)}; allowed are {allowed}")
         if len(state) not in (0, len(self.robot.states)):
             raise ConfigError(
-                f"simulator.initial_state is {state}; allowed are an empty list and one number "
-                f"for each of {', '.join(self.robot.states)}"
+                f"simulator.initial_state is {shown(state)}; allowed are an empty list "
+                f"and one number for each of {', '.join(self.robot.states)}"
             )
         for name, (lower, upper) in self.parameters.limits.items():
-            if not lower < upper:
+            if not lower < upper or any(LARGEST < abs(x) < math.inf for x in (lower, upper)):
                 raise ConfigError(
                     f"limits.{name} is {[lower, upper]}; allowed are a lower and a greater upper "
-                    f"limit"
+                    f"limit, each infinite or up to {LARGEST:g}"
                 )
-        self._check_stop()
+        self._check_functions()
         try:
             check_scheme(self.transcription, self.parameters.substeps)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def _check_stop(self) -> None:
-        """Refuse limits that exclude the command at which the robot stands."""
-        if self.robot.slow is not None:  # it stands wherever it is
-            return
-        limits = self.parameters.limits
-        for name, stop in self.robot.stop_values(self.parameters.model).items():
+    def _check_functions(self) -> None:
+        """Refuse values with which the robot could not stand, or its own functions fail."""
+        robot, limits, model = self.robot, self.parameters.limits, self.parameters.model
+        try:
+            with user_code("the parameters do not suit the robot"):
+                stops = {} if robot.slow is not None else robot.stop_values(model)
+                radius = (
+                    0.0 if robot.planar is None else robot.planar.turning_radius(limits, model)
+                )
+        except UserCodeError as error:
+            raise ConfigError(str(error)) from error
+        if not radius >= 0.0:
+            raise ConfigError(
+                f"limits and model give a turning radius of {radius:g} m; allowed are those that "
+                "give none below 0"
+            )
+        for name, stop in stops.items():  # a robot with ``slow`` stands wherever it is
             lower, upper = limits.get(name, (-math.inf, math.inf))
             if not lower <= stop <= upper:
                 raise ConfigError(
@@ -122,7 +141,7 @@ class Config:
             entry = self.table.get(key)
             if entry and entry.read_only and entry.checked(key, value) != self.values[key]:
                 raise ConfigError(
-                    f"{key} is {value!r}; it holds from the start on, so allowed is "
+                    f"{key} is {shown(value)}; it holds from the start on, so allowed is "
                     f"{self.values[key]!r}"
                 )
         return Config({**self.values, **updates})
@@ -211,8 +230,8 @@ def _robot(given: Mapping[str, Any]) -> Robot:
         return _variant(robot, chosen)
     except ConfigError:
         raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    except Exception as error:  # ``variant`` is the user's, so it may fail in any way
+        raise ConfigError(str(error) or repr(error)) from error
 
 
 def read_parameter_file(path: Path) -> dict[str, Any]:

@@ -17,6 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpc_banded.control.text import printable
+
+#: Longest reason, in characters: messages name what they have, and may have a lot.
+LONGEST = 500
 #: Folders whose code is not the user's.
 _LIBRARIES = (
     str(Path(__file__).parents[1]),
@@ -54,7 +58,8 @@ class user_code:
     ) -> None:
         """Wrap an exception; SystemExit and KeyboardInterrupt pass."""
         if isinstance(error, Exception) and not isinstance(error, UserCodeError):
-            raise UserCodeError(f"{self._what}: {error!r}{_place(trace)}") from error
+            what = printable(f"{self._what}: {described(error)}", LONGEST)
+            raise UserCodeError(f"{what}{_place(trace)}") from error
 
 
 def reason_for_rejection(take: Callable[..., None], *arguments: Any) -> str | None:
@@ -62,20 +67,26 @@ def reason_for_rejection(take: Callable[..., None], *arguments: Any) -> str | No
     try:
         take(*arguments)
     except (LookupError, UserCodeError, ValueError) as error:
-        return str(error.args[0]) if error.args else repr(error)
+        return printable(str(error.args[0]) if error.args else repr(error), LONGEST)
     except Exception as error:
-        return repr(error)
+        return printable(described(error), LONGEST)
     return None
 
 
+def described(error: BaseException) -> str:
+    """Return the representation of an error, which the user may have written, too."""
+    try:
+        return repr(error)
+    except Exception:
+        return type(error).__name__
+
+
 def _place(trace: TracebackType | None) -> str:
-    """Return the innermost function outside of libraries, as ``(in name, file:line)``."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(trace)
-        if not frame.filename.startswith((*_LIBRARIES, "<"))
-    ]
+    """Return the innermost function of the user, or else of all, as ``(in name, file:line)``."""
+    frames = list(traceback.extract_tb(trace))
     if not frames:
         return ""
-    name, file, line = frames[-1].name, Path(frames[-1].filename).name, frames[-1].lineno
+    theirs = [f for f in frames if not f.filename.startswith((*_LIBRARIES, "<"))]
+    innermost = (theirs or frames)[-1]
+    name, file, line = innermost.name, Path(innermost.filename).name, innermost.lineno
     return f" (in {name}, {file}:{line})"

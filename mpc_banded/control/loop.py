@@ -174,7 +174,8 @@ class ControlLoop:
         """
         instant = self._begin(now_ns, latency_s, deadline_s, iterations)
         try:
-            tick = self._decide(instant)
+            with user_code("the cycle failed"):  # whatever raises, the robot must be told
+                tick = self._decide(instant)
         except UserCodeError as error:
             tick = self._fallback.fall_back(instant, str(error))
         # A robot that moves when its first plan drives it goes on from there.

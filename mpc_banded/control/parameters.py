@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,11 @@ Value = bool | int | float | str | list[float] | list[str]
 SMALLEST, LARGEST = 1e-30, 1e30
 #: Largest count of the solver.
 MOST_ITERATIONS = 1_000_000
+#: Most items of a list, and most characters of a string.
+MOST_ITEMS, LONGEST_STRING = 3000, 500
+#: Shows values in messages, long ones cut.
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlist, _SHOWN.maxstring, _SHOWN.maxother = 12, 80, 80
 #: How keys begin whose values are built into a controller.
 REBUILDING = (
     "horizon", "dt", "transcription", "substeps", "bandwidth", "limits.", "solver."
@@ -38,6 +44,11 @@ class ConfigError(ValueError):
     """A parameter is unknown or has a value that is not allowed."""
 
 
+def shown(value: Any) -> str:
+    """Return a value as messages show it: as Python writes it, cut if it is long."""
+    return _SHOWN.repr(value)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One parameter.
@@ -48,7 +59,7 @@ class Entry:
         unit: SI unit, or empty.
         lower, upper: Range of numbers, and of each item of a list.
         choices: Allowed strings; empty allows any.
-        length: Items of a list; 0 allows any number.
+        length: Items of a list; 0 allows up to MOST_ITEMS.
         read_only: Whether it holds from the start on, and can't be changed while the robot drives.
     """
 
@@ -72,9 +83,12 @@ class Entry:
         """What values are allowed, in words."""
         if self.of_strings:
             return "lists of one or more different names"
-        kind = {bool: "true or false", int: "integers", float: "numbers", str: "strings"}.get(
-            type(self.default), f"lists of {self.length or 'any number of'} numbers"
-        )
+        kind = {
+            bool: "true or false",
+            int: "integers",
+            float: "numbers",
+            str: f"strings of up to {LONGEST_STRING} characters",
+        }.get(type(self.default), f"lists of {self.length or f'up to {MOST_ITEMS}'} numbers")
         if self.choices:
             return "one of " + ", ".join(self.choices)
         if math.isinf(self.lower) and math.isinf(self.upper):
@@ -85,21 +99,27 @@ class Entry:
 
     def checked(self, key: str, value: Any) -> Value:
         """The value in the parameter's type; raises ConfigError naming key, value and allowed."""
-        result = self._converted(value)
+        result = self._converted(value) if self._has_fitting_length(value) else None
         numbers = result if isinstance(result, list) else [result]
         fits = all(
             isinstance(x, (bool, str)) or (x is not None and self.lower <= x <= self.upper)
             for x in numbers
         )
-        if isinstance(result, list) and self.length and len(result) != self.length:
-            fits = False
         if self.of_strings and isinstance(result, list):
             fits = bool(result) and "" not in result and len(set(result)) == len(result)
         if self.choices and result not in self.choices:
             fits = False
         if not fits or result is None:
-            raise ConfigError(f"{key} is {value!r}; allowed are {self.allowed}")
+            raise ConfigError(f"{key} is {shown(value)}; allowed are {self.allowed}")
         return result
+
+    def _has_fitting_length(self, value: Any) -> bool:
+        """Return whether a value is short enough to be looked at, if it has a length."""
+        if not hasattr(value, "__len__"):
+            return True
+        if self.length and not isinstance(value, str):
+            return len(value) == self.length
+        return len(value) <= (LONGEST_STRING if isinstance(value, str) else MOST_ITEMS)
 
     def _converted(self, value: Any) -> Value | None:
         if isinstance(self.default, (bool, str)):
@@ -116,7 +136,10 @@ class Entry:
             return None
         if isinstance(self.default, int):
             return int(value) if isinstance(value, (int, np.integer)) else None
-        return None if math.isnan(value) else float(value)
+        try:
+            return None if math.isnan(value) else float(value)
+        except OverflowError:  # an integer beyond all floats
+            return None
 
 
 def parameter(default: Any, *details: Any, **more: Any) -> Any:

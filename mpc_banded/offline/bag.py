@@ -18,10 +18,10 @@ from typing import Any
 
 from rosbags.typesys.store import Typestore
 
+from mpc_banded.control.text import printable
 from mpc_banded.offline.bag_files import open_file, storage_files
 from mpc_banded.offline.message_types import MessageTypes, UnknownTypeError
 from mpc_banded.offline.storage import BagError, Channel, DamageError, Storage, unpack
-from mpc_banded.offline.text import printable
 
 __all__ = ["Bag", "BagError", "Topic"]
 

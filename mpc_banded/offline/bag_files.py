@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from mpc_banded.control.text import printable
 from mpc_banded.offline.mcap_file import McapFile
 from mpc_banded.offline.sqlite_file import SqliteFile
 from mpc_banded.offline.storage import (
@@ -22,7 +23,6 @@ from mpc_banded.offline.storage import (
     Storage,
     unpack_file,
 )
-from mpc_banded.offline.text import printable
 
 STORAGES = (".mcap", ".db3")
 COMPRESSED = (".zstd", ".zst")

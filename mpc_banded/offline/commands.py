@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mpc_banded.control.config import Config, ConfigError
+from mpc_banded.control.text import printable
 from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.offline import compare, identify_report, sweep
 from mpc_banded.offline.bag import BagError
@@ -29,7 +30,6 @@ from mpc_banded.offline.replay import Replay
 from mpc_banded.offline.report import write_page
 from mpc_banded.offline.results import PAGE, SUMMARY, ResultError, Results, whole_folder
 from mpc_banded.offline.sweep import Request
-from mpc_banded.offline.text import printable
 
 #: Exit status: as expected; different from the reference, and nothing else; refused.
 SAME, DIFFERENT, REFUSED = 0, 1, 2

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mpc_banded.control.config import Config
+from mpc_banded.control.text import printable
 from mpc_banded.offline.identify import Found, combined, drive_and_motion
 from mpc_banded.offline.lag import Drive, Motion, Response
 from mpc_banded.offline.recorded_motion import Recorded
-from mpc_banded.offline.text import printable
 
 from matplotlib import pyplot as plt  # isort: skip  (style.py chooses the backend)
 

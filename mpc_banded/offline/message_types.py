@@ -16,7 +16,7 @@ from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from mpc_banded.offline.text import printable
+from mpc_banded.control.text import printable
 
 IDL_RULE = "=" * 80 + "\n"
 #: Longest definition that is parsed, in characters, and deepest nesting in an IDL.

@@ -14,9 +14,9 @@ import numpy as np
 
 from mpc_banded.control.config import Config
 from mpc_banded.control.state import StateEstimate
+from mpc_banded.control.text import printable
 from mpc_banded.offline.bag import Bag
 from mpc_banded.offline.remarks import Clocks
-from mpc_banded.offline.text import printable
 from mpc_banded.robots.messages import StateTopic, stamp_ns_of
 
 #: Silence that parts a recording, in s: times before and after it are not of one drive.

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mpc_banded.control.record import Cycle
-from mpc_banded.offline.text import printable
+from mpc_banded.control.text import printable
 
 #: Numbers in the reason of a rejection; without them, reasons of one kind can be counted.
 NUMBER = re.compile(r"(?<![\w.])-?\d+(\.\d+)?(e[-+]?\d+)?")

@@ -13,9 +13,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from mpc_banded.control.text import printable
 from mpc_banded.offline.results import Results
 from mpc_banded.offline.style import BLUE, GREEN, GREY, ORANGE, RED, STYLE
-from mpc_banded.offline.text import printable
 from mpc_banded.offline.timeline import Timeline
 from mpc_banded.robots.messages import has_position
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mpc_banded.offline.text import printable
+from mpc_banded.control.text import printable
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -21,11 +21,11 @@ from joblib import Parallel, delayed
 from rich.text import Text
 
 from mpc_banded.control.config import Config
+from mpc_banded.control.text import printable
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.offline.replay import Replay
 from mpc_banded.offline.results import Results
 from mpc_banded.offline.style import BLUE, GREEN, ORANGE, RED, STYLE
-from mpc_banded.offline.text import printable
 from mpc_banded.offline.transforms import Pose
 
 from matplotlib import pyplot as plt  # isort: skip  (style.py chooses the backend)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows text from recordings and files as text, whatever is in it."""
+"""Shows text from outside as text, whatever is in it: from messages, recordings, user errors."""
 
 from __future__ import annotations
 
