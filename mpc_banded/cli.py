@@ -130,7 +130,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _report(file: Path, config: Config, loop: ControlLoop) -> dict[str, Any]:
-    """What a parameter file describes."""
+    """Return what a parameter file describes, as lines."""
     problem, transcription = loop.controller.problem, loop.controller.transcription
     lower, upper = (
         [bound if math.isfinite(bound) else None for bound in bounds.tolist()]  # JSON has no inf

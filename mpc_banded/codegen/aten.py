@@ -45,7 +45,7 @@ class Nodes:
         return value if isinstance(value, np.ndarray) else self.constants(np.asarray(value))
 
     def elementwise(self, operation: str, *operands: Any) -> np.ndarray:
-        """One operation on all entries, with broadcasting."""
+        """Apply one operation to all entries, with broadcasting."""
         arrays = np.broadcast_arrays(*(self.array(operand) for operand in operands))
         flat = [
             self.graph.apply(operation, *map(int, numbers))
@@ -74,7 +74,7 @@ class Nodes:
         return np.expand_dims(result, tuple(axes)) if keepdim else result
 
     def extreme(self, operation: str, a: np.ndarray, dims: Sequence[Any]) -> np.ndarray:
-        """The largest or smallest entry of a whole tensor."""
+        """Return the largest or smallest entry of a whole tensor."""
         if dims:
             raise UnsupportedOperation("max or min over a dimension; use amax or amin")
         return self.reduced(operation, a, None, False)
@@ -85,7 +85,7 @@ class Nodes:
         return self.reduced("add", terms, [-2], False, 0.0)
 
     def filled(self, shape: Any, value: Any) -> np.ndarray:
-        """A new array filled with one value."""
+        """Return a new array filled with one value."""
         return np.full(tuple(shape), int(self.array(value)), dtype=np.int64)
 
     def write(self, a: np.ndarray, b: Any) -> np.ndarray:
@@ -229,7 +229,7 @@ def _index_put(
 
 
 def _below(a: np.ndarray, k: int) -> np.ndarray:
-    """Whether an entry is on or below the k-th diagonal."""
+    """Return whether an entry is on or below the k-th diagonal."""
     row, column = np.ogrid[: a.shape[-2], : a.shape[-1]]
     below: np.ndarray = column - row <= k
     return below

@@ -63,11 +63,11 @@ class Library:
             return ""
 
     def integer(self, name: str) -> int:
-        """The value of ``const int name`` in the source."""
+        """Return the value of ``const int name`` in the source."""
         return ctypes.c_int.in_dll(self._library, name).value
 
     def function(self, name: str, pointers: int) -> Callable[..., None]:
-        """A kernel by name, called with addresses of its arrays, the output last.
+        """Return a kernel by name, called with addresses of its arrays, the output last.
 
         The addresses are not checked, so compare the signature first.
 
@@ -82,7 +82,7 @@ class Library:
 
 
 def c_compiler() -> list[str]:
-    """The command of the C compiler: ``$CC``, or the first of cc, gcc and clang in PATH.
+    """Return the C compiler: ``$CC``, or the first of cc, gcc and clang in PATH.
 
     Raises:
         NoCompiler: None is installed, or not the one that CC names.
@@ -102,7 +102,7 @@ def c_compiler() -> list[str]:
 
 
 def compiler_identity() -> str:
-    """The compiler's command, with size and time of the programs that it names.
+    """Return the compiler's command, with size and time of the programs that it names.
 
     A text that changes when another compiler is chosen or installed. The compiler is not run.
 
@@ -172,7 +172,7 @@ def _kill(leader: subprocess.Popen[str]) -> None:
 
 @functools.cache
 def machine() -> str:
-    """What the bits of compiled results depend on, as one line.
+    """Return what the bits of compiled results depend on, as one line.
 
     For example ``x86_64, Intel(R) Xeon(R) Processor, instructions 3f0c2a91, glibc 2.36, libm
     77d1e0b4``: the architecture, the model of the processor, a digest of its instruction sets,

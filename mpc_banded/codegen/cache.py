@@ -83,7 +83,7 @@ class LibraryCache:
             raise _unusable(folder, error) from error
 
     def library(self, source: str, build: bool = True, started: Started | None = None) -> Library:
-        """The library of a C source, from the cache or built.
+        """Return the library of a C source, from the cache or built.
 
         Args:
             source: The C source.
@@ -123,7 +123,7 @@ class LibraryCache:
             library.path.unlink(missing_ok=True)
 
     def _path(self, made_from: dict[str, str]) -> Path:
-        """Where the library of this compiler lies, or of another if there is no compiler."""
+        """Return where the library of this compiler lies; of any other if there is no compiler."""
         key = _digest(json.dumps(made_from, sort_keys=True).encode())[:32]
         try:
             compiler = _digest(compilers.compiler_identity().encode())[:8]
@@ -149,7 +149,7 @@ class LibraryCache:
             raise _Unsound(f"{path} cannot be loaded ({error})") from error
 
     def stored(self, path: Path) -> Library:
-        """A library that another process has added to the cache.
+        """Return a library that another process has added to the cache.
 
         Raises:
             ValueError: There is none, or it must not or cannot be loaded; the message says why.
@@ -198,7 +198,7 @@ class LibraryCache:
 
     @contextmanager
     def _scratch(self, stem: str) -> Iterator[Path]:
-        """A locked folder for the build of one entry; removes those of interrupted builds.
+        """Lock a folder for the build of one entry; remove those of interrupted builds.
 
         Builders of the same entry take turns; other entries have other locks.
         """
@@ -269,7 +269,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def default_folder() -> Path:
-    """The folder where libraries are kept by default.
+    """Return the folder where libraries are kept by default.
 
     Raises:
         OSError: The user has no home.
@@ -287,7 +287,7 @@ def default_folder() -> Path:
 
 
 def _machine() -> dict[str, str]:
-    """All that a library depends on besides its source and the compiler."""
+    """Return all that a library depends on besides its source and the compiler."""
     flags = " ".join(compilers.FLAGS)
     return {"flags": flags, "torch": torch.__version__, "machine": compilers.machine()}
 
@@ -355,7 +355,7 @@ def _is_private(status: os.stat_result) -> bool:
 
 
 def _is_exchangeable(status: os.stat_result) -> bool:
-    """Whether somebody else than this user and root may rename what lies in a folder."""
+    """Return whether somebody else than this user and root may rename what lies in a folder."""
     if status.st_uid not in (0, os.getuid()):
         return True
     if status.st_mode & stat.S_ISVTX:
@@ -365,7 +365,7 @@ def _is_exchangeable(status: os.stat_result) -> bool:
 
 
 def _is_own_group(number: int) -> bool:
-    """Whether a group is the one that many systems make for each user, of that name."""
+    """Return whether a group is the one that many systems make for each user, of that name."""
     try:
         group, name = grp.getgrgid(number), pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

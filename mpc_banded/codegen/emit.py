@@ -103,7 +103,7 @@ def c_function(
 
 
 def _loop(section: Section, limit: int) -> list[str]:
-    """The statements of a section."""
+    """Return the statements of a section."""
     graph = Graph(limit)
     shapes = [argument.shape for argument in section.arguments]
     results = [numbers.ravel() for numbers in trace(section.function, shapes, graph)]
@@ -166,7 +166,7 @@ def _probed(section: Section, graph: Graph, results: Sequence[np.ndarray]) -> li
 
 
 def _runs(places: np.ndarray) -> list[tuple[int, int, int]]:
-    """Runs of entries with consecutive places: first entry, its place, number of entries."""
+    """Return runs of consecutive places: first entry, its place, number of entries."""
     kept = np.flatnonzero(places >= 0)
     breaks = (np.diff(kept) != 1) | (np.diff(places[kept]) != 1)
     stretches = np.split(kept, np.flatnonzero(breaks) + 1)
@@ -180,7 +180,7 @@ def _places(result: Result, size: int) -> Sequence[int]:
 def _statements(
     graph: Graph, numbers: Sequence[int], probe: tuple[int, int] | None = None
 ) -> list[str]:
-    """A definition for each node; ``probe`` is the position and number of the unit vectors."""
+    """Define each node; ``probe`` is the position and number of the unit vectors."""
     lines = []
     for number in numbers:
         node = graph.nodes[number]

@@ -150,7 +150,7 @@ class Graph:
         return self.apply("div", self.one, result) if exponent < 0.0 else result
 
     def reachable(self, numbers: Sequence[int]) -> list[int]:
-        """The given nodes and all that they depend on, in order."""
+        """Return the given nodes and all that they depend on, in order."""
         needed = set()
         stack = [int(number) for number in numbers]
         while stack:
@@ -181,7 +181,7 @@ class Graph:
 
 
 def _evaluated(operation: str, values: Sequence[Any]) -> float:
-    """One operation on constants; by IEEE 754 where Python would raise an exception."""
+    """Evaluate one operation on constants, by IEEE 754 where Python would raise an exception."""
     if operation == "where":
         return float(values[1] if values[0] else values[2])
     with np.errstate(all="ignore"):

@@ -89,7 +89,7 @@ class _NodeTensor(torch.Tensor):
 
 @functools.cache
 def _decompositions() -> dict[Any, Any]:
-    """Torch's own decompositions of operations; imported late, as few functions need them."""
+    """Return torch's own decompositions, imported late, as few functions need them."""
     from torch._decomp import core_aten_decompositions
 
     return dict(core_aten_decompositions())
@@ -181,7 +181,7 @@ def _check_dtype(dtype: torch.dtype) -> None:
 
 
 def _with_indices(graph: Graph, name: str, args: Any, numbers: Any) -> list[Any]:
-    """Arguments of an indexing operation, its indices as integers or masks, not node numbers."""
+    """Return the arguments of an indexing operation, with integers or masks as its indices."""
     at = 2 if name == "index_select" else 1
     given = [args[at]] if name == "index_select" else args[at]
     indices = [_index_values(graph, index) for index in given]

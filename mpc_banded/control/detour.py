@@ -45,7 +45,7 @@ class Detour:
     def lead(
         self, columns: Mapping[str, np.ndarray], circles: np.ndarray, clearance: float
     ) -> dict[str, np.ndarray]:
-        """The columns of a planar reference, moved to one side of the circles on it.
+        """Return the columns of a planar reference, moved to one side of the circles on it.
 
         Args:
             columns: With x, y, yaw (N + 1,), in m and rad.
@@ -102,7 +102,7 @@ def _offsets(
     lengths: np.ndarray,
     moving: np.ndarray,
 ) -> np.ndarray | None:
-    """The smallest moves along the normals that are clear, (N + 1,); None where there are none."""
+    """Return the smallest clear moves along the normals, (N + 1,); None where there are none."""
     tried = np.arange(0.0, FARTHEST + STEP, STEP)
     at = points + tried[:, None, None] * normals  # (K, N + 1, 2)
     gaps = (
@@ -123,7 +123,7 @@ def _offsets(
 def _retimed(
     moved: np.ndarray, edges: np.ndarray, lengths: np.ndarray, yaw: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """x, y, yaw along the longer way at the speed of the shorter one."""
+    """Return x, y, yaw along the longer way at the speed of the shorter one."""
     longer = np.diff(moved, axis=0)
     turned = np.arctan2(longer[:, 1], longer[:, 0]) - np.arctan2(edges[:, 1], edges[:, 0])
     turned = np.append(np.where(lengths > 1e-6, turned, 0.0), 0.0)

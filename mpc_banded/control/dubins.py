@@ -19,7 +19,7 @@ SPACING = 0.05
 
 
 def dubins_path(start: Pose, goal: Pose, radius: float) -> np.ndarray:
-    """The shortest of the four paths as poses (M, 3): x, y in m, unwrapped yaw in rad.
+    """Return the shortest of the four paths as poses (M, 3): x, y in m, unwrapped yaw in rad.
 
     Args:
         start: x, y in m, yaw in rad.
@@ -62,7 +62,7 @@ def _word(
 
 
 def _arc(pose: np.ndarray, length: float, curvature: float) -> np.ndarray:
-    """Poses along an arc, without its first."""
+    """Return poses along an arc, without its first."""
     s = np.linspace(0.0, length, max(2, math.ceil(length / SPACING) + 1))[1:]
     x, y, yaw = pose
     angles = yaw + curvature * s

@@ -133,7 +133,7 @@ def cut_path(
     base: Base,
     options: CutOptions,
 ) -> list[Leg]:
-    """The legs of a path, at least one.
+    """Return the legs of a path, at least one.
 
     Args:
         points: (M, 2) in m, finite, M >= 1.
@@ -162,7 +162,7 @@ def cut_path(
 def _stretches(
     points: np.ndarray, yaws: np.ndarray | None, base: Base, options: CutOptions
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """The path cut where its direction reverses, and at turns on the spot, which are one point."""
+    """Cut a path where its direction reverses, and at turns on the spot, which are one point."""
     first = _places(points)
     last = np.append(first[1:] - 1, len(points) - 1)
     kept = points[first]
@@ -193,7 +193,7 @@ def _stretches(
 
 
 def _places(points: np.ndarray) -> np.ndarray:
-    """Indices of the first pose at each place, beyond SAME_PLACE from the place before."""
+    """Return indices of the first pose at each place, beyond SAME_PLACE from the place before."""
     first = [0]
     x, y = points[0]
     for k, (next_x, next_y) in enumerate(points.tolist()):
@@ -204,14 +204,14 @@ def _places(points: np.ndarray) -> np.ndarray:
 
 
 def _coarse(points: np.ndarray) -> np.ndarray:
-    """Indices of points about SPACING apart along the path, with both ends."""
+    """Return indices of points about SPACING apart along the path, with both ends."""
     arc = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
     coarse = np.flatnonzero(np.diff(np.floor(arc / SPACING), prepend=-1.0))
     return np.unique(np.append(coarse, len(points) - 1))
 
 
 def _reversals(points: np.ndarray) -> list[int]:
-    """Indices of the points at which the path reverses."""
+    """Return indices of the points at which the path reverses."""
     coarse = _coarse(points)
     edges = np.diff(points[coarse], axis=0)
     sizes = np.hypot(*edges.T)
@@ -225,7 +225,7 @@ def _reversals(points: np.ndarray) -> list[int]:
 
 
 def _flips(points: np.ndarray, yaws: np.ndarray) -> list[int]:
-    """Indices of the points at which the base changes from forwards to backwards, or back."""
+    """Return indices of the points at which the base changes between forwards and backwards."""
     coarse = _coarse(points)
     edges = np.diff(points[coarse], axis=0)
     along = np.cos(yaws[coarse[:-1]] - np.arctan2(edges[:, 1], edges[:, 0]))
@@ -234,7 +234,7 @@ def _flips(points: np.ndarray, yaws: np.ndarray) -> list[int]:
 
 
 def _leg(points: np.ndarray, yaws: np.ndarray | None, base: Base, before: Leg | None) -> Leg:
-    """A stretch with the headings at which the base drives it."""
+    """Return a stretch with the headings at which the base drives it."""
     edges = np.diff(points, axis=0)
     tangents = np.unwrap(np.arctan2(edges[:, 1], edges[:, 0]))
     tangent = np.append(tangents, tangents[-1])
@@ -257,7 +257,7 @@ def _leg(points: np.ndarray, yaws: np.ndarray | None, base: Base, before: Leg | 
 
 
 def _with_turns(legs: list[Leg], base: Base, options: CutOptions) -> list[Leg]:
-    """Turns on the spot where one leg begins otherwise than the one before ended."""
+    """Insert turns on the spot where a leg begins otherwise than the one before ended."""
     if not base.pivots:
         return [leg for leg in legs if not leg.is_turn] or legs
     result: list[Leg] = []
@@ -285,7 +285,7 @@ def _with_final_turn(legs: list[Leg], final_yaw: float | None, base: Base) -> li
 
 
 def goal_legs(start: Pose, goal: Pose, base: Base) -> list[Leg]:
-    """The way from a pose to another: at least one leg."""
+    """Return the way from a pose to another: at least one leg."""
     (x0, y0, yaw0), (x1, y1, yaw1) = start, goal
     ends = np.array([[x0, y0], [x1, y1]])
     distance, turned = math.dist(start[:2], goal[:2]), math.remainder(yaw1 - yaw0, math.tau)

@@ -185,7 +185,7 @@ class ControlLoop:
         return tick
 
     def _decide(self, instant: Instant) -> Tick:
-        """One cycle: the gates, then predict, solve, judge, and drive."""
+        """Run one cycle: the gates, then predict, solve, judge, and drive."""
         for gate in self._gates:
             if tick := gate(instant):
                 return tick

@@ -49,11 +49,11 @@ class Section:
     parameters: yaml.MappingNode
 
     def matches(self, node: str) -> bool:
-        """Whether the section is for the node of this fully qualified name, by rcl's wildcards."""
+        """Return whether the section is for the node of this full name, by rcl's wildcards."""
         return _matches(self.name.split("/")[1:], node.split("/")[1:])
 
     def could_match(self, node: str) -> bool:
-        """Whether it is for a node of this base name, in the root namespace or a named one."""
+        """Return whether it may be for a node of this base name, in any namespace."""
         return self.matches(f"/{node}") or self.name.endswith(f"/{node}")
 
     @property
@@ -206,7 +206,7 @@ def _scalar(path: Path, name: str, node: yaml.Node) -> Scalar:
 
 
 def _matches(pattern: list[str], name: list[str]) -> bool:
-    """Whether tokens of a pattern match: ``*`` stands for one token, ``**`` for any number."""
+    """Return whether tokens of a pattern match: ``*`` matches one token, ``**`` any number."""
     if not pattern or not name:
         return not name and all(token == "**" for token in pattern)
     if pattern[0] == "**":
@@ -215,7 +215,7 @@ def _matches(pattern: list[str], name: list[str]) -> bool:
 
 
 def _written(node: yaml.Node) -> str:
-    """The text of a value, on one line."""
+    """Return the text of a value, on one line."""
     mark, end = node.start_mark, node.end_mark
     return " ".join(str(mark.buffer)[mark.pointer : end.pointer].split()) if mark.buffer else ""
 

@@ -98,7 +98,7 @@ class Entry:
         return f"{kind} from {self.lower:g} to {self.upper:g}"
 
     def checked(self, key: str, value: Any) -> Value:
-        """The value in the parameter's type; raises ConfigError naming key, value and allowed."""
+        """Return the value in the parameter's type; raises ConfigError if it is not allowed."""
         result = self._converted(value) if self._has_fitting_length(value) else None
         numbers = result if isinstance(result, list) else [result]
         fits = all(
@@ -356,7 +356,7 @@ GENERAL: dict[str, Entry] = {
 
 
 def entries_of(robot: Robot) -> dict[str, Entry]:
-    """All parameters of a robot: the general ones and those named after its costs and states."""
+    """Return all parameters of a robot: general ones, and those named after costs and states."""
     table = dict(GENERAL)
     for name, option in robot.options.items():
         default = option.default if isinstance(option.default, str) else list(option.default)

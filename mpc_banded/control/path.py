@@ -98,7 +98,7 @@ class LegReference:
     def columns(
         self, state: Mapping[str, float], times: np.ndarray, now_s: float = 0.0
     ) -> dict[str, np.ndarray]:
-        """x, y, yaw, v and vy (in the base's frame) along the horizon; moves the progress on."""
+        """Move the progress on; return x, y, yaw, v, vy (in the base's frame) ahead."""
         del now_s
         position = np.array([state["x"], state["y"]])
         yaw, v, w = (state.get(name, 0.0) for name in ("yaw", "v", "w"))
@@ -140,7 +140,7 @@ class LegReference:
         }
 
     def ended(self, now_s: float) -> bool:
-        """Whether the base has driven to the end of the path."""
+        """Return whether the base has driven to the end of the path."""
         del now_s
         last = self.legs[-1]
         if self._along is None or self._leg < len(self.legs) - 1:
@@ -212,7 +212,7 @@ class LegReference:
         return places
 
     def _first(self, position: np.ndarray) -> tuple[int, float]:
-        """Where the path passes nearly as close several times, the first time counts."""
+        """Return the first of the places where the path passes nearly as close as anywhere."""
         return self._near(position)[0]
 
     def _advance(self, position: np.ndarray, yaw: float, speed: float) -> None:
@@ -355,7 +355,7 @@ class GoalReference(LegReference):
     def columns(
         self, state: Mapping[str, float], times: np.ndarray, now_s: float = 0.0
     ) -> dict[str, np.ndarray]:
-        """x, y, yaw, v and vy (in the base's frame) along the horizon."""
+        """Return x, y, yaw, v and vy (in the base's frame) along the horizon."""
         if not self._started:
             start = (state.get("x", 0.0), state.get("y", 0.0), state.get("yaw", 0.0))
             self.legs = goal_legs(start, self._goal, self._base)

@@ -181,7 +181,7 @@ class Journal:
 
 
 def solve_metrics(tick: Tick) -> dict[str, float]:
-    """Metrics of a tick that do not depend on how fast the machine is, apart from the deadline."""
+    """Return metrics of a tick; only a deadline makes them depend on the speed of the machine."""
     metrics = {} if math.isinf(tick.state_age_s) else {"state_age_s": tick.state_age_s}
     step = tick.step
     if step is not None:

@@ -82,7 +82,7 @@ class SpeedProfile:
         self._squared = np.maximum(squared, 0.0)
 
     def fastest_at(self, s: float) -> float:
-        """The fastest speed at arc length ``s``, in m/s."""
+        """Return the fastest speed at arc length ``s``, in m/s."""
         return math.sqrt(np.interp(s, self._arc, self._squared))
 
     def travel(self, s: float, speed: float, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +107,7 @@ class SpeedProfile:
 
 
 def turn(angle: float, rate: float, times: np.ndarray, limits: MotionLimits) -> np.ndarray:
-    """How far a turn on the spot by ``angle`` has got at ``times`` (N + 1,), in rad.
+    """Return how far a turn on the spot by ``angle`` has got at ``times`` (N + 1,), in rad.
 
     Args:
         angle: In rad; its sign is the direction.

@@ -132,7 +132,7 @@ class Tracker:
             reference.take_over(before, position)
 
     def _position(self, placed: Reference) -> np.ndarray | None:
-        """The position of the robot in the frame of a reference."""
+        """Return the position of the robot in the frame of a reference."""
         state = self._estimate.state
         if state is None:
             return None
@@ -142,7 +142,7 @@ class Tracker:
         return np.array([values["x"], values["y"]])
 
     def _start(self, pose: Callable[[], Pose] | None) -> Pose | None:
-        """Where the robot is, for the way to a goal; None where that is not known in its frame."""
+        """Return where the robot is, for the way to a goal; None if unknown in its frame."""
         state, planar = self._estimate.state, self._robot.planar
         if state is None or planar is None or pose is not None:
             return None

@@ -2,8 +2,8 @@
 """Symmetric banded matrices: storage, products and Cholesky factors.
 
 A symmetric (n, n) matrix A of half bandwidth b, ``A[i, j] == 0`` for ``|i - j| > b``, is kept as
-the array ``bands`` of shape (b + 1, n) with ``bands[d, j] == A[j + d, j]``: its diagonal, then
-the diagonals below it, each starting at column 0. For n = 5, b = 2::
+the array ``bands`` of shape (b + 1, n) with ``bands[d, j] == A[j + d, j]``: row 0 holds the
+diagonal, row d the d-th diagonal below it, each from column 0 on. For n = 5, b = 2::
 
     a00                          bands[0] = a00 a11 a22 a33 a44
     a10 a11        (symmetric)   bands[1] = a10 a21 a32 a43  0
@@ -11,10 +11,10 @@ the diagonals below it, each starting at column 0. For n = 5, b = 2::
      0  a31 a32 a33
      0   0  a42 a43 a44
 
-The corner cells, right of the matrix, are zero, and b may be n or more. This is LAPACK's lower
-form, and what ``scipy.linalg.solveh_banded(bands, rhs, lower=True)`` takes. LAPACK wants it in
-Fortran order; an array of shape (n, b + 1) in C order, one row per column of A, is just that
-once transposed, ``rows.T``, without a copy.
+The cells in the corner, outside of the matrix, are zero; b may be n or more. This is LAPACK's
+lower form, which ``scipy.linalg.solveh_banded(bands, rhs, lower=True)`` takes. LAPACK expects
+Fortran order: an array ``rows`` (n, b + 1) in C order, one row per column of A, has it without a
+copy as ``rows.T``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _dpbtrf, _dpbtrs = get_lapack_funcs(("pbtrf", "pbtrs"), dtype=np.float64)
 
 
 class NotPositiveDefinite(ArithmeticError):
-    """A matrix without a Cholesky factor.
+    """The matrix has no Cholesky factor.
 
     Attributes:
         index: First row, from 0, at which the factorisation fails: the leading minor of order
@@ -47,7 +47,7 @@ class NotPositiveDefinite(ArithmeticError):
 
 @dataclass(frozen=True)
 class BandedCholesky:
-    """Cholesky factor L of ``A = L L'``; factor once, solve often.
+    """The Cholesky factor L of ``A = L L'``, which solves for many right-hand sides.
 
     Attributes:
         factor: L in lower band storage, (b + 1, n).
@@ -56,10 +56,10 @@ class BandedCholesky:
     factor: np.ndarray
 
     def solve(self, rhs: np.ndarray) -> np.ndarray:
-        """The solution x of ``A x = rhs``, for one or several right-hand sides, (n,) or (n, k)."""
+        """Return the solution x of ``A x = rhs`` for right-hand sides (n,) or (n, k)."""
         rhs = np.asarray(rhs)
         n = self.factor.shape[1]
-        # The wrapper takes a right-hand side of any length, and answers nonsense.
+        # SciPy's wrapper accepts a right-hand side of any length and returns nonsense for it.
         if rhs.ndim not in (1, 2) or rhs.shape[0] != n:
             raise ValueError(f"rhs must have shape ({n},) or ({n}, k), got {rhs.shape}")
         solution, _ = _dpbtrs(self.factor, rhs, lower=1)
@@ -67,12 +67,12 @@ class BandedCholesky:
 
 
 def cholesky(bands: np.ndarray) -> BandedCholesky:
-    """Factors a positive definite matrix in O(n b^2), in float64 (LAPACK dpbtrf).
+    """Factor a positive definite matrix in O(n b^2), in float64 (LAPACK dpbtrf).
 
     ``bands`` (b + 1, n) is left as it is: its one copy is factored in place.
 
     Raises:
-        NotPositiveDefinite: Also if the matrix holds NaN or infinity.
+        NotPositiveDefinite: The matrix is not positive definite, or holds NaN or infinity.
     """
     copy = np.array(bands, dtype=np.float64, order="F")
     factor, info = _dpbtrf(copy, lower=1, overwrite_ab=1)
@@ -86,7 +86,7 @@ def cholesky(bands: np.ndarray) -> BandedCholesky:
 
 
 def matvec(bands: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """The product ``A v`` with a vector (n,), in float64."""
+    """Return the product ``A v`` with a vector (n,), in float64."""
     half_bandwidth, n = len(bands) - 1, bands.shape[1]
     if vector.shape != (n,):
         raise ValueError(f"vector must have shape ({n},), got {vector.shape}")
@@ -94,7 +94,7 @@ def matvec(bands: np.ndarray, vector: np.ndarray) -> np.ndarray:
 
 
 def add_blocks(bands: np.ndarray, blocks: np.ndarray, starts: np.ndarray | None = None) -> None:
-    """Adds small symmetric blocks along the diagonal, in place.
+    """Add small symmetric blocks along the diagonal, in place.
 
     Args:
         bands: (b + 1, n), changed in place.
@@ -117,7 +117,7 @@ def add_blocks(bands: np.ndarray, blocks: np.ndarray, starts: np.ndarray | None 
 
 
 def to_dense(bands: np.ndarray) -> np.ndarray:
-    """The full symmetric matrix (n, n)."""
+    """Return the full symmetric matrix (n, n)."""
     n = bands.shape[1]
     dense = np.zeros((n, n), dtype=bands.dtype)
     for d in range(min(len(bands), n)):
@@ -127,10 +127,10 @@ def to_dense(bands: np.ndarray) -> np.ndarray:
 
 
 def from_dense(matrix: np.ndarray, half_bandwidth: int) -> np.ndarray:
-    """Band storage (b + 1, n) of a symmetric matrix (n, n), of which the lower triangle is read.
+    """Return a symmetric matrix (n, n), of which only the lower triangle is read, in band storage.
 
     Raises:
-        ValueError: If the matrix has entries beyond the half bandwidth.
+        ValueError: The matrix has entries beyond the half bandwidth.
     """
     if np.tril(matrix, -half_bandwidth - 1).any():
         raise ValueError(f"matrix has entries beyond half_bandwidth={half_bandwidth}")

@@ -34,10 +34,10 @@ def check_problem(evaluator: Evaluator, z: np.ndarray, data: StageData, seed: in
     """Compare derivatives and bands with the functions of a problem along random directions.
 
     Args:
-        evaluator: Its transcription, half bandwidth and recovery are checked.
-        z: Trajectory at which they are, (n,).
+        evaluator: Has the transcription, half bandwidth and recovery to check.
+        z: Trajectory at which to check, (n,).
         data: Initial state, parameters and weights.
-        seed: Of the random directions and multipliers.
+        seed: Seed of the random directions and multipliers.
 
     Raises:
         BandwidthError: The Hessian does not fit the half bandwidth.
@@ -53,7 +53,7 @@ def check_problem(evaluator: Evaluator, z: np.ndarray, data: StageData, seed: in
 def _check_band(
     evaluator: Evaluator, z: np.ndarray, data: StageData, generator: torch.Generator
 ) -> None:
-    """Random multipliers let the curvature of every defect and inequality count."""
+    """Compare the bands along a probe, with random multipliers so that every curvature counts."""
     transcription, recovery = evaluator.transcription, evaluator.recovery
     eager = EagerEvaluator(transcription, evaluator.half_bandwidth, recovery)
     point = torch.tensor(z, dtype=torch.float64, requires_grad=True)
@@ -146,7 +146,7 @@ def compare_merit(eager: EagerEvaluator, machine: Evaluator, name: str) -> None:
 def _merits(
     eager: EagerEvaluator, machine: Evaluator, point: Point, data: StageData
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The parts of the merit function of both, (4,) each."""
+    """Return the parts of the merit function of both, (4,) each."""
     arguments = (point.z, point.multipliers, point.mu, data)
     one, other = (np.array(astuple(each.merit(*arguments))) for each in (eager, machine))
     return one, other
@@ -155,7 +155,7 @@ def _merits(
 def _random_point(
     eager: EagerEvaluator, generator: np.random.Generator
 ) -> tuple[Point, StageData]:
-    """A point inside the input bounds; all numbers are positive, as roots and logarithms want."""
+    """Return a point inside the input bounds, of positive numbers as roots and logarithms want."""
     t = eager.transcription
     problem = t.problem
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes a banded Hessian out of a scalar torch function with a few Hessian-vector products.
+"""Recovers the banded Hessian of a scalar torch function from a few Hessian-vector products.
 
-Probing with unit vectors would take n products, most of each known to be zero. A *comb*, a vector
-that is one at every q-th variable, brings many columns in one product; the combs shifted by
-0 .. q-1 bring all of them. *Compress* is to form the products of all probes, one batched backward
-pass; *decompress* is to sort them into the lower band storage of ``banded.py``.
+Probing with unit vectors takes n products, and most entries of each are known to be zero. A
+*comb*, a vector that is one at every q-th variable, yields many columns in one product; the combs
+shifted by 0 .. q-1 yield all of them. To *compress* is to form the products of all probes in one
+batched backward pass; to *decompress* is to sort them into the lower band storage of banded.py.
 
 ==============  =================  ============================================================
 recovery        probes             decompressed by
@@ -15,11 +15,11 @@ phase           2 b + 1            an inverse Fourier transform of each row
 random          2 b + 1 + 4        a least-squares solve for each row
 ==============  =================  ============================================================
 
-(With n for 2 b + 1 or b + 1 where n is less.) No linear scheme can do with fewer than b + 1.
-Direct recovers each entry to its own rounding and is the default. Substitution is for products
-that cost much: its rounding errors add up along a chain, to some tens of eps at n = 10 000, and
-light entries between heavy ones are only as exact as the heavy ones. Phase and random mix the
-entries of a row and save nothing: they are here to be compared with.
+Where n is smaller than 2 b + 1 or b + 1, n probes are enough. No linear scheme needs fewer than
+b + 1. Direct, the default, recovers each entry to its own rounding error. Substitution suits
+products that are expensive: its rounding errors add up along a chain, to some tens of eps at
+n = 10 000, and small entries between large ones are only as exact as the large ones. Phase and
+random mix the entries of a row and save nothing; they are here for comparison.
 
 Only reverse mode is used: forward-mode differentiation keeps its nesting level in a module
 global, so two threads would disturb each other.
@@ -40,7 +40,7 @@ from mpc_banded.ocp.differences import check_function
 
 # Numbers in one batch of vectors; bounds the memory that large problems take.
 _BATCH = 1 << 20
-# Numbers in all Hessian columns that are looked at to measure a half bandwidth.
+# Numbers in all Hessian columns that are examined to measure a half bandwidth.
 _MEASURED = 1 << 27
 _EXTRA_RANDOM_PROBES = 4
 
@@ -49,10 +49,10 @@ class BandwidthError(ValueError):
     """The Hessian reaches beyond the stated half bandwidth.
 
     Attributes:
-        configured: The half bandwidth stated.
-        measured: The half bandwidth found.
-        coupled: Two variables that far apart, whose second derivative is not zero.
-        exact: False if the Hessian was too large to look at every suspicious column, so that
+        configured: The stated half bandwidth.
+        measured: The measured half bandwidth.
+        coupled: Two variables that far apart whose second derivative is not zero.
+        exact: False if the Hessian was too large to examine every suspicious column, so that
             ``measured`` is a lower bound.
     """
 
@@ -79,32 +79,32 @@ def banded_hessian(
     check: bool = True,
     generator: torch.Generator | None = None,
 ) -> np.ndarray:
-    """The Hessian of ``f`` at ``z`` as bands, at the cost of a few gradients.
+    """Return the Hessian of ``f`` at ``z`` as bands, at the cost of a few gradients.
 
-    ``scipy.linalg.solveh_banded(bands, -gradient, lower=True)`` is then the Newton step, where
-    the Hessian is positive definite. A function that is linear or constant has Hessian zero.
+    Where the Hessian is positive definite, the Newton step is
+    ``scipy.linalg.solveh_banded(bands, -gradient, lower=True)``.
 
     Args:
         f: Any twice differentiable torch function of a vector (n,) to a scalar of shape (),
             made of operations that torch can batch (``torch.vmap``).
-        z: Where, (n,), float32 or float64.
-        half_bandwidth: b >= 0, with ``H[i, j] == 0`` for ``|i - j| > b``; n and more are allowed.
+        z: Point (n,), float32 or float64.
+        half_bandwidth: b >= 0, with ``H[i, j] == 0`` for ``|i - j| > b``; it may be n or more.
         recovery: "direct", "substitution", "phase" or "random"; see the module's table.
-        check: Compare the result with the Hessian along one more, random, probe, and the first two
-            derivatives of ``f`` along a random direction with differences.
-        generator: Of the random probes, on the CPU; by default a new one with seed 0, so that
-            the same call has the same result.
+        check: Compare the result with the Hessian along one more probe, a random one, and compare
+            the first two derivatives of ``f`` along a random direction with finite differences.
+        generator: Draws the random probes, on the CPU; by default a new one with seed 0, so that
+            the same call returns the same result.
 
     Returns:
         NumPy array (b + 1, n) of the dtype of ``z`` in lower band storage, Fortran-ordered:
         ``bands[d, j] == H[j + d, j]``, zero in the corner.
 
     Raises:
-        BandwidthError: If ``check`` finds that the Hessian reaches beyond ``half_bandwidth``.
-        WrongDerivative: If ``check`` finds that autograd's derivatives are not those of ``f``, as
-            where a tensor is detached.
-        FloatingPointError: If the Hessian is not finite at ``z``, or if its entries are so far
-            apart in scale that the bands found do not reproduce it.
+        BandwidthError: ``check`` finds that the Hessian reaches beyond ``half_bandwidth``.
+        WrongDerivative: ``check`` finds that autograd's derivatives are not those of ``f``, for
+            example because a tensor is detached.
+        FloatingPointError: The Hessian is not finite at ``z``, or its entries differ so much in
+            scale that the bands do not reproduce it.
     """
     gradient, point = _gradient(f, z)
     generator = generator or torch.Generator().manual_seed(0)
@@ -120,19 +120,19 @@ def banded_hessian(
 
 
 class Comb:
-    """The probes for a band, and the way back from their products to the band.
+    """Probes for a band, and the recovery of the band from their products.
 
-    All index arithmetic is done here, once; use it again for every Hessian of the same shape.
+    The constructor does all index arithmetic once; one comb serves every Hessian of its shape.
 
     Args:
         n: Number of variables.
-        half_bandwidth: Of the Hessian.
+        half_bandwidth: Half bandwidth of the Hessian.
         recovery: "direct", "substitution", "phase" or "random"; see the module's table.
-        dtype: Of the probes.
-        generator: Of the random probes; by default a new one with seed 0.
+        dtype: dtype of the probes.
+        generator: Draws the random probes; by default a new one with seed 0.
 
     Attributes:
-        probes: (p, n), on the CPU.
+        probes: The probes (p, n), on the CPU.
     """
 
     def __init__(
@@ -159,9 +159,9 @@ class Comb:
         self._lower, self._upper = place(row, column), place(column, row)
 
     def decompress(self, products: Tensor | np.ndarray) -> np.ndarray:
-        """Lower band storage (b + 1, n) of the Hessian from its products with the probes (p, n).
+        """Return the Hessian in band storage (b + 1, n) from its products with the probes (p, n).
 
-        Entries off the diagonal are seen in two rows and averaged. The dtype stays.
+        Entries off the diagonal occur in two rows and are averaged. The dtype stays the same.
         """
         products = _array(products)
         table = self._table(products)
@@ -170,16 +170,16 @@ class Comb:
 
 
 def hessian_vector_products(gradient: Tensor, z: Tensor, probes: Tensor) -> Tensor:
-    """Compresses: the product of each probe with the Hessian, by one batched backward pass.
+    """Return the product of each probe with the Hessian, by one batched backward pass.
 
     Args:
-        gradient: Gradient at ``z``, computed with ``create_graph=True``; its graph is kept. (Any
-            other function of ``z`` will do, for products with its Jacobian from the left.)
-        z: (n,).
-        probes: (p, *gradient.shape), of its dtype and device.
+        gradient: Gradient at ``z``, computed with ``create_graph=True``; its graph is kept.
+            With any other function of ``z``, the products are those of its Jacobian from the left.
+        z: Point (n,).
+        probes: Probes (p, *gradient.shape), of the gradient's dtype and device.
 
     Returns:
-        (p, n), detached; zero where the gradient does not depend on ``z``.
+        Products (p, n), detached; zero where the gradient does not depend on ``z``.
     """
     if not gradient.requires_grad:
         return probes.new_zeros(len(probes), z.numel())
@@ -198,25 +198,25 @@ def check_band(
     z: Tensor,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Compares bands with the Hessian along one random probe, at the cost of one product.
+    """Compare bands with the Hessian along one random probe, at the cost of one product.
 
-    Rows are compared to within sqrt(eps) of their own entries and 10 eps of the largest row's: a
-    smaller coupling outside the band counts as zero. An alarm costs more: a direct recovery and
-    those columns of the Hessian that do not fit.
+    Rows may differ by sqrt(eps) of their own entries plus 10 eps of those of the largest row: a
+    smaller coupling outside the band counts as zero. A mismatch costs more: a direct recovery, and
+    the columns of the Hessian that do not fit.
 
     Args:
-        bands: (b + 1, n).
+        bands: Band storage (b + 1, n).
         gradient: Gradient at ``z``, computed with ``create_graph=True``.
-        z: (n,).
-        generator: Of the probe; by default a new one with seed 0.
+        z: Point (n,).
+        generator: Draws the probe; by default a new one with seed 0.
 
     Raises:
-        BandwidthError: With the half bandwidth measured.
-        FloatingPointError: If the Hessian is not finite, or if the bands do not reproduce it
-            although nothing is found outside.
+        BandwidthError: The Hessian is wider than the bands; it tells the measured half bandwidth.
+        FloatingPointError: The Hessian is not finite, or the bands do not reproduce it although
+            no entry is found outside of them.
     """
     generator = generator or torch.Generator().manual_seed(0)
-    # Entries of size 1 to 2 and random sign: nothing is scaled away, no two couplings cancel.
+    # Entries of size 1 to 2 and random sign neither scale an entry away nor let two cancel.
     size, sign = torch.rand(2, z.numel(), generator=generator, dtype=torch.float64)
     probe = torch.where(sign < 0.5, 1 + size, -1 - size).to(z)
     product = hessian_vector_products(gradient, z, probe[None])
@@ -225,8 +225,8 @@ def check_band(
     if (residual <= tolerance).all():
         return
 
-    # Other recoveries smear one coupling over many rows. Now that there is an alarm, a small
-    # part of the tolerance is suspicious: a coupling may show most in another, lighter, row.
+    # Other recoveries smear one coupling over many rows. After a mismatch, a small part of the
+    # tolerance is suspicious: a coupling may show most in another row with smaller entries.
     half_bandwidth = len(bands) - 1
     comb = Comb(z.numel(), half_bandwidth, "direct", z.dtype)
     products = hessian_vector_products(gradient, z, comb.probes.to(z.device))
@@ -246,7 +246,7 @@ def check_band(
 
 
 def _gradient(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of ``f`` with its graph, and the copy of ``z`` that the graph starts from."""
+    """Return the gradient of ``f`` with its graph, and the copy of ``z`` that it starts from."""
     if not isinstance(z, Tensor):
         raise TypeError(f"z must be a torch tensor, got {type(z).__name__}")
     if z.dim() != 1 or z.numel() == 0 or z.dtype not in (torch.float32, torch.float64):
@@ -254,7 +254,7 @@ def _gradient(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]
             "z must be a vector (n,) of float32 or float64 with n at least 1, "
             f"got shape {tuple(z.shape)} of {z.dtype}"
         )
-    # Whatever mode the caller is in: without a graph every Hessian would be zero.
+    # The caller may have disabled gradients; without a graph every Hessian would be zero.
     with torch.inference_mode(False), torch.enable_grad():
         point = z.detach().clone().requires_grad_()
         value = f(point)
@@ -284,7 +284,7 @@ def _array(values: Tensor | np.ndarray) -> np.ndarray:
 
 
 def _residual(bands: np.ndarray, probe: Tensor, product: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """What bands times probe is off the product by, and what it may be off by, (n,) each."""
+    """Return the error of bands times probe, and the error allowed, (n,) each."""
     v, expected = _array(probe), _array(product)[0]
     eps = np.finfo(expected.dtype).eps
     scale = matvec(np.abs(bands), np.abs(v))
@@ -294,9 +294,9 @@ def _residual(bands: np.ndarray, probe: Tensor, product: Tensor) -> tuple[np.nda
 def _widest_coupling(
     gradient: Tensor, z: Tensor, rows: np.ndarray, negligible: np.ndarray
 ) -> tuple[int, int]:
-    """The two variables i <= j farthest apart among those that these rows couple.
+    """Return the two variables i <= j farthest apart among those that these rows couple.
 
-    Each row is summed from both ends inwards until it exceeds what is negligible in it (n,).
+    Each row is summed from both ends inwards until the sum exceeds what is negligible (n,).
     """
     widest = (0, 0)
     size = max(1, _BATCH // z.numel())
@@ -317,7 +317,7 @@ def _widest_coupling(
 
 
 class _Scheme(NamedTuple):
-    """A recovery: ``table(products)`` has the Hessian's entry (i, j) at ``place(i, j)``, flat."""
+    """A recovery; ``table(products)``, flattened, has the entry (i, j) at ``place(i, j)``."""
 
     probes: np.ndarray | Tensor
     table: Callable[[np.ndarray], np.ndarray]
@@ -325,7 +325,7 @@ class _Scheme(NamedTuple):
 
 
 def _direct(n: int, b: int, _: torch.Generator) -> _Scheme:
-    """Combs so wide that no row meets the same one twice (Curtis, Powell and Reid 1974)."""
+    """Use combs so wide that no row meets one twice (Curtis, Powell and Reid 1974)."""
     stride = min(2 * b + 1, n)
     return _Scheme(
         probes=_combs(n, stride),
@@ -335,15 +335,15 @@ def _direct(n: int, b: int, _: torch.Generator) -> _Scheme:
 
 
 def _substitution(n: int, b: int, _: torch.Generator) -> _Scheme:
-    """Combs of stride b + 1, untangled by symmetry (Powell and Toint 1979).
+    """Use combs of stride b + 1, untangled by symmetry (Powell and Toint 1979).
 
     Row i meets its own class ``i % stride`` once, on the diagonal, and any other class twice, to
     the left and to the right. The rows of two classes A < B, in order A, B, A + stride, B +
     stride, ..., form a chain: neighbours share an entry of the Hessian, e_k between the k-th and
     the next, and the k-th observes ``y_k = e_{k-1} + e_k``. So e_k is the alternating sum of the
     observations to the left, or of those to the right. Errors add up like the terms, so each
-    entry is taken from the side where the sum of ``|y|`` is less: light entries do not inherit
-    the rounding errors of heavy ones, which may lie at either end or in the middle.
+    entry is taken from the side where the sum of ``|y|`` is less: small entries do not inherit
+    the rounding errors of large ones, which may lie at either end or in the middle.
     """
     stride = min(b + 1, n)
     low, high = np.triu_indices(stride, 1)
@@ -376,10 +376,10 @@ def _substitution(n: int, b: int, _: torch.Generator) -> _Scheme:
 
 
 def _phase(n: int, b: int, _: torch.Generator) -> _Scheme:
-    """Probes ``exp(2 pi i j k / period)``: the products of a row are its Fourier transform.
+    """Use probes ``exp(2 pi i j k / period)``: products of a row are its Fourier transform.
 
-    The Hessian is real, so half the waves will do, each sent as a cosine and a sine; those of
-    wave 0, and of an even period's last wave, have no sine.
+    The Hessian is real, so half of the waves are enough, each as a cosine and a sine; wave 0 and
+    the last wave of an even period have no sine.
     """
     period = min(2 * b + 1, n)
     waves, sines = period // 2 + 1, (period - 1) // 2
@@ -400,10 +400,10 @@ def _phase(n: int, b: int, _: torch.Generator) -> _Scheme:
 
 
 def _random(n: int, b: int, generator: torch.Generator) -> _Scheme:
-    """Gaussian probes; the band's part of a row solves a small least-squares problem.
+    """Use Gaussian probes; the band's part of a row solves a small least-squares problem.
 
-    As many probes as unknowns would leave some of n = 10 000 rows with a condition number of
-    1e5 (b = 9); four more bring the worst to some 100. At the ends all rows share the outermost
+    With as many probes as unknowns, some of n = 10 000 rows have a condition number of 1e5
+    (b = 9); with four more the worst one is about 100. At both ends all rows share the outermost
     window of columns.
     """
     width = min(2 * b + 1, n)
@@ -412,7 +412,7 @@ def _random(n: int, b: int, generator: torch.Generator) -> _Scheme:
     windows = probes.unfold(1, width, 1).permute(1, 0, 2)  # (n - width + 1, p, width), a view
 
     def table(products: np.ndarray) -> np.ndarray:
-        finite = np.isfinite(products).all(axis=0)  # LAPACK refuses all else
+        finite = np.isfinite(products).all(axis=0)  # LAPACK refuses other values
         rhs = torch.from_numpy(np.where(finite, products, 0).T).to(torch.float64)[:, :, None]
         size = max(1, _BATCH // (len(probes) * width))
         batches = [slice(start, start + size) for start in range(0, n, size)]
@@ -426,12 +426,12 @@ def _random(n: int, b: int, generator: torch.Generator) -> _Scheme:
 
 
 def _combs(n: int, stride: int) -> np.ndarray:
-    """(stride, n): comb c is one at c, c + stride, c + 2 stride, ..."""
+    """Return the combs (stride, n): comb c is one at c, c + stride, c + 2 stride, ..."""
     return (np.arange(n) % stride == np.arange(stride)[:, None]).astype(float)
 
 
 def _sums_after(values: np.ndarray) -> np.ndarray:
-    """At k, the sum of what comes after k, along the last axis; nothing is subtracted."""
+    """Return at k the sum of what comes after k, along the last axis, without subtracting."""
     sums = np.zeros_like(values)
     sums[:, :-1] = np.cumsum(values[:, :0:-1], axis=1)[:, ::-1]
     return sums

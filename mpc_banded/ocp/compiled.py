@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled evaluator: calls of machine code, and how to get at it through the cache."""
+"""The compiled evaluator, which calls machine code, and the functions that build and load it."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class _Inputs:
 
 
 class CompiledEvaluator:
-    """Evaluates a transcription by machine code; see Evaluator. For one thread at a time.
+    """Evaluates a transcription by machine code, for one thread at a time; see Evaluator.
 
     Args:
         transcription: The transcription that was compiled.
-        library: Built from ``kernels.kernel_source`` of it.
+        library: Library built from its ``kernels.kernel_source``.
         half_bandwidth: Half bandwidth of the band storage; 0 takes the derived one.
 
     Raises:
@@ -182,7 +182,7 @@ class CompiledEvaluator:
         return duals
 
     def _live_addresses(self, data: StageData) -> list[int]:
-        """Addresses of weights and parameters, looked up once a solve."""
+        """Return addresses of weights and parameters, looked up once a solve."""
         if data is not self._live[0]:
             names = self._layout.parameter_names
             arrays = (data.factors, *(data.values[name] for name in names))
@@ -211,7 +211,7 @@ class _System(NewtonSystem):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles are plain systems: the address would be that of the original."""
+        """Copy and pickle as a plain system: the address would be that of the original."""
         return NewtonSystem, tuple(getattr(self, f.name) for f in fields(NewtonSystem))
 
     def __getattr__(self, name: str) -> Any:
@@ -236,12 +236,12 @@ def _call(
 def compile_evaluator(
     evaluator: Evaluator, cache: LibraryCache | None = None, build: bool = True
 ) -> CompiledEvaluator:
-    """A compiled evaluator in place of another one, compared with an eager one.
+    """Compile an evaluator to take the place of another one, and compare it with an eager one.
 
     Args:
         evaluator: An evaluator of the transcription to compile.
-        cache: Where libraries are kept; the user's cache if not given.
-        build: Whether to build what the cache does not have.
+        cache: Keeps the libraries; the user's cache if not given.
+        build: Whether to build a library that the cache does not have.
 
     Raises:
         UnsupportedOperation: A function of the problem cannot be compiled.
@@ -258,7 +258,7 @@ def compile_evaluator(
             "can be compiled"
         )
     cache = cache or LibraryCache()
-    # A thread may build while another one evaluates, so nothing is shared with the given one.
+    # One thread may build while another evaluates, so both use evaluators of their own.
     transcription, half_bandwidth = evaluator.transcription, evaluator.half_bandwidth
     eager = EagerEvaluator(transcription, half_bandwidth)
     try:
@@ -290,7 +290,7 @@ def compile_evaluator(
 def load_evaluator(
     evaluator: Evaluator, path: Path, cache: LibraryCache | None = None
 ) -> CompiledEvaluator:
-    """A compiled evaluator by a library that was compared when it was built.
+    """Load a compiled evaluator from a library that was compared when it was built.
 
     Whether the library belongs to the same problem is judged by the merit function at one point,
     which takes a millisecond.
@@ -312,5 +312,5 @@ def load_evaluator(
 
 
 def library_path(evaluator: Evaluator) -> Path | None:
-    """The library that an evaluator calls; None if it calls none."""
+    """Return the library that an evaluator calls; None if it calls none."""
     return evaluator.library.path if isinstance(evaluator, CompiledEvaluator) else None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Receding horizon control: warm start, shift in time, deadline, fallback.
+"""Receding horizon control with warm starts, deadlines and a fallback command.
 
-Each step moves the last plan forward by the time that really passed, solves from there, and
-returns a command that is finite and inside its bounds whatever happens.
+Each step moves the last plan forward by the time that has passed, solves from there, and returns a
+command that is finite and inside its bounds whatever happens.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ class CommandSource(Enum):
 
 @dataclass(frozen=True, eq=False)
 class ControlStep(ComparesArrays):
-    """What one step of the controller decided, and how well it knows.
+    """The decision of one step of the controller, and figures of its solve.
 
     Attributes:
         command: Input to hold until the next step, (nu,); finite and inside the bounds.
-        plan: The optimised trajectory, exactly as it left the solver.
+        plan: The planned trajectory, exactly as the solver returned it.
         status: How the solve ended.
         source: Where the command comes from.
         iterations: Newton iterations taken.
         solve_time_s: Wall time of the step in seconds.
-        kkt_residual: Relative; NaN where nothing was solved.
-        defect_norm: Largest defect of the plan; NaN where nothing was solved.
+        kkt_residual: Relative KKT residual; NaN if nothing was solved.
+        defect_norm: Largest defect of the plan; NaN if nothing was solved.
         cost_terms: Weighted share of each named cost.
         violations: Largest violation of each named inequality and of "state_bounds".
     """
@@ -79,7 +79,7 @@ class RecedingHorizonController:
         problem: What to solve at each step.
         transcription: Finite-difference scheme: euler, midpoint, trapezoid or rk4.
         substeps: Integration steps per interval, for euler and rk4.
-        options: Of the solver.
+        options: Options of the solver.
         fallback_command: Sent when there is no plan, (nu,); zero if not given, moved into the
             bounds.
 
@@ -119,7 +119,7 @@ class RecedingHorizonController:
     def evaluator(self) -> Evaluator:
         """Evaluates the problem; another one of the same transcription can take its place.
 
-        The plan and all that solves have taught are kept.
+        The plan and the warm start are kept.
         """
         return self._solver.evaluator
 
@@ -142,19 +142,19 @@ class RecedingHorizonController:
         self._solver.rescale()
 
     def reset(self) -> None:
-        """Forget the plan and all that solves have taught; the next step starts cold."""
+        """Forget the plan and the warm start; the next step starts cold."""
         self._warm = WarmStart(self.problem)
         self._solver.reset()
 
     def inherit(self, other: RecedingHorizonController) -> None:
-        """Go on from the plan of another controller, resampled in time where the grid differs.
+        """Continue from the plan of another controller, resampled in time if the grid differs.
 
         Args:
-            other: Of the same states and inputs; its horizon, interval, limits, weights and
-                options may be others. It is left as it is.
+            other: A controller with the same states and inputs; its horizon, interval, limits,
+                weights and options may differ. It is not changed.
 
         Raises:
-            ValueError: Its states or inputs are others.
+            ValueError: It has another number of states or inputs.
         """
         mine, its = self.problem, other.problem
         if (mine.nx, mine.nu) != (its.nx, its.nu):
@@ -169,8 +169,8 @@ class RecedingHorizonController:
 
         Raises:
             BandwidthError: The half bandwidth is too small.
-            ValueError: A gradient is not that of the values, or stages are coupled otherwise than
-                the recovery can see.
+            ValueError: A gradient is not that of the values, or a term couples stages in a way
+                that the recovery cannot see.
         """
         # A weight that is zero now may be raised later: its cost's coupling counts.
         weights = {name: weight or 1.0 for name, weight in self._weights.items()}
@@ -183,8 +183,8 @@ class RecedingHorizonController:
     def compile(self, cache: LibraryCache | None = None, *, build: bool = True) -> None:
         """Use machine code from the next step on; the plan and the warm start are kept.
 
-        This takes about a second, less if the cache has the library. What a function closes over
-        is read once, now; values that change later belong into the parameters. See
+        This takes about a second, less if the cache has the library. Variables that a function
+        closes over are read once, now; pass values that change later as parameters. See
         ``compiled.compile_evaluator`` for arguments and errors.
         """
         self.evaluator = compiled.compile_evaluator(self.evaluator, cache, build)
@@ -207,15 +207,15 @@ class RecedingHorizonController:
         deadline_s: float | None = None,
         max_iterations: int | None = None,
     ) -> ControlStep:
-        """The command for the measured state.
+        """Return the command for the measured state.
 
         Args:
             state: Measured state, (nx,). A non-finite one gives Status.NON_FINITE.
             parameters: Name -> value of one stage, or of all (horizon + 1, ...).
             elapsed_s: Time since the last step in seconds; dt if not given.
             deadline_s: Seconds from now after which no further iteration is begun.
-            max_iterations: Fewer Newton iterations than the solver's options allow, to repeat what
-                a deadline once cut off.
+            max_iterations: Largest number of Newton iterations, up to that of the solver's
+                options, to repeat a solve that a deadline cut off.
 
         Raises:
             ValueError: A shape or a parameter is wrong.
@@ -294,7 +294,7 @@ class RecedingHorizonController:
         )
 
     def _cold(self, data: StageData) -> np.ndarray:
-        """Where the fallback command leads, with a little noise on it, the same each time.
+        """Return where the fallback command leads, with a little noise that is always the same.
 
         Doing nothing can be a stationary point that is no minimum (a pendulum hanging at rest,
         an obstacle dead ahead), and Newton's method would stay there.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares first and second derivatives by autograd with differences of what they derive.
+"""Compares first and second derivatives by autograd with finite differences.
 
-Autograd cannot see that a derivative is wrong: a detached tensor, a function that leaves the graph
-or a custom backward without a second derivative all give zeros without a word. Differences see it.
+Autograd cannot tell that a derivative is wrong: a detached tensor, a function that leaves the
+graph and a custom backward without a second derivative give zeros silently. Differences reveal
+them.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Values (m,) at a distance () along some direction.
+#: Returns values (m,) at a distance () along some direction.
 Curve = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """Steps of differences, and what they are accurate to.
+    """Steps of the differences, and the errors that they may have.
 
     Attributes:
-        usual: Central differences over these are tried first.
-        ladder: Steps tried where none of the usual ones agrees.
-        relative: Relative error to allow.
-        absolute: Error to allow, relative to 1 + the value.
+        usual: Steps of the central differences that are tried first.
+        ladder: Steps to try where none of the usual ones agrees.
+        relative: Relative error allowed.
+        absolute: Error allowed, relative to 1 + the value.
     """
 
     usual: tuple[float, ...]
@@ -42,7 +43,7 @@ _STEPS = {
 
 
 class WrongDerivative(ValueError):
-    """A derivative is not the one of its function; the message says of which."""
+    """A derivative by autograd is not that of its function; the message names the function."""
 
 
 def check_derivatives(
@@ -50,13 +51,13 @@ def check_derivatives(
 ) -> None:
     """Compare the derivatives of a curve at 0 with differences.
 
-    Second derivatives are compared all at once, in a sum, and one by one only where the sum is
-    wrong: each comparison takes several backward passes.
+    Second derivatives are compared as a sum first, and one by one only if the sum is wrong,
+    because each comparison takes several backward passes.
 
     Args:
         names: Name of each of the m values.
         curve: Values along a random direction.
-        dtype: Its dtype, float32 or float64.
+        dtype: dtype of the values, float32 or float64.
 
     Raises:
         WrongDerivative: A first derivative is not that of the values, or a second one is not that
@@ -64,7 +65,7 @@ def check_derivatives(
     """
     with torch.inference_mode(False), torch.enable_grad():
         slopes, sizes = _check_first(names, curve, dtype)
-        # Weighted alike, so that no heavy term hides a light one.
+        # All terms get about the same size, so that no large one hides a small one.
         weights = torch.as_tensor(1.0 / (1e-9 + sizes + np.abs(slopes)), dtype=dtype)
         if _second(curve, weights, dtype) is None:
             return
@@ -73,7 +74,7 @@ def check_derivatives(
             if wrong is not None:
                 raise WrongDerivative(
                     f"the second derivative of {name} is not that of its gradient: "
-                    f"{wrong.told:.4g} along a random direction, {wrong.found:.4g} by "
+                    f"{wrong.claimed:.4g} along a random direction, {wrong.found:.4g} by "
                     "differences; look for once_differentiable, or detach inside a backward"
                 )
 
@@ -94,7 +95,7 @@ def check_function(f: Callable[[Tensor], Tensor], z: Tensor) -> None:
 def _check_first(
     names: Sequence[str], curve: Curve, dtype: torch.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first derivatives, and the sizes of the values, (m,) each."""
+    """Return the first derivatives, and the sizes of the values, (m,) each."""
 
     def values(step: float) -> np.ndarray:
         with torch.no_grad():
@@ -102,15 +103,15 @@ def _check_first(
 
     at = torch.zeros((), dtype=dtype, requires_grad=True)
     here = curve(at)
-    told = _array(torch.stack([_slope(value, at) for value in here]))
-    wrong = _disagreement(values, _array(here), told, _STEPS[dtype])
+    claimed = _array(torch.stack([_slope(value, at) for value in here]))
+    wrong = _disagreement(values, _array(here), claimed, _STEPS[dtype])
     if wrong is not None:
         raise WrongDerivative(
-            f"the gradient of {names[wrong.index]} is not that of its values: {wrong.told:.4g} "
+            f"the gradient of {names[wrong.index]} is not that of its values: {wrong.claimed:.4g} "
             f"along a random direction, {wrong.found:.4g} by differences; look for detach, item, "
             "numpy or no_grad inside the function"
         )
-    return told, np.abs(_array(here))
+    return claimed, np.abs(_array(here))
 
 
 def _second(curve: Curve, weights: Tensor, dtype: torch.dtype) -> _Disagreement | None:
@@ -124,8 +125,8 @@ def _second(curve: Curve, weights: Tensor, dtype: torch.dtype) -> _Disagreement 
 
     at = torch.zeros((), dtype=dtype, requires_grad=True)
     slope = first(at)
-    told = _slope(slope, at)
-    return _disagreement(moved, _array(slope[None]), _array(told[None]), _STEPS[dtype])
+    claimed = _slope(slope, at)
+    return _disagreement(moved, _array(slope[None]), _array(claimed[None]), _STEPS[dtype])
 
 
 def _slope(value: Tensor, step: Tensor) -> Tensor:
@@ -143,42 +144,42 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Disagreement:
-    """Which derivative is wrong, what autograd has told and what differences have found."""
+    """A wrong derivative: its index, its value by autograd, and its value by differences."""
 
     index: int
-    told: float
+    claimed: float
     found: float
 
 
-# What is not finite is not judged here.
+# Values that are not finite are not judged here.
 @np.errstate(over="ignore", invalid="ignore")
 def _disagreement(
-    values: Callable[[float], np.ndarray], here: np.ndarray, told: np.ndarray, steps: _Steps
+    values: Callable[[float], np.ndarray], here: np.ndarray, claimed: np.ndarray, steps: _Steps
 ) -> _Disagreement | None:
-    """The first derivative that differences contradict.
+    """Return the first derivative that differences contradict.
 
     Args:
         values: Values (m,) at a step.
         here: Values at 0, (m,).
-        told: Their derivatives at 0, (m,).
+        claimed: Their derivatives at 0 by autograd, (m,).
         steps: Steps to try.
     """
     floor = steps.absolute * (1.0 + np.abs(here))
 
     def exceeds(error: np.ndarray, found: np.ndarray) -> np.ndarray:
-        result: np.ndarray = ~(error <= steps.relative * (np.abs(told) + np.abs(found)) + floor)
+        result: np.ndarray = ~(error <= steps.relative * (np.abs(claimed) + np.abs(found)) + floor)
         return result
 
-    # The smallest error counts: a step may cross a kink, or be lost in rounding.
+    # The smallest error counts, because a step may cross a kink or be lost in rounding.
     doubt = np.ones(here.shape, dtype=bool)
     for h in steps.usual:
         found = (values(h) - values(-h)) / (2.0 * h)
-        doubt &= exceeds(np.abs(told - found), found)
+        doubt &= exceeds(np.abs(claimed - found), found)
     if not doubt.any():
         return None
-    # A stiff function bends within the usual steps. A step tells most where differences to both
-    # sides, and those of the step before, are closest. At a kink they never meet, and any slope
-    # between them is right.
+    # A stiff function bends within the usual steps. The best step is the one whose differences to
+    # both sides, and that of the step before, are closest. At a kink the two sides never agree,
+    # and any slope between them is right.
     spread, low, high = (np.full(here.shape, np.inf) for _ in range(3))
     last = np.full(here.shape, np.inf)
     for h in steps.ladder:
@@ -189,12 +190,12 @@ def _disagreement(
         low[closer] = np.minimum(ahead, behind)[closer]
         high[closer] = np.maximum(ahead, behind)[closer]
         last = 0.5 * (ahead + behind)
-    judged = np.isfinite(spread) & np.isfinite(told)
+    judged = np.isfinite(spread) & np.isfinite(claimed)
     low, high, spread = (np.where(judged, each, 0.0) for each in (low, high, spread))
     found = 0.5 * (low + high)
-    beyond = np.maximum(low - told, told - high) - 2.0 * spread
+    beyond = np.maximum(low - claimed, claimed - high) - 2.0 * spread
     wrong = np.flatnonzero(doubt & judged & exceeds(beyond, found))
     if not wrong.size:
         return None
     i = int(wrong[0])
-    return _Disagreement(i, float(told[i]), float(found[i]))
+    return _Disagreement(i, float(claimed[i]), float(found[i]))

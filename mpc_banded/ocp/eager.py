@@ -82,7 +82,7 @@ class EagerEvaluator:
         inside: list[Tensor] = []
 
         def of_inequalities(h: Tensor) -> Tensor:
-            """The multipliers of the inequalities, from duals that are safe at this point."""
+            """Return the multipliers of the inequalities, from duals limited at this point."""
             rows, distances = self._distances(point.z, h, mu)
             safe = self.barrier.safeguarded(duals, distances, mu)
             inside[:] = rows, distances, safe
@@ -144,7 +144,7 @@ class EagerEvaluator:
         return mu / distances.numpy()
 
     def _distances(self, z: np.ndarray, h: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (N, r) and distances (N, 2 nu + 2 r) at ``z`` with its inequalities (N, m)."""
+        """Return rows (N, r), distances (N, 2 nu + 2 r) at ``z`` with its inequalities (N, m)."""
         problem = self.transcription.problem
         stages = torch.from_numpy(z).reshape(problem.horizon, self.transcription.block)
         rows = self.barrier.row_values(stages[:, problem.nu :], h)
@@ -181,7 +181,7 @@ class EagerEvaluator:
         penalty: float,
         inequality_multipliers: Tensor,
     ) -> np.ndarray:
-        """The bands (b + 1, n) of ``H_L + rho J'J`` at z (n,), without the barrier's curvature."""
+        """Return the bands (b + 1, n) of ``H_L + rho J'J`` at z (n,), without the barrier's."""
         lagrangian = _Lagrangian(multipliers, penalty, lambda _: inequality_multipliers)
         return self._derive(z, data, lagrangian).bands
 
@@ -307,7 +307,7 @@ def _scalar(value: float) -> Tensor:
 
 
 def _stage_probes(transcription: Transcription) -> tuple[Tensor, ...]:
-    """Probes of the replicas: each picks one column of the slope, defects or inequalities.
+    """Return one probe a replica: each picks a column of the slope, defects or inequalities.
 
     Returns:
         Probes (replicas, N, columns) of the three: one at the column picked and zero elsewhere.
@@ -324,7 +324,7 @@ def _stage_probes(transcription: Transcription) -> tuple[Tensor, ...]:
 
 
 def _overlapped(blocks: np.ndarray, overlap: int, half_bandwidth: int) -> np.ndarray:
-    """The sum of blocks (N, m, m) along the diagonal, each overlapping the next.
+    """Return the sum of blocks (N, m, m) along the diagonal, each overlapping the next.
 
     Returns lower band storage (b + 1, N (m - overlap)), without the first ``overlap`` columns.
     """
@@ -341,7 +341,7 @@ def _overlapped(blocks: np.ndarray, overlap: int, half_bandwidth: int) -> np.nda
 
 
 def _defect_rows(transcription: Transcription) -> Tensor:
-    """Combs of rows of the defects, (2 nx, N, nx): one state of every second interval each."""
+    """Return combs of rows of the defects, (2 nx, N, nx): one state of every second interval."""
     nx, horizon = transcription.problem.nx, transcription.problem.horizon
     rows = torch.zeros(2, nx, horizon, nx, dtype=torch.float64)
     for parity in range(2):

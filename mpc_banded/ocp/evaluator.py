@@ -35,7 +35,7 @@ class Merit:
     defects: float
 
     def value(self, penalty: float) -> float:
-        """The merit function with a penalty on the defects."""
+        """Return the merit function with a penalty on the defects."""
         return self.cost + self.barrier + self.dynamics + penalty * self.defects
 
 
@@ -59,12 +59,12 @@ class Evaluator(Protocol):
         """How the Hessian is found; one of ``eager.RECOVERIES``."""
 
     def system(self, point: Point, data: StageData, penalty: float) -> NewtonSystem:
-        """The Newton system at a point, with the penalty rho of its matrix."""
+        """Return the Newton system at a point, with the penalty rho of its matrix."""
 
     def newton_step(
         self, system: NewtonSystem, penalty: float, shift: float, accuracy: float
     ) -> NewtonStep:
-        """The Newton step from a system that this evaluator has made.
+        """Return the Newton step from a system that this evaluator has made.
 
         Args:
             system: The Newton system.
@@ -77,18 +77,18 @@ class Evaluator(Protocol):
         """
 
     def merit(self, z: np.ndarray, multipliers: np.ndarray, mu: float, data: StageData) -> Merit:
-        """The merit function at a trajectory z (n,), with multipliers (N, nx)."""
+        """Return the merit function at a trajectory z (n,), with multipliers (N, nx)."""
 
     def central_duals(self, z: np.ndarray, mu: float, data: StageData) -> np.ndarray:
-        """The duals ``mu / distance`` of a cold start at z (n,), as ``Point.duals``."""
+        """Return the duals ``mu / distance`` of a cold start at z (n,), as ``Point.duals``."""
 
     def rollout(self, inputs: np.ndarray, data: StageData) -> np.ndarray:
-        """The states (N + 1, nx) that inputs (N, nu) lead to; see Transcription.predicted."""
+        """Return the states (N + 1, nx) after inputs (N, nu); see Transcription.predicted."""
 
     def dynamics(
         self, x: np.ndarray, u: np.ndarray, values: Mapping[str, np.ndarray]
     ) -> np.ndarray:
-        """The rate (nx,) of a state (nx,) under an input (nu,).
+        """Return the rate (nx,) of a state (nx,) under an input (nu,).
 
         Args:
             x: State.

@@ -3,9 +3,9 @@
 
 A kernel is a list of sections (codegen): each applies one function of ``stage.py`` to all stages,
 or to the last, and adds its results at the places of ``layout.py``, so that the blocks of stages
-add up where they overlap in the band. The second derivatives of a stage have code for each entry
-of their own; where that would be long, one product with a probe is compiled and evaluated for all
-probes in a loop. The Newton step is the same for every problem but for its sizes: newton.c.
+add up where they overlap in the band. Each entry of a stage's second derivatives has code of its
+own; where that would be long, the product with one probe is compiled and evaluated for all probes
+in a loop. The Newton step, newton.c, differs between problems only in its sizes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LANES = 8
 def kernel_source(
     transcription: Transcription, half_bandwidth: int = 0, limit: int = LONGEST
 ) -> str:
-    """The C source of all kernels.
+    """Return the C source of all kernels.
 
     Args:
         transcription: The transcription to compile.
@@ -51,7 +51,7 @@ def kernel_source(
 
 
 class _Inputs:
-    """Where the functions of a stage find their arguments among the arrays that a kernel reads.
+    """Finds the arguments of a stage's functions in the arrays that a kernel reads.
 
     Args:
         transcription: The transcription that is compiled.
@@ -66,20 +66,20 @@ class _Inputs:
         self._barrier, self._layout = barrier, layout
 
     def window(self) -> Argument:
-        """(x_k, u_k, x_{k+1})."""
+        """Return (x_k, u_k, x_{k+1})."""
         return Argument("w", (self._layout.width,), self._transcription.block)
 
     def duals(self) -> tuple[Argument, Argument]:
-        """The multipliers of the dynamics, and the duals of the inequalities."""
+        """Return the multipliers of the dynamics, and the duals of the inequalities."""
         nx, width = self._problem.nx, self._barrier.width
         return Argument("multipliers", (nx,), nx), Argument("duals", (width,), width)
 
     def weights(self) -> Argument:
-        """The weights of the named costs."""
+        """Return the weights of the named costs."""
         return Argument("weights", (len(self._problem.cost_names),))
 
     def parameters(self, first: int) -> tuple[Argument, ...]:
-        """The parameters at stage ``first + k``."""
+        """Return the parameters at stage ``first + k``."""
         shapes = [self._problem.parameters[name] for name in self._layout.parameter_names]
         return tuple(
             Argument(f"p{i}", shape, prod(shape), first * prod(shape))
@@ -87,15 +87,15 @@ class _Inputs:
         )
 
     def of_stage(self) -> tuple[Argument, ...]:
-        """The weights and the parameters at both ends of the interval."""
+        """Return the weights and the parameters at both ends of the interval."""
         return (self.weights(), *self.parameters(0), *self.parameters(1))
 
     def of_slope(self) -> tuple[Argument, ...]:
-        """What the gradient of a stage's Lagrangian depends on."""
+        """Return what the gradient of a stage's Lagrangian depends on."""
         return (self.window(), *self.duals(), _MU, *self.of_stage())
 
     def of_last_stage(self) -> tuple[Argument, ...]:
-        """What the terminal costs depend on."""
+        """Return what the terminal costs depend on."""
         p = self._problem
         return (
             Argument("w", (p.nx,), 0, p.horizon * self._transcription.block),
@@ -115,7 +115,7 @@ class _Kernels:
         self._inputs = _Inputs(transcription, self._barrier, self._layout)
 
     def source(self) -> str:
-        """The C source of all kernels."""
+        """Return the C source of all kernels."""
         layout, live = self._layout, self._layout.live
         function = functools.partial(emit.c_function, limit=self._limit)
         functions = [
@@ -158,7 +158,7 @@ class _Kernels:
     # The Newton system
 
     def _system_parts(self) -> list[Section | str]:
-        """Sections of the Newton system, with second derivatives written out or probed."""
+        """Return sections of the Newton system, with second derivatives written out or probed."""
         graph = Graph(self._limit)
         products = self._hessian_products()
         shapes = [argument.shape for argument in products.arguments]
@@ -223,7 +223,7 @@ class _Kernels:
         )
 
     def _constant_jacobian(self) -> list[Section]:
-        """The other columns of the defects' Jacobian, which do not depend on w."""
+        """Return the other columns of the defects' Jacobian, which do not depend on w."""
         straight = [entry for entry in range(self._layout.width) if entry not in self._curved]
         if not straight:
             return []

@@ -40,7 +40,7 @@ class Field:
         self.end = self.begin + prod(shape)
 
     def of(self, out: np.ndarray) -> np.ndarray:
-        """The part of an output array, as a view."""
+        """Return this part of an output array, as a view."""
         return out[self.begin : self.end].reshape(self.shape)
 
 
@@ -154,7 +154,7 @@ class KernelLayout:
         return lines + self.system.defines("O_") + self.step.defines("S_")
 
     def lower_triangle(self, size: int) -> tuple[int, ...]:
-        """Places of the entries of a block (size, size) in the rows of the band storage.
+        """Return places of the entries of a block (size, size) in the rows of the band storage.
 
         Only the lower triangle is kept; other entries have place -1.
         """
@@ -163,7 +163,7 @@ class KernelLayout:
         return tuple(np.where(kept, j * self.band + i - j, -1).tolist())
 
     def hessian_products(self, curved: tuple[int, ...], count: int) -> tuple[int, ...]:
-        """Places in the band of products (width, count) of the Hessian with probes.
+        """Return places in the band of products (width, count) of the Hessian with probes.
 
         The Hessian is symmetric, so the products of one entry are a column of the band.
 
@@ -177,7 +177,7 @@ class KernelLayout:
         return tuple(np.where(kept, column * self.band + row - column, -1).tolist())
 
     def jacobian_columns(self, columns: list[int], count: int) -> tuple[int, ...]:
-        """Places of products (nx, count) that are columns of the defects' Jacobian."""
+        """Return places of products (nx, count) that are columns of the defects' Jacobian."""
         nx = self._problem.nx
         places = np.full((nx, count), -1)
         places[:, : len(columns)] = np.arange(nx)[:, None] * self.width + np.array(

@@ -1,20 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What a Newton step does beside the functions of the problem: the machine code of newton.py.
- * layout.py puts the sizes in front:
+ * The Newton step of newton.py in C: all of it that does not depend on the functions of the
+ * problem. layout.py writes macros with the sizes in front of this file:
  *
  *   N, NX, NU       stages, states, inputs
  *   BAND            rows of the band storage
  *   COSTS           named costs
- *   O_...           where each part of a Newton system lies in its array
- *   S_...           where each part of a step lies in its array
+ *   O_...           offset of each part of a Newton system in its array
+ *   S_...           offset of each part of a step in its array
  *   SWEEPS          multiplier sweeps with one factor
  *
- * Names that others see begin with newton_: the C library has an advance() of its own, which would be
+ * Exported names begin with newton_: the C library has an advance() of its own, which would be
  * called in place of ours.
  *
- * Stage k sees a window of z: (x_k, u_k, x_{k+1}), after the one before has eliminated what lies
- * ahead of x_k. Columns are padded to whole vectors, so loops over rows have no remainder.
+ * The factorisation works in windows of z: stage k has (x_k, u_k, x_{k+1}), after the stages before
+ * it have eliminated all unknowns ahead of x_k. Columns are padded to whole vectors, so loops over
+ * rows have no remainder.
  */
 
 #define BLOCK (NU + NX)
@@ -77,7 +78,7 @@ static inline double dot(const double *a, const double *b, int first)
     return total(sum);
 }
 
-/* Adds rho J'J to the band, stage by stage: for systems whose second derivatives are probed. */
+/* Adds rho J'J to the band, stage by stage, for systems whose Hessian was found by probes. */
 static void add_squared_jacobian(double *out, double rho)
 {
     enum { GROUPS = (NX + 3) / 4 };
@@ -112,7 +113,7 @@ static void add_squared_jacobian(double *out, double rho)
     }
 }
 
-/* The norms of a Newton system, once all sections have added to it. */
+/* Computes the norms of a Newton system, once all sections have added to it. */
 static void summarise(double *out)
 {
     double *gradient = out + O_GRADIENT;
@@ -143,7 +144,7 @@ static void summarise(double *out)
     summary[3] = total(nothing) + rest; /* NaN if anything in the band is not finite */
 }
 
-/* Factors the first columns of a window of some rows; returns the first that fails, or -1. */
+/* Factors the first columns of a window; returns the first one whose pivot fails, or -1. */
 static inline int eliminate(double *window, double *inverse, int columns, int rows)
 {
     for (int first = 0; first < columns; first += 4) {
@@ -174,19 +175,20 @@ static inline int eliminate(double *window, double *inverse, int columns, int ro
     return -1;
 }
 
-/* Cholesky factor of the shifted Newton matrix, stage by stage. Scalars are mu, rho, shift and
- * accuracy; failed becomes the unknown at which the matrix is not positive definite, or -1. */
+/* Computes the Cholesky factor of the shifted Newton matrix, stage by stage. The scalars are mu,
+ * rho, shift and accuracy; failed becomes the unknown at which the matrix is not positive definite,
+ * or -1. */
 void newton_factor(const double *system, const double *scalars, double *workspace, double *failed)
 {
     double *window = workspace + W_WINDOW;
     memset(window, 0, WIDTH * COLUMN * sizeof *window);
-    for (int j = 0; j < NX; ++j) /* x_0 stands aside */
+    for (int j = 0; j < NX; ++j) /* x_0 is known: an identity */
         window[j * COLUMN + j] = 1;
     for (int k = 0; k <= N; ++k) {
         const int start = k * BLOCK - NX, columns = k < N ? BLOCK : NX, rows = k < N ? WIDTH : NX;
         for (int j = k ? 0 : NX; j < rows; ++j) {
             const double *bands = system + O_BANDS + (start + j) * BAND;
-            /* The rest of x_k comes from the window before. */
+            /* What remains of x_k comes from the window before. */
             const int first = j < NX ? NX : j, last = j + BAND < rows ? j + BAND : rows;
             double *column = window + j * COLUMN;
             for (int i = first; i < last; ++i)
@@ -211,7 +213,7 @@ void newton_factor(const double *system, const double *scalars, double *workspac
     *failed = -1;
 }
 
-/* Solves with the factor, in place: x (NX + n and what a window reads beyond), x_0 in front. */
+/* Solves with the factor, in place. x has x_0 in front and room for what a window reads beyond. */
 static void solve(const double *workspace, double *x)
 {
     for (int k = 0; k <= N; ++k) {
@@ -232,7 +234,7 @@ static void solve(const double *workspace, double *x)
     }
 }
 
-/* Multiplier sweeps with the factor, see newton.py: step, multipliers and slopes into out. */
+/* Runs the multiplier sweeps of newton.py with the factor; writes step, multipliers and slopes. */
 void newton_sweep(
     const double *system, const double *multipliers, const double *scalars, double *workspace,
     double *restrict out)
@@ -294,10 +296,10 @@ void newton_sweep(
     summary[3] = 0.5 * squared;
 }
 
-/* How far the step may go, and the duals after it: Barrier.advance at each stage. */
+/* Computes the longest step length and the duals after the step: Barrier.advance at each stage. */
 void newton_bounds(const double *system, const double *scalars, const double *step, double *out);
 
-/* All of a step; a NaN of the system ends it like a matrix that is not positive definite. */
+/* Computes a step; NaN in the system is reported like a matrix that is not positive definite. */
 void newton_step(
     const double *system, const double *multipliers, const double *scalars, double *workspace,
     double *out)

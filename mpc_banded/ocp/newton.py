@@ -117,7 +117,14 @@ def summary(
     dynamics_gradient: np.ndarray,
     defects: np.ndarray,
 ) -> tuple[float, float]:
-    """KKT residual, relative to 1 + |gradient of the costs or barrier|, and largest defect."""
+    """Return the KKT residual relative to 1 + |gradient|, and the largest defect.
+
+    Args:
+        cost_gradient: Gradient of the costs, (n,).
+        barrier_gradient: Gradient of the barrier terms, (n,).
+        dynamics_gradient: ``J' lambda``, (n,).
+        defects: Defects of the dynamics, (N, nx).
+    """
     residual = np.abs(cost_gradient + barrier_gradient + dynamics_gradient).max()
     size = max(np.abs(cost_gradient).max(), np.abs(barrier_gradient).max())
     return float(residual / (1.0 + size)), float(np.abs(defects).max())
@@ -171,7 +178,7 @@ def newton_step(
 
 
 def product(jacobian: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """``J s``, (N, nx), of the defects' Jacobian and a step (n,)."""
+    """Return ``J s``, (N, nx), of the defects' Jacobian and a step (n,)."""
     _, nx, width = jacobian.shape
     padded = np.concatenate([np.zeros(nx), step])
     windows = np.lib.stride_tricks.sliding_window_view(padded, width)[:: width - nx]
@@ -180,7 +187,7 @@ def product(jacobian: np.ndarray, step: np.ndarray) -> np.ndarray:
 
 
 def transposed_product(jacobian: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
-    """``J' lambda``, (n,), of the defects' Jacobian and multipliers (N, nx)."""
+    """Return ``J' lambda``, (n,), of the defects' Jacobian and multipliers (N, nx)."""
     nx = jacobian.shape[1]
     parts = np.matmul(multipliers[:, None, :], jacobian)[:, 0, :]
     result = parts[:, nx:].copy()

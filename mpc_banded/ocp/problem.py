@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to solve: the optimal control problem, and the notation of the whole package.
+"""The optimal control problem, in the notation of the whole package.
 
-Notation, fixed here once::
+::
 
     N               horizon, the number of control intervals; dt their length in seconds
     x_k             state at stage k = 0 .. N, shape (nx,);     x_0 is measured
@@ -14,8 +14,8 @@ Notation, fixed here once::
                 state_lower <= x_k <= state_upper            (k >= 1, softened by an exact penalty)
                 h_j(x_k, u_{k-1}, p_k) >= -s, s >= 0         (k >= 1, softened by l s + q s^2 / 2)
 
-Every function takes and returns tensors with any leading batch dimensions, so one call serves
-all stages: write ``x[..., 0]``, never ``x[0]``. Signs: an inequality is satisfied when ``>= 0``,
+Every function takes and returns tensors with any leading batch dimensions, so one call evaluates
+all stages: write ``x[..., 0]``, never ``x[0]``. An inequality is satisfied when it is ``>= 0``,
 multipliers of inequalities are ``>= 0``, and a defect is *next state minus prediction*.
 """
 
@@ -91,7 +91,7 @@ class Trajectory(ComparesArrays):
 
 @dataclass(frozen=True)
 class OptimalControlProblem:
-    """An optimal control problem in plain torch functions (module docstring: the formulas).
+    """An optimal control problem in plain torch functions; its formulas head this module.
 
     Attributes:
         nx: Number of states.
@@ -101,11 +101,11 @@ class OptimalControlProblem:
         dynamics: ``f(x, u, p) -> dx/dt``; (..., nx), (..., nu) -> (..., nx).
         stage_costs: Named terms ``l(x, u, p) -> (...)``, summed as given over k = 0 .. N-1.
         terminal_costs: Named terms ``l(x, p) -> (...)`` at x_N.
-        weights: One factor >= 0 for each named cost; 1.0 where absent.
+        weights: One factor >= 0 for each named cost; 1.0 for a cost without an entry.
         input_bounds: (lower, upper), each (nu,) or scalar; infinite entries allowed.
         state_bounds: (lower, upper), each (nx,) or scalar; infinite entries allowed.
-        inequalities: Named ``h(x, u, p) -> (..., m)``, wanted >= 0 at x_1 .. x_N with the
-            input that led there.
+        inequalities: Named ``h(x, u, p) -> (..., m)``, to be kept >= 0 at x_1 .. x_N, each with
+            the input that led there.
         penalties: Name -> (linear, quadratic) softening weights of each inequality.
         parameters: Name -> shape of the live parameter at one stage.
         inequality_widths: Name -> m of each inequality, found by calling it.
@@ -156,10 +156,10 @@ class OptimalControlProblem:
         return (*self.stage_costs, *self.terminal_costs)
 
     def checked_weights(self, weights: Mapping[str, float]) -> Mapping[str, float]:
-        """The given weights, each checked, with 1.0 for every cost that is not named.
+        """Return the given weights, checked, with 1.0 for every cost that is not named.
 
         Raises:
-            ValueError: A name is not a cost's, or a value is negative or not finite.
+            ValueError: There is no cost of a name, or a value is negative or not finite.
         """
         _check_names("weights", weights, self.cost_names)
         for name, value in weights.items():
@@ -168,9 +168,9 @@ class OptimalControlProblem:
         return MappingProxyType({name: float(weights.get(name, 1.0)) for name in self.cost_names})
 
     def stage_parameters(self, values: Mapping[str, object]) -> dict[str, np.ndarray]:
-        """The given parameter values, each as an array (horizon + 1, *shape).
+        """Return the given parameter values, each as an array (horizon + 1, *shape).
 
-        A value of the stage's own shape holds for all stages.
+        A value that has the shape of one stage holds for all stages.
 
         Raises:
             ValueError: A parameter is missing, unknown, or of another shape.
@@ -193,11 +193,11 @@ class OptimalControlProblem:
         return arrays
 
     def with_grid(self, horizon: int, dt: float) -> OptimalControlProblem:
-        """The same problem on another grid."""
+        """Return the same problem on another grid."""
         return replace(self, horizon=horizon, dt=dt)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle by the arguments: read-only mappings can do neither."""
+        """Copy and pickle by the arguments, because read-only mappings support neither."""
         values = (getattr(self, f.name) for f in fields(self) if f.init)
         plain = (dict(v) if isinstance(v, MappingProxyType) else v for v in values)
         return type(self), tuple(plain)
@@ -206,7 +206,7 @@ class OptimalControlProblem:
         object.__setattr__(self, name, value)
 
     def _check_functions(self) -> None:
-        """Call each function once with a batch of two stages and look at the shapes."""
+        """Call each function once with a batch of two stages and check the shapes."""
         x = torch.zeros(2, self.nx, dtype=torch.float64)
         u = torch.zeros(2, self.nu, dtype=torch.float64)
         p = {
@@ -266,7 +266,7 @@ def _shape(name: str, shape: object) -> tuple[int, ...]:
 def _check_shape(
     what: str, function: object, arguments: tuple[object, ...], shape: tuple[int | None, ...]
 ) -> tuple[int, ...]:
-    """Shape of what a function returns; the wanted one may leave its last size (None) open."""
+    """Return the shape of a function's value; the last size wanted may be None for any."""
     if not callable(function):
         raise TypeError(f"{what} is {function!r}; it must be a function")
     try:

@@ -60,7 +60,7 @@ class Stage:
         return weighted, defect, torch.cat(rows) if rows else w[:0]
 
     def dynamics(self, x: Tensor, u: Tensor, *parameters: Tensor) -> list[Tensor]:
-        """The rate of the state (nx,), with the parameters of one stage."""
+        """Return the rate of the state (nx,), with the parameters of one stage."""
         return [_traced("dynamics", self._problem.dynamics, x, u, self._named(parameters))]
 
     def system(
@@ -74,7 +74,7 @@ class Stage:
         *parameters: Tensor,
         second_order: bool,
     ) -> list[Tensor]:
-        """The stage's share of the Newton system.
+        """Return the stage's share of the Newton system.
 
         Args:
             w: Variables of the stage.
@@ -133,7 +133,7 @@ class Stage:
         weights: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``w`` and the multipliers, and the gradient of the Lagrangian by ``w``."""
+        """Return ``w``, the multipliers, and the gradient of the Lagrangian by ``w``."""
         p, barrier = self._problem, self._barrier
         w.requires_grad_()
         multipliers.requires_grad_()
@@ -145,7 +145,7 @@ class Stage:
         return w, multipliers, slope
 
     def hessian_products(self, curved: list[int], *arguments: Tensor) -> list[Tensor]:
-        """Products of the Lagrangian's Hessian and of the defect's Jacobian with a probe.
+        """Return products of the Lagrangian's Hessian and of the defect's Jacobian with a probe.
 
         The gradient of the Lagrangian is linear in the multipliers, so the derivative by them of
         its slope along a probe is a column of the Jacobian.
@@ -159,14 +159,14 @@ class Stage:
         return [_gradient(along, w), _gradient(along, multipliers)]
 
     def jacobian_products(self, entries: list[int], *arguments: Tensor) -> list[Tensor]:
-        """Products of the defect's Jacobian alone with a probe; see ``hessian_products``."""
+        """Return products of the defect's Jacobian with a probe; see ``hessian_products``."""
         _, multipliers, slope = self.slope(*arguments[:-1])
         return [_gradient((slope[entries] * arguments[-1]).sum(), multipliers)]
 
     def merit(
         self, w: Tensor, multipliers: Tensor, mu: Tensor, weights: Tensor, *parameters: Tensor
     ) -> list[Tensor]:
-        """The stage's share of the parts of the merit function; see Merit."""
+        """Return the stage's share of the parts of the merit function; see Merit."""
         barrier, nx, nu = self._barrier, self._problem.nx, self._problem.nu
         costs, defect, h = self.terms(w, weights, parameters)
         rows = barrier.row_values(w[nx + nu :], h)
@@ -179,7 +179,7 @@ class Stage:
         return list(self._barrier.advance(*arguments))
 
     def predicted(self, x: Tensor, u: Tensor, *parameters: Tensor) -> list[Tensor]:
-        """The next state; see Transcription.predicted."""
+        """Return the next state; see Transcription.predicted."""
         return [self._t.predicted(x, u, self._named(parameters))]
 
     def cost_curvature(self, w: Tensor, weights: Tensor, *parameters: Tensor) -> list[Tensor]:

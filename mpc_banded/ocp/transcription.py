@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Direct transcription: the continuous problem as one flat vector and a few torch functions.
+"""Direct transcription: turns the continuous problem into functions of one flat vector.
 
 The unknowns are ordered stage by stage, ``z = (u_0, x_1, u_1, x_2, .., u_{N-1}, x_N)``, so that
-every term of the cost couples neighbours only and all second derivatives lie in a band. The
-dynamics become *defects*, one per interval, that vanish when the trajectory obeys the scheme
+every term of the cost couples only neighbours and all second derivatives lie in a band. The
+dynamics become *defects*, one per interval, which vanish when the trajectory obeys the scheme
 (Betts, Practical Methods for Optimal Control, 3rd ed., section 4.5).
 """
 
@@ -76,10 +76,10 @@ COUPLINGS = {
 
 @dataclass(frozen=True)
 class StageData:
-    """The live inputs of one solve: nothing in it is ever baked into a derivative.
+    """The live inputs of one solve; no derivative depends on their values at compile time.
 
-    Compiled derivatives read the arrays. Eager ones read tensors of the same memory, made when
-    they are first asked for: torch takes longer to be asked than some solves take.
+    Compiled derivatives read the arrays. Eager ones read tensors that share their memory and are
+    made on first access, because making them in torch takes longer than some solves.
 
     Attributes:
         state: Measured state x_0, (nx,).
@@ -109,12 +109,12 @@ class StageData:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a trajectory is judged by; leading batch dimensions as in ``z``.
+    """Costs and constraints of a trajectory, with the leading batch dimensions of ``z``.
 
     Attributes:
         costs: Weighted named costs, (..., number of costs).
-        defects: (..., N, nx).
-        inequalities: (..., N, m), wanted >= 0.
+        defects: Defects of the dynamics, (..., N, nx).
+        inequalities: Inequalities (..., N, m), to be kept >= 0.
     """
 
     costs: Tensor
@@ -156,7 +156,7 @@ class Transcription:
         self.half_bandwidth = max(self._span(variables) - 1 for variables in COUPLINGS.values())
 
     def _span(self, variables: tuple[tuple[str, int], ...]) -> int:
-        """Number of consecutive entries of z that the variables of one term cover."""
+        """Return how many consecutive entries of z the variables of one term cover."""
         nx, nu = self.problem.nx, self.problem.nu
         first = {"u": 0, "x": nu - self.block}
         size = {"u": nu, "x": nx}
@@ -165,11 +165,11 @@ class Transcription:
         return max(ends) - min(starts)
 
     def pack(self, trajectory: Trajectory) -> np.ndarray:
-        """The vector z (n,) of a trajectory; its first state is not part of it."""
+        """Return the vector z (n,) of a trajectory; its first state is not part of it."""
         return np.hstack([trajectory.inputs, trajectory.states[1:]]).reshape(-1)
 
     def unpack(self, z: np.ndarray, initial_state: np.ndarray) -> Trajectory:
-        """The trajectory of a vector z (n,) that starts at ``initial_state`` (nx,)."""
+        """Return the trajectory of a vector z (n,) that starts at ``initial_state`` (nx,)."""
         stages = z.reshape(self.problem.horizon, self.block)
         states = np.vstack([initial_state, stages[:, self.problem.nu :]])
         return Trajectory(states, stages[:, : self.problem.nu].copy(), self.problem.dt)
@@ -180,7 +180,7 @@ class Transcription:
         parameters: Mapping[str, Any],
         weights: Mapping[str, float],
     ) -> StageData:
-        """Checked live inputs as tensors; raises ValueError as the problem's checks do."""
+        """Check the live inputs and return them; raises ValueError as the problem's checks do."""
         problem = self.problem
         arrays = problem.stage_parameters(parameters)
         factors = problem.checked_weights(weights)
@@ -191,10 +191,11 @@ class Transcription:
         )
 
     def predicted(self, x: Tensor, u: Tensor, p: Parameters) -> Tensor:
-        """Where an input leads from a state within one interval, by the Runge-Kutta scheme.
+        """Return where an input leads from a state within one interval, by the Runge-Kutta scheme.
 
-        The state is held where a step and two of half its length lead far apart: dynamics that
-        are too fast for the grid would explode, though an implicit scheme can deal with them.
+        The state is held where one step and two of half its length lead to different states:
+        dynamics that are too fast for the grid would diverge, though an implicit scheme can solve
+        them.
         """
         problem = self.problem
         coarse, fine = (
@@ -205,7 +206,7 @@ class Transcription:
         return torch.where((apart < 0.5 * moved)[..., None], coarse, x)
 
     def rollout(self, inputs: np.ndarray, data: StageData) -> Trajectory:
-        """Where the inputs (N, nu) lead."""
+        """Return where the inputs (N, nu) lead."""
         states = [data.initial_state]
         with torch.no_grad():
             for k, u in enumerate(torch.from_numpy(inputs)):
@@ -214,7 +215,7 @@ class Transcription:
         return Trajectory(torch.stack(states).numpy(), inputs, self.problem.dt)
 
     def terms(self, z: Tensor, data: StageData) -> Terms:
-        """Costs, defects and inequalities of ``z`` (..., n)."""
+        """Return costs, defects and inequalities of ``z`` (..., n)."""
         batch = z.shape[:-1]
         stages = z.reshape(*batch, self.problem.horizon, self.block)
         u, x_next = stages[..., : self.problem.nu], stages[..., self.problem.nu :]
@@ -223,7 +224,7 @@ class Transcription:
         return self.stage_terms(x, u, x_next, data)
 
     def stage_terms(self, x: Tensor, u: Tensor, x_next: Tensor, data: StageData) -> Terms:
-        """The same from each interval's own x_k (..., N, nx), u_k (..., N, nu) and x_{k+1}."""
+        """Return them for each interval's own x_k (..., N, nx), u_k (..., N, nu), x_{k+1}."""
         problem = self.problem
         batch = x.shape[:-2]
         p = {name: value.expand(*batch, *value.shape) for name, value in data.parameters.items()}
@@ -245,14 +246,14 @@ class Transcription:
 def merit(
     terms: Terms, multipliers: Tensor, penalty: Tensor, inequality_multipliers: Tensor
 ) -> Tensor:
-    """The scalar whose Hessian is the Newton matrix: the augmented Lagrangian.
+    """Return the scalar whose Hessian is the Newton matrix: the augmented Lagrangian.
 
     ``sum(costs) + sum_k (lambda_k' d_k + rho/2 |d_k|^2) - sum_k nu_k' h_k`` (Nocedal and Wright,
-    Numerical Optimization, 2nd ed., eq. 17.36; the inequalities by their multipliers: barrier.py
-    adds what else they contribute).
+    Numerical Optimization, 2nd ed., eq. 17.36). Inequalities enter by multipliers; barrier.py
+    adds the curvature of their barrier.
 
     Args:
-        terms: Of one trajectory, unbatched.
+        terms: Terms of one trajectory, unbatched.
         multipliers: lambda, (N, nx).
         penalty: rho, ().
         inequality_multipliers: nu >= 0, (N, m).
@@ -263,7 +264,7 @@ def merit(
 def constraints(
     terms: Terms, multipliers: Tensor, penalty: Tensor, inequality_multipliers: Tensor
 ) -> Tensor:
-    """The share of ``merit`` that the constraints have."""
+    """Return the share of ``merit`` that the constraints have."""
     d = terms.defects
     return (
         (multipliers * d).sum()

@@ -235,7 +235,7 @@ def _cell(value: Any, is_parameter: bool) -> str:
 
 @contextlib.contextmanager
 def _backend(scheduler: str | None) -> Iterator[None]:
-    """Where the points of a sweep run."""
+    """Run the points of a sweep here, or on a Dask cluster."""
     if scheduler is None:
         yield
         return

@@ -91,7 +91,7 @@ class Comparison:
 
 
 def stored_file(reference: Path) -> Path:
-    """The cycles of a stored result: the file itself, or that in a folder."""
+    """Return the cycles of a stored result: the file itself, or that in a folder."""
     return reference if reference.suffix == ".csv" else reference / CYCLES
 
 

@@ -56,7 +56,7 @@ class Run:
     started_s: float = 0.0
 
     def state(self, name: str) -> np.ndarray:
-        """One value of all states, (M,)."""
+        """Return one value of all states, (M,)."""
         return np.array([values[name] for _, values in self.states])
 
     @property
@@ -65,7 +65,7 @@ class Run:
         return np.array([time for time, _ in self.states]) - self.started_s
 
     def figure(self, name: str) -> np.ndarray:
-        """Values of one telemetry figure while driving, (K,)."""
+        """Return values of one telemetry figure while driving, (K,)."""
         pairs = self.telemetry.get(name, [])
         return np.array([value for time, value in pairs if time >= self.started_s])
 
@@ -81,7 +81,7 @@ def clearance(run: Run, config: Config, radius: float) -> np.ndarray:
 def summarise(
     run: Run, config: Config, target: PathReference | Target, radius: float
 ) -> dict[str, float | None]:
-    """The figures of a run; None where one has no meaning for the robot."""
+    """Return the figures of a run; None where one has no meaning for the robot."""
     solve_ms = run.figure("solve_time_ms")
     times = run.state_times
     unit, settled_s = "m", SETTLING_S
@@ -216,7 +216,7 @@ def _draw_commands(axes: Axes, run: Run, config: Config) -> None:
 
 
 def _first_point(values: Mapping[str, float]) -> dict[str, float]:
-    """Velocities of the first point of a trajectory; any other command as it is."""
+    """Return velocities of the first point of a trajectory; any other command as it is."""
     first = min((name.partition("@")[2] for name in values), key=_seconds, default="")
     suffix = f"_velocity@{first}"
     if not first:

@@ -55,7 +55,7 @@ class Found:
 
 
 def axes_of(robot: Robot) -> dict[str, Axis]:
-    """The axes of a robot: its own, or those that the names of its commands tell."""
+    """Return the axes of a robot: its own, or those that the names of its commands tell."""
     if robot.axes:
         return dict(robot.axes)
     found = {}
@@ -79,7 +79,7 @@ def _itself(name: str) -> Any:
 
 
 def identify(config: Config, recorded: Recorded) -> list[Found]:
-    """What the recording says of each axis of the robot."""
+    """Return what the recording says of each axis of the robot."""
     return [_axis(config, recorded, *item) for item in axes_of(config.robot).items()]
 
 
@@ -141,7 +141,7 @@ def _drive(recorded: Recorded, axis: Axis, model: Mapping[str, float]) -> Drive:
 def _constant(
     recorded: Recorded, axis: Axis, model: Mapping[str, float], gain: Estimate
 ) -> Estimate:
-    """The model's constant that makes the gain one: the drive is a power of it."""
+    """Return the model's constant that makes the gain one: the drive is a power of it."""
     value, bigger = model[axis.gain], 1.01 * model[axis.gain]
     drive = _drive(recorded, axis, model).values
     scaled = _drive(recorded, axis, {**model, axis.gain: bigger}).values
@@ -216,7 +216,7 @@ def write_parameters(source: Path, target: Path, updates: Mapping[str, Estimate]
 
 
 def rounded(estimate: Estimate) -> float:
-    """The value to a hundredth of its interval or so."""
+    """Return the value to a hundredth of its interval or so."""
     width = estimate.upper - estimate.lower
     digits = 1 - math.floor(math.log10(max(width, 1e-12)))
     return round(estimate.value, digits)

@@ -24,7 +24,7 @@ SHOWN_S = 20.0
 
 
 def report(found: list[Found], recorded: Recorded) -> dict[str, Any]:
-    """All figures, for JSON."""
+    """Return all figures, for JSON."""
     return {
         "remarks": recorded.remarks,
         "axes": {
@@ -42,7 +42,7 @@ def report(found: list[Found], recorded: Recorded) -> dict[str, Any]:
 
 
 def table(found: list[Found]) -> Table:
-    """The figures for people."""
+    """Return the figures as a table for people."""
     grid = Table(title="From command to motion, with 95 % intervals", title_justify="left")
     for head in ("axis", "delay [s]", "lag [s]", "sum [s]", "gain", "R", "error after/before"):
         grid.add_column(head)

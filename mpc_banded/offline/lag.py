@@ -48,7 +48,7 @@ class Estimate:
     upper: float
 
     def __contains__(self, value: float) -> bool:
-        """Whether a value is inside the interval."""
+        """Return whether a value is inside the interval."""
         return self.lower <= value <= self.upper
 
 
@@ -60,7 +60,7 @@ class Drive:
     values: np.ndarray
 
     def covers(self, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Which spans from begins to ends (M,) lie between commands, with a lead for delays."""
+        """Return which spans from begins to ends (M,) have commands, with a lead for delays."""
         last = np.searchsorted(self.times, ends, "right") - 1
         first = np.searchsorted(self.times, begins - MAX_DELAY_S, "right") - 1
         silences = np.concatenate([[0], np.cumsum(np.diff(self.times) > HELD_S)])
@@ -71,7 +71,7 @@ class Drive:
 
 @dataclass(frozen=True)
 class Motion:
-    """What was measured of it.
+    """Measurements of a motion.
 
     Attributes:
         times: (M,) in s, increasing.
@@ -115,13 +115,13 @@ class Response:
         self._first = float(drive.values[0])
 
     def filtered(self, lag_s: float) -> np.ndarray:
-        """The lagged drive at each point of the grid, without delay."""
+        """Return the lagged drive at each point of the grid, without delay."""
         keep = np.exp(-STEP_S / lag_s) if lag_s > 1e-6 else 0.0
         rest, _ = lfilter([1.0 - keep], [1.0, -keep], self._means, zi=[keep * self._first])
         return np.concatenate([[self._first], rest])
 
     def at(self, motion: Motion, delay_s: float, lag_s: float) -> np.ndarray:
-        """The delayed and lagged drive where the motion was measured, (M,)."""
+        """Return the delayed and lagged drive where the motion was measured, (M,)."""
         m = self.filtered(lag_s)
         if motion.begins is None:
             return np.interp(motion.times - delay_s, self.grid, m)
@@ -212,7 +212,7 @@ def fit(drive: Drive, motion: Motion) -> Fit:
 
 
 def _usable(drive: Drive, motion: Motion) -> Motion:
-    """The finite measurements, each time once, of when the drive was known."""
+    """Return the finite measurements, each time once, of when the drive was known."""
     if not len(drive.times):
         raise NothingToFind("there are no commands")
     begins = motion.times if motion.begins is None else motion.begins
@@ -257,7 +257,7 @@ class _Problem:
         )
 
     def solve(self) -> np.ndarray:
-        """The best of several starts, (4,); the scale of the loss follows the residual."""
+        """Return the best of several starts, (4,); the scale of the loss follows the residual."""
         best = None
         for start in self._starts():
             theta = start
@@ -296,7 +296,7 @@ class _Problem:
         return float(np.abs(self.residual(theta)).sum())
 
     def _starts(self) -> list[np.ndarray]:
-        """The best points of a coarse grid, with the gain and bias that suit each."""
+        """Return the best points of a coarse grid, with the gain and bias that suit each."""
         y = self._motion.values
         found = []
         for lag in COARSE_LAGS:
@@ -335,7 +335,7 @@ class _Problem:
         return (count - 1) / count * away.T @ away, count
 
     def _confused(self, theta: np.ndarray, curvature: np.ndarray) -> int | None:
-        """The smaller of delay and lag, where the data cannot tell them apart.
+        """Return the smaller of delay and lag, where the data cannot tell them apart.
 
         A short lag acts as a delay; then only their sum has a meaning.
         """
@@ -351,7 +351,7 @@ def _solved(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def blocks_of(times: np.ndarray, memory_s: float) -> np.ndarray:
-    """A block for each time, (M,): spans of equal length that outlast the memory of the motion."""
+    """Return the block of each time, (M,): equal spans that outlast the memory of the motion."""
     duration = float(np.ptp(times))
     count = int(np.clip(duration / max(BLOCK_S, 4.0 * memory_s), FEWEST_BLOCKS, MOST_BLOCKS))
     return np.minimum((count * (times - times[0]) / duration).astype(int), count - 1)

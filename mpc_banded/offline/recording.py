@@ -168,7 +168,7 @@ class Recording:
         return self._own if kind in self._own.types else self._others.get(kind, self._own)
 
     def blank(self, kind: str) -> Any:
-        """A message with zeros and empty lists."""
+        """Return a message with zeros and empty lists."""
         return _blank(self._types(kind), kind)
 
     def publish(
@@ -230,7 +230,7 @@ def _empty(types: Typestore, node: Nodetype, detail: Any) -> Any:
 
 
 def _arrays(message: Any) -> None:
-    """Lists of numbers as the arrays that rosbags writes."""
+    """Turn lists of numbers into the arrays that rosbags writes."""
     for name, value in vars(message).items():
         if isinstance(value, list) and value and isinstance(value[0], (int, float)):
             setattr(message, name, np.array(value, dtype=np.float64))

@@ -44,7 +44,7 @@ class ResultError(Exception):
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into that becomes ``target`` if all goes well, and vanishes if not.
+    """Write into a folder that becomes ``target`` if all goes well, and vanishes if not.
 
     Raises:
         ResultError: There is something in its place that is no earlier result.
@@ -240,7 +240,7 @@ class Results:
             file.__exit__(None, None, None)
 
     def summary(self) -> dict[str, Any]:
-        """The figures, without any that depend on the machine's speed."""
+        """Return the figures, without any that depend on the machine's speed."""
         replay = self.replay
         config, remarks = replay.loop.config, replay.remarks
         defaults = {key: entry.default for key, entry in config.table.items()}

@@ -46,7 +46,7 @@ class TransformTree:
         return _joined(_inverse(ours[common]), theirs[common])
 
     def _chain(self, frame: str) -> dict[str, Pose]:
-        """The frame and those above it -> its pose in each."""
+        """Return the frame and those above it, each with its pose in that frame."""
         chain = {frame: (0.0, 0.0, 0.0)}
         above = frame
         while above in self._parents:

@@ -25,7 +25,7 @@ MARGIN = 0.2
 
 
 def dynamics(x, u, p):
-    """No side slip (Rajamani, Vehicle Dynamics and Control, section 2.2)."""
+    """Move without side slip (Rajamani, Vehicle Dynamics and Control, section 2.2)."""
     yaw, v = x[..., 2], x[..., 3]
     turn = v * torch.tan(u[..., 1]) / p["wheelbase"]
     return torch.stack([v * torch.cos(yaw), v * torch.sin(yaw), turn, u[..., 0]], dim=-1)

@@ -122,7 +122,7 @@ def wave(config: Config) -> Reference:
 
 
 def upright_since(run: Run) -> float:
-    """Seconds after the start from which on the pole stays within 0.1 rad of upright."""
+    """Return the time in s from the start after which the pole stays within 0.1 rad of upright."""
     tilted = np.abs(np.angle(np.exp(1j * run.state("pole")))) > 0.1
     return float(run.state_times[tilted].max(initial=0.0)) if not tilted[-1] else math.inf
 
