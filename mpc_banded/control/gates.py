@@ -271,7 +271,7 @@ class PlanClear:
     def adopt(self, config: Config) -> None:
         """Take over another configuration."""
         parameters = config.parameters
-        self._base = base_of(config.robot, parameters.limits, parameters.model)
+        self._base = base_of(config.robot, parameters)
 
     def __call__(self, instant: Instant, solve: Solve) -> Tick | None:
         """Return a stop, or None."""

@@ -13,12 +13,12 @@ moves sideways, and at the end of the path.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mpc_banded.control.dubins import Pose, dubins_path
+from mpc_banded.control.parameters import Parameters
 from mpc_banded.control.speed import MotionLimits
 from mpc_banded.robots.robot import Robot
 
@@ -314,14 +314,13 @@ def goal_legs(start: Pose, goal: Pose, base: Base) -> list[Leg]:
     return legs
 
 
-def base_of(
-    robot: Robot, limits: Mapping[str, tuple[float, float]], model: Mapping[str, float]
-) -> Base:
+def base_of(robot: Robot, parameters: Parameters) -> Base:
     """Return what the base of a robot can do, from the names and limits of its states and inputs.
 
     ``v`` is the forward speed, ``vy`` the sideways speed and ``w`` the turn rate; the inputs that
     ``Robot.braking`` names for them are their accelerations.
     """
+    limits = parameters.limits
 
     def largest(name: str, sign: float) -> float:
         low, high = limits.get(name, (-math.inf, math.inf))
@@ -341,10 +340,11 @@ def base_of(
             acceleration("v"),
             min(largest("w", 1.0), largest("w", -1.0)),
             acceleration("w"),
+            parameters.command_lead,
         ),
         strafes=planar is not None and planar.strafes,
         pivots=planar is not None and planar.pivots,
-        turning_radius=0.0 if planar is None else planar.turning_radius(limits, model),
+        turning_radius=0.0 if planar is None else planar.turning_radius(limits, parameters.model),
     )
 
 

@@ -6,6 +6,10 @@ asks for, and a constant deceleration before everything slower ahead. Its square
 linear in the arc length (v^2 = v0^2 + 2 a s), so linear interpolation of the square is exact
 where the base brakes (Bobrow, Dubowsky and Gibson, Int. J. Robotics Research 4(3), 1985, for the
 backward pass; Macenski et al., Autonomous Robots 47, 2023, for the regulation by curvature).
+
+A base whose velocity follows its command with a lag cannot end its deceleration at once. So the
+last of it fades, v = s / T with the distance s to the end and the settling time T, as soon as the
+constant deceleration is no smaller than v / T; to that end braking begins a T^2 / 2 earlier.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ import numpy as np
 
 #: Share of a limit that a reference uses: the rest is for catching up with it.
 SHARE = 0.9
+#: Settling time of a base without a lag in s, and how many lags the others take on top.
+SETTLING, LAGS = 0.2, 2.0
 #: Share of the deceleration limit with which a reference brakes.
 BRAKING_SHARE = 0.8
 #: Length of the chords that measure the curvature of a path, in m.
@@ -34,6 +40,7 @@ class MotionLimits:
         acceleration: Along the path in m/s^2.
         turn_rate: In rad/s.
         turn_acceleration: In rad/s^2.
+        lag: Time in s in which it reaches a commanded speed.
     """
 
     forward: float = math.inf
@@ -41,6 +48,7 @@ class MotionLimits:
     acceleration: float = math.inf
     turn_rate: float = math.inf
     turn_acceleration: float = math.inf
+    lag: float = 0.0
 
 
 class SpeedProfile:
@@ -72,18 +80,23 @@ class SpeedProfile:
             curvature = _curvature(arc, points, self._arc)
             with np.errstate(divide="ignore"):
                 squared = np.minimum(squared, (SHARE * limits.turn_rate / curvature) ** 2)
-        self._deceleration = BRAKING_SHARE * limits.acceleration
-        if math.isfinite(self._deceleration):
-            squared[-1] = 0.0
+        self._settling = SETTLING + LAGS * limits.lag
+        left = length - self._arc
+        deceleration = BRAKING_SHARE * limits.acceleration
+        stopping = (left / self._settling) ** 2
+        if math.isfinite(deceleration):
             # Braking from each point must reach every slower one ahead of it.
-            reach = squared + 2.0 * self._deceleration * self._arc
+            reach = squared + 2.0 * deceleration * self._arc
             reach = np.minimum.accumulate(reach[::-1])[::-1]
-            squared = reach - 2.0 * self._deceleration * self._arc
-        self._squared = np.maximum(squared, 0.0)
+            squared = reach - 2.0 * deceleration * self._arc
+            fading = deceleration * self._settling**2  # distance over which braking fades
+            stopping = np.where(left > fading, deceleration * (2.0 * left - fading), stopping)
+        self._squared = np.clip(stopping, 0.0, squared)
 
     def fastest_at(self, s: float) -> float:
         """Return the fastest speed at arc length ``s``, in m/s."""
-        return math.sqrt(np.interp(s, self._arc, self._squared))
+        left = max(0.0, float(self._arc[-1]) - s)
+        return min(math.sqrt(np.interp(s, self._arc, self._squared)), left / self._settling)
 
     def travel(self, s: float, speed: float, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Arc lengths and speeds at ``times`` (N + 1,) from 0 on, from ``s`` and ``speed``.
@@ -118,7 +131,9 @@ def turn(angle: float, rate: float, times: np.ndarray, limits: MotionLimits) -> 
     size, sign = abs(angle), math.copysign(1.0, angle)
     if size == 0.0:
         return np.zeros(len(times))
-    straight = MotionLimits(limits.turn_rate, limits.turn_rate, limits.turn_acceleration)
+    straight = MotionLimits(
+        limits.turn_rate, limits.turn_rate, limits.turn_acceleration, lag=limits.lag
+    )
     profile = SpeedProfile(np.array([0.0, size]), np.zeros((2, 2)), math.inf, straight)
     if not math.isfinite(profile.fastest_at(0.0)):
         return np.full(len(times), angle)

@@ -53,7 +53,7 @@ class Tracker:
         """Take over another configuration of the same robot."""
         self._config = config
         parameters = config.parameters
-        self._base = base_of(config.robot, parameters.limits, parameters.model)
+        self._base = base_of(config.robot, parameters)
         self._cut = CutOptions(
             parameters.minimum_rotation_angle,
             parameters.inversion_xy_tolerance,
