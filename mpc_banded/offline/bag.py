@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads recordings: every kind of rosbag2 that occurs, message by message, in order of time.
+"""Reads recordings: every kind of rosbag2, message by message, in order of time.
 
 Files may be SQLite or MCAP, compressed as a whole, in chunks or message by message, split, cut
-off, damaged, or without their metadata.yaml. Nothing is read into memory as a whole, and topics
-that nobody asks for are never unpacked.
+off, damaged, or without their metadata.yaml. No file is read into memory as a whole, and topics
+that are not asked for are never unpacked.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Bag:
 
     Attributes:
         topics: Name -> topic, of those whose messages can be read.
-        remarks: Sentences on what was amiss and could be mended; grows while messages are read.
+        remarks: Sentences on problems that could be mended; grows while messages are read.
 
     Raises:
         BagError: It cannot be read.
@@ -92,7 +92,7 @@ class Bag:
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences on what was amiss and could be mended."""
+        """Sentences on problems that could be mended."""
         return [*self._remarks, *(r for storage in self._storages for r in storage.remarks)]
 
     @property
@@ -122,13 +122,13 @@ class Bag:
         Args:
             topic: Relative name, as a node has it.
             kind: Type of its messages; twists will do stamped or not.
-            given: What the user calls it.
+            given: Name given by the user.
 
         Returns:
             None if there is no such topic, or none of that type, or several to choose from.
 
         Raises:
-            BagError: What is given is not there, or of another type.
+            BagError: The given topic is not there, or has another type.
         """
         if given is not None:
             self._require(given)
@@ -150,10 +150,10 @@ class Bag:
         return found
 
     def need(self, topic: str, kind: str, given: str | None = None) -> str:
-        """Return the same for a topic without which nothing can be done.
+        """Return the name in the recording of a topic that must be there; see ``find``.
 
         Raises:
-            BagError: There is none of that name and type.
+            BagError: There is no topic of that name and type.
         """
         found = self.find(topic, kind, given)
         if found is not None:
@@ -180,11 +180,11 @@ class Bag:
 
         Args:
             topics: Names in the recording.
-            on_bad: Is told topic and reason of each message that cannot be read; those are left
-                out, whether there is somebody to tell or not.
+            on_bad: Called with topic and reason for each message that cannot be read; such
+                messages are left out in any case.
 
         Raises:
-            BagError: A topic is not in the recording or nobody defines its type, or the file
+            BagError: A topic is not in the recording, its type has no definition, or the file
                 cannot be read.
         """
         chosen = {topic: self._readable(topic) for topic in topics}
@@ -304,7 +304,7 @@ def _not_a_message(kind: str, error: Exception) -> str:
 
 @contextmanager
 def _in_one_sentence(what: Path) -> Iterator[None]:
-    """Turn whatever a reader stumbles over into one sentence."""
+    """Turn any error of a reader into one sentence."""
     try:
         yield
     except (BagError, GeneratorExit):

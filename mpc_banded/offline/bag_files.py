@@ -44,7 +44,7 @@ def storage_files(path: Path, remarks: list[str]) -> list[Path]:
 
     Args:
         path: Folder of a rosbag2, or one of its files.
-        remarks: Gets a sentence for whatever was amiss and could be mended.
+        remarks: Receives a sentence on each problem that could be mended.
 
     Raises:
         BagError: There is no recording.

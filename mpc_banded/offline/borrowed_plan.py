@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A path for a recording that has none: from a file, or where its robot went."""
+"""A path for a recording that has none: from a file, or the one that its robot drove."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.robots.messages import StateTopic
 
-#: In place of a file: the path that the recorded robot took.
+#: Stands for the path that the recorded robot drove, in place of a file.
 DRIVEN = "driven"
-#: Distance between the points of that path, in m, and the largest coordinate that is a place.
+#: Distance between the points of that path, and largest coordinate accepted, in m.
 SPACING_M, FARTHEST_M = 0.05, 1e7
 Point = tuple[float, float]
 
@@ -26,7 +26,7 @@ def borrowed_plan(plan: str, bag: Bag, topics: Mapping[str, StateTopic]) -> Any:
     Args:
         plan: A CSV file with columns x and y, or ``driven``.
         bag: The recording.
-        topics: Name in the recording -> topic of a state, to know where the robot went.
+        topics: Name in the recording -> topic of a state, for the path that the robot drove.
 
     Raises:
         BagError: There is no path of two points or more.
@@ -62,7 +62,7 @@ def read_points(file: Path) -> list[Point]:
     """Return the points of a CSV file with columns x and y.
 
     Raises:
-        BagError: It is none, or holds something that is no place.
+        BagError: It is no such file, or a point is no pair of numbers within range.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
@@ -81,7 +81,7 @@ def read_points(file: Path) -> list[Point]:
 
 
 def _apart(points: Iterable[Point], spacing_m: float) -> list[Point]:
-    """Return the points that are places, and further than a distance from the one before."""
+    """Return the valid points that are further than a distance from the one before."""
     kept: list[Point] = []
     for point in points:
         if _is_place(point) and (not kept or math.dist(kept[-1], point) > spacing_m):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands on recordings, with their progress and exit status.
+"""The commands on recordings, with their progress bars and exit status.
 
-What recordings and files say is shown as text: no markup, no terminal escapes.
+Texts from recordings and files are printed without markup and terminal escapes.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from mpc_banded.offline.report import write_page
 from mpc_banded.offline.results import PAGE, SUMMARY, ResultError, Results, whole_folder
 from mpc_banded.offline.sweep import Request
 
-#: Exit status: as expected; different from the reference, and nothing else; refused.
+#: Exit status: as expected; different from the reference; refused.
 SAME, DIFFERENT, REFUSED = 0, 1, 2
-#: Of an identification: no motion follows the command.
+#: Exit status of an identification: no motion follows the command.
 NOTHING_FOUND = 1
-#: Columns of a table that no terminal shows.
+#: Width in columns of a table that is written to a file or pipe.
 WIDE = 160
-#: What a user can mend, told in one sentence.
+#: Errors that a user can mend, printed as one sentence.
 MENDABLE = (
     BagError,
     BandwidthError,
@@ -60,11 +60,11 @@ def run_replay(
     """Replay a recording into a folder, compare it with a result; returns the exit status.
 
     Args:
-        request: What is replayed.
+        request: The recording and how to replay it.
         output: Folder for the results.
         reference: A stored result to compare with.
         tolerances: Allowed differences, by field.
-        update: Make this result the reference instead.
+        update: Store this result as the reference instead.
         must_drive: Refuse a result in which the robot never drives, unless it is compared with a
             reference that may not drive either.
     """
@@ -104,7 +104,7 @@ def run_identify(
     topics: Mapping[str, str],
     types: Sequence[Path] = (),
 ) -> int:
-    """Identify, print the table, and write the new parameter file, its figures and a plot.
+    """Identify, print a table, and write the new parameter file, all numbers and a plot.
 
     Args:
         bag: Folder or file.
@@ -114,8 +114,8 @@ def run_identify(
         types: Folders with definitions of message types.
 
     Returns:
-        0 where something was written, 1 where no motion follows the command, 2 where the
-        recording or the parameters cannot be used.
+        0 if estimates were written, 1 if no motion follows the command, 2 if the recording or the
+        parameters cannot be used.
     """
     with _in_one_sentence("identify") as status:
         output = output or params.with_name(f"{params.stem}.identified{params.suffix}")
@@ -128,7 +128,7 @@ def run_identify(
 
 
 def _identified(config: Config, recorded: Recorded, params: Path, output: Path) -> int:
-    """Show and write what a recording tells; returns the exit status."""
+    """Identify from a recording, print and write the results; returns the exit status."""
     console = Console(highlight=False)
     for remark in recorded.remarks:
         _show(console, f"note: {remark}")
@@ -171,10 +171,10 @@ def run_sweep(
     """Replay a grid of parameters; prints a table, best first, leaves a CSV file and a plot.
 
     Args:
-        request: What all points share.
+        request: The recording and what all points share.
         axes: Parameter -> values.
         output: Folder for the results.
-        jobs: Points at a time.
+        jobs: Number of points at a time.
         scheduler: Address of a Dask scheduler whose workers take the points.
     """
     console = Console(stderr=True, highlight=False)
@@ -190,7 +190,7 @@ def run_sweep(
             table.add_column(sweep.heading(column), justify="right", overflow="fold")
         for row in sweep.best_first(rows):
             table.add_row(*(Text(_cell(row[column], column in axes)) for column in row))
-        width = None if sys.stdout.isatty() else WIDE  # a log is not cut off at 80
+        width = None if sys.stdout.isatty() else WIDE  # a log is not cut off at 80 columns
         Console(width=width).print(table)
         _show(console, f"written: {output / 'sweep.csv'}, {output / 'sweep.png'}")
     return status[0]
@@ -249,7 +249,7 @@ def _backend(scheduler: str | None) -> Iterator[None]:
 
 
 def _replayed(replay: Replay, folder: Path, console: Console) -> tuple[Results, dict[str, Any]]:
-    """Go through the bag with a progress bar; results are on the disk as they come."""
+    """Replay the bag with a progress bar; results are written as they come."""
     results = Results(replay, folder)
     columns = (
         TextColumn("{task.description}"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares the cycles of a replay with those of a stored one, field by field."""
+"""Compares the cycles of a replay with those of a stored result, field by field."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from mpc_banded.offline.results import CYCLES, SUMMARY
 
-#: Field, or the part before its first dot -> allowed difference: absolute, and relative to the
-#: reference beyond 1. Residuals are rounding noise once they are below the solver's tolerances.
+#: Field, or the part before its first dot -> allowed difference, relative to max(1, reference).
+#: Residuals below the solver's tolerances are rounding noise.
 TOLERANCES = {
     "cycle": 0.0,
     "time_ns": 0.0,
@@ -26,8 +26,8 @@ TOLERANCES = {
     "defect_norm": math.inf,
 }
 DEFAULT_TOLERANCE = 1e-6
-#: The same where the results come from two machines, whose last digits differ: a solve may take
-#: one iteration more for it, and end within the solver's tolerance elsewhere.
+#: The same for results from two machines, whose last digits differ: a solve may then take one more
+#: iteration, and end at another point within the solver's tolerances.
 TOLERANCES_ELSEWHERE = {**TOLERANCES, "iterations": 1.0}
 DEFAULT_TOLERANCE_ELSEWHERE = 1e-4
 
@@ -44,8 +44,8 @@ class Difference:
         field: Column of cycles.csv.
         count: Cycles in which it differs by more than allowed.
         allowed: Difference that is allowed.
-        time_ns, cycle, expected, found: Of the first of these cycles.
-        largest: Largest difference of all; infinite between a number and none.
+        time_ns, cycle, expected, found: Time, number and values of the first of these cycles.
+        largest: Largest difference; infinite if one of the values is missing.
     """
 
     field: str
@@ -60,13 +60,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs.
+    """The differences between two results.
 
     Attributes:
-        differences: By the time of their first occurrence.
-        cycles: How many were compared.
+        differences: Fields that differ, in the order of their first occurrence.
+        cycles: Number of cycles compared.
         start_ns: Time of the first cycle.
-        elsewhere: Machine of the reference; empty where it is that of the result, or unknown.
+        elsewhere: Machine of the reference; empty if it is that of the result, or unknown.
     """
 
     differences: list[Difference]
@@ -76,7 +76,7 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        """The first difference and its size, or that there is none."""
+        """Sentence on the first difference and its size, or that there is none."""
         if not self.differences:
             where = f", with a reference of another machine ({self.elsewhere})"
             return f"no difference in {self.cycles} cycles{where if self.elsewhere else ''}"
@@ -91,12 +91,12 @@ class Comparison:
 
 
 def stored_file(reference: Path) -> Path:
-    """Return the cycles of a stored result: the file itself, or that in a folder."""
+    """Return the file of cycles of a stored result, which may be given by its folder."""
     return reference if reference.suffix == ".csv" else reference / CYCLES
 
 
 def accept(result: Path, reference: Path) -> Path:
-    """Make a result the reference; returns the stored file."""
+    """Store a result as the reference; returns the stored file."""
     target = stored_file(reference)
     target.parent.mkdir(parents=True, exist_ok=True)
     pairs = [(result / CYCLES, target)]
@@ -115,8 +115,8 @@ def compare(
     """Compare two results, each a folder or its file of cycles.
 
     Args:
-        result: What was found.
-        reference: What is expected.
+        result: The new result.
+        reference: The expected result.
         tolerances: Field, or the part before its first dot -> allowed difference.
 
     Raises:
@@ -175,7 +175,7 @@ def _place(row: Mapping[str, str], source: Path) -> tuple[int, int]:
 
 
 def _machine_of(result: Path) -> str:
-    """Return the processor and C library of a result; empty where nothing says."""
+    """Return the processor and C library of a result; empty if unknown."""
     try:
         summary = json.loads((result / SUMMARY).read_text(encoding="utf-8"))
         return str(summary["machine"])
@@ -186,7 +186,7 @@ def _machine_of(result: Path) -> str:
 def _allowed(
     fields: list[str], given: Mapping[str, float], is_elsewhere: bool
 ) -> dict[str, float]:
-    """Allowed difference of each field; what is given counts more, and whole names most."""
+    """Return the allowed difference of each field; given ones and whole names come first."""
     groups = {field.split(".")[0] for field in fields}
     unknown = sorted(set(given) - set(fields) - groups)
     if unknown:
@@ -205,7 +205,7 @@ def _allowed(
 
 
 def _gap(found: str, expected: str) -> tuple[float, float]:
-    """Size of a difference, and of what was expected."""
+    """Return the size of a difference, and of the expected value."""
     try:
         a, b = float(found), float(expected)
     except ValueError:
@@ -214,7 +214,7 @@ def _gap(found: str, expected: str) -> tuple[float, float]:
 
 
 def _rows(file: Path) -> Iterator[dict[str, str]]:
-    """First the header, as a row; then each cycle by column."""
+    """Yield the header as a row, then each cycle by column."""
     try:
         with file.open(encoding="utf-8", newline="") as stream:
             table = csv.DictReader(stream)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures and a plot of one run."""
+"""Computes metrics of one run, and plots it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from matplotlib.axes import Axes  # isort: skip
 from matplotlib.patches import Circle  # isort: skip
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter  # isort: skip
 
-#: Seconds at the beginning that do not count for tracking, and clearance up to which an obstacle
-#: is near and may keep the robot off its path, in metres.
+#: Time at the beginning that does not count for tracking, in s, and clearance up to which an
+#: obstacle is near and may keep the robot off its path, in m.
 SETTLING_S, NEAR_M = 3.0, 0.5
 
 
@@ -29,9 +29,9 @@ class Target:
     """Values that some states must reach and hold.
 
     Attributes:
-        values: Name -> value.
-        unit: Their unit, for names and labels: ``m`` or ``rad``.
-        settled_s: Time from the start after which they must hold.
+        values: Name of a state -> value to hold.
+        unit: Unit of the values, for names and labels: ``m`` or ``rad``.
+        settled_s: Time from the start in s after which they must hold.
     """
 
     values: Mapping[str, float]
@@ -41,12 +41,12 @@ class Target:
 
 @dataclass
 class Run:
-    """What was heard of one run; times in seconds on one clock.
+    """The messages of one run; times are in seconds on one clock.
 
     Attributes:
         states: (time, name -> value) of each state message.
         commands: (time, name -> value) of each command message.
-        telemetry: Name of the figure -> list of (time, value).
+        telemetry: Name of a metric -> list of (time, value).
         started_s: When the robot began to drive.
     """
 
@@ -56,22 +56,22 @@ class Run:
     started_s: float = 0.0
 
     def state(self, name: str) -> np.ndarray:
-        """Return one value of all states, (M,)."""
+        """Return one state over time, (M,)."""
         return np.array([values[name] for _, values in self.states])
 
     @property
     def state_times(self) -> np.ndarray:
-        """Seconds since the start of each state, (M,)."""
+        """Times of the states since the start, (M,) in s."""
         return np.array([time for time, _ in self.states]) - self.started_s
 
     def figure(self, name: str) -> np.ndarray:
-        """Return values of one telemetry figure while driving, (K,)."""
+        """Return the values of one metric while the robot drives, (K,)."""
         pairs = self.telemetry.get(name, [])
         return np.array([value for time, value in pairs if time >= self.started_s])
 
 
 def clearance(run: Run, config: Config, radius: float) -> np.ndarray:
-    """Distance of the robot's rim from the nearest obstacle at each state, in m."""
+    """Return the distance in m from the robot's rim to the nearest obstacle at each state."""
     circles = np.array(config.parameters.obstacles).reshape(-1, 3)
     position = np.column_stack([run.state("x"), run.state("y")])
     distances = np.linalg.norm(position[:, None] - circles[None, :, :2], axis=2)
@@ -81,7 +81,7 @@ def clearance(run: Run, config: Config, radius: float) -> np.ndarray:
 def summarise(
     run: Run, config: Config, target: PathReference | Target, radius: float
 ) -> dict[str, float | None]:
-    """Return the figures of a run; None where one has no meaning for the robot."""
+    """Return the metrics of a run; None for those that have no meaning for the robot."""
     solve_ms = run.figure("solve_time_ms")
     times = run.state_times
     unit, settled_s = "m", SETTLING_S
@@ -114,7 +114,7 @@ def _rms(values: np.ndarray) -> float | None:
 
 
 def tracking_error(run: Run, target: PathReference | Target) -> np.ndarray:
-    """Distance from a path in m, or largest distance of a state from its target; (M,)."""
+    """Return the distance from a path in m, or the largest of a state from its target; (M,)."""
     if isinstance(target, Target):
         gaps = [np.abs(run.state(name) - value) for name, value in target.values.items()]
         return np.array(np.max(gaps, axis=0))
@@ -124,11 +124,11 @@ def tracking_error(run: Run, target: PathReference | Target) -> np.ndarray:
 
 
 def bound_violations(run: Run, config: Config) -> int:
-    """Number of command values that are not finite or outside their limits."""
+    """Return the number of command values that are not finite or outside their limits."""
     count = 0
     for _, values in run.commands:
         for name, value in values.items():
-            limit = f"limits.{name.partition('@')[0]}"  # of a point in time
+            limit = f"limits.{name.partition('@')[0]}"  # name@time has the limits of its name
             lower, upper = config.values.get(limit, (-np.inf, np.inf))
             count += not lower - 1e-9 <= value <= upper + 1e-9
     return count
@@ -173,7 +173,7 @@ def _draw_path(axes: Axes, run: Run, config: Config, path: PathReference, radius
     axes.annotate("start", (x[0], y[0]), xytext=(6, 6), textcoords="offset points")
     axes.set(xlabel="x [m]", ylabel="y [m]")
     axes.set_title("Path")
-    if np.ptp(y) > 0.2 * np.ptp(x):  # a long road would be a line
+    if np.ptp(y) > 0.2 * np.ptp(x):  # otherwise a long road would be a thin line
         axes.set_aspect("equal", adjustable="datalim")
     axes.legend(loc="upper right")
 

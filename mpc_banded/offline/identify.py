@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recording says of delay, lag and gain, written into a copy of the parameter file."""
+"""Identifies delay, lag and gain from a recording, and writes them into a parameter file."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from mpc_banded.offline.prediction import Prediction, prediction_errors
 from mpc_banded.offline.recorded_motion import Recorded
 from mpc_banded.robots import Axis, Robot
 
-#: Over how long the rate of a position is taken, in s. The model's rate is a mean over the same
-#: time, so no window makes the result wrong; long ones average noise, short ones tell more.
+#: Window over which the rate of a position is taken, in s. The model's rate is a mean over the
+#: same window, so its length adds no error: long ones average noise, short ones resolve more.
 WINDOW_S = 0.2
-#: Shortest lag that is written into a model, in s.
+#: Shortest lag that is written into a parameter file, in s.
 SHORTEST_LAG_S = 0.01
 
 
 @dataclass(frozen=True)
 class Found:
-    """One axis.
+    """The result of one axis.
 
     Attributes:
-        name: Of the axis.
-        axis: What it is.
-        fit: None where there is nothing to be found.
-        verdict: In words.
-        predictions: Errors before and after, by horizon.
-        before, after: The models compared.
-        updates: Parameter -> new value, of this axis alone.
+        name: Name of the axis.
+        axis: Its description by the robot.
+        fit: Estimates; None if the data allow none.
+        verdict: Result in words.
+        predictions: Errors of both models, by horizon.
+        before, after: The model of the parameter file, and the identified one.
+        updates: Parameter -> new value, from this axis alone.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Found:
 
 
 def axes_of(robot: Robot) -> dict[str, Axis]:
-    """Return the axes of a robot: its own, or those that the names of its commands tell."""
+    """Return the axes of a robot: its own, or those that follow from the names of its commands."""
     if robot.axes:
         return dict(robot.axes)
     found = {}
@@ -79,7 +79,7 @@ def _itself(name: str) -> Any:
 
 
 def identify(config: Config, recorded: Recorded) -> list[Found]:
-    """Return what the recording says of each axis of the robot."""
+    """Identify each axis of the robot from a recording."""
     return [_axis(config, recorded, *item) for item in axes_of(config.robot).items()]
 
 
@@ -115,7 +115,7 @@ def _axis(config: Config, recorded: Recorded, name: str, axis: Axis) -> Found:
 def drive_and_motion(
     config: Config, recorded: Recorded, name: str, axis: Axis
 ) -> tuple[Drive, Motion]:
-    """Return what the commands ask of an axis, and what was measured of it.
+    """Return the values that the commands ask of an axis, and those measured.
 
     Raises:
         NothingToFind: There are no commands, or not the same values in all of them.
@@ -141,7 +141,7 @@ def _drive(recorded: Recorded, axis: Axis, model: Mapping[str, float]) -> Drive:
 def _constant(
     recorded: Recorded, axis: Axis, model: Mapping[str, float], gain: Estimate
 ) -> Estimate:
-    """Return the model's constant that makes the gain one: the drive is a power of it."""
+    """Return the model's constant for which the gain is one; the drive is a power of it."""
     value, bigger = model[axis.gain], 1.01 * model[axis.gain]
     drive = _drive(recorded, axis, model).values
     scaled = _drive(recorded, axis, {**model, axis.gain: bigger}).values
@@ -157,12 +157,12 @@ def _verdict(fitted: Fit) -> str:
             "fit as well, or the gain may be zero"
         )
     if fitted.delay.upper - fitted.delay.lower > 0.3:
-        return "follows the command; the delay is known poorly, more steps would help"
+        return "follows the command; the delay is uncertain, more steps would help"
     return "follows the command"
 
 
 def combined(found: list[Found]) -> dict[str, Estimate]:
-    """New values of all parameters; what several axes say is weighed by what they know."""
+    """Return new values of all parameters; several axes are weighted by their certainty."""
     said: dict[str, list[Estimate]] = {}
     for one in found:
         for key, estimate in one.updates.items():
@@ -176,7 +176,7 @@ def _mean(estimates: list[Estimate]) -> Estimate:
     halves = np.array([max(e.upper - e.value, 1e-6) for e in estimates])
     weights = halves**-2 / (halves**-2).sum()
     value = float(weights @ [e.value for e in estimates])
-    # Where the axes differ by more than they should, the interval holds them all.
+    # If the axes differ by more than their intervals allow, the interval covers them all.
     apart = max(abs(e.value - value) - e.upper + e.value for e in estimates)
     if apart > 0.0:
         return Estimate(value, min(e.value for e in estimates), max(e.value for e in estimates))
@@ -185,7 +185,7 @@ def _mean(estimates: list[Estimate]) -> Estimate:
 
 
 def write_parameters(source: Path, target: Path, updates: Mapping[str, Estimate]) -> None:
-    """Copy a parameter file with some values replaced; comments, order and the rest stay.
+    """Copy a parameter file with some values replaced; comments and order stay.
 
     Args:
         source: The parameter file.
@@ -216,7 +216,7 @@ def write_parameters(source: Path, target: Path, updates: Mapping[str, Estimate]
 
 
 def rounded(estimate: Estimate) -> float:
-    """Return the value to a hundredth of its interval or so."""
+    """Round a value to about a hundredth of its interval."""
     width = estimate.upper - estimate.lower
     digits = 1 - math.floor(math.log10(max(width, 1e-12)))
     return round(estimate.value, digits)

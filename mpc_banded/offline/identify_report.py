@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows what was identified: as a table, as JSON, and as a plot."""
+"""Shows the results of an identification as a table, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mpc_banded.offline.recorded_motion import Recorded
 
 from matplotlib import pyplot as plt  # isort: skip  (style.py chooses the backend)
 
-#: How much of the recording a plot shows, in s.
+#: Length of the stretch of the recording that a plot shows, in s.
 SHOWN_S = 20.0
 
 
@@ -64,7 +64,7 @@ def table(found: list[Found]) -> Table:
 
 
 def plot(found: list[Found], config: Config, recorded: Recorded, file: Path) -> None:
-    """Measured and modelled motion where it moves most, and the prediction errors."""
+    """Draw measured and modelled motion where it moves most, and the prediction errors."""
     shown = [(one, one.after) for one in found if one.after is not None]
     if not shown:
         return
@@ -113,7 +113,7 @@ def plot(found: list[Found], config: Config, recorded: Recorded, file: Path) -> 
 
 
 def _liveliest(drive: Drive, motion: Motion) -> float:
-    """Beginning of the stretch in which the command changes most."""
+    """Return the beginning of the stretch in which the command changes most."""
     begins = np.arange(motion.times[0], max(motion.times[-1] - SHOWN_S, motion.times[0] + 1), 1.0)
     change = np.abs(np.diff(drive.values, prepend=drive.values[0]))
     total = np.concatenate([[0.0], np.cumsum(change)])

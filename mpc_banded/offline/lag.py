@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Delay, first-order lag and gain from a command to a motion, with intervals that can be trusted.
+"""Estimates delay, first-order lag and gain from a command to a motion, with intervals.
 
-The model is ``lag * dm/dt + m = drive(t - delay)`` and ``motion = gain * m + bias``, the drive
-held from one command to the next. It is simulated exactly and compared with the motion at the
-times at which that was measured (output error: Ljung, System Identification, 2nd ed., section
-4.3), so neither needs an even rate. Huber's loss bounds what an outlier can do; what is
-left over is correlated in time, so the covariance comes from leaving out one block of time after
-the other (delete-a-group jackknife), not from counting samples.
+The model is ``lag * dm/dt + m = drive(t - delay)`` and ``motion = gain * m + bias``; the drive is
+held from one command to the next. The model is simulated exactly and compared with the motion at
+the times of its measurements (output error: Ljung, System Identification, 2nd ed., section 4.3),
+so neither needs an even rate. Huber's loss bounds the influence of outliers. Residuals are
+correlated in time, so the covariance comes from leaving out one block of time after the other
+(delete-a-group jackknife), not from the number of samples.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from scipy.optimize import least_squares
 from scipy.signal import lfilter
 from scipy.stats import t as student
 
-#: Grid on which the drive is filtered, and the largest delay and lag that are looked for, in s.
+#: Grid on which the drive is filtered, and the largest delay and lag that are tried, in s.
 STEP_S, MAX_DELAY_S, MAX_LAG_S = 0.005, 1.0, 10.0
 COARSE_DELAYS = np.arange(0.0, MAX_DELAY_S + 1e-9, 0.05)
 COARSE_LAGS = (0.0, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-#: How long a command is taken to hold. After a longer silence something else may move the robot.
+#: Time for which a command is assumed to hold, in s; after it something else may move the robot.
 HELD_S = 5.0
-#: Below this there is nothing to estimate from.
+#: Least data for an estimate.
 FEWEST_SAMPLES, SHORTEST_S = 40, 8.0
-#: Blocks of the jackknife: so many at least and at most, and so long in s.
+#: Fewest and most blocks of the jackknife, and their length in s.
 FEWEST_BLOCKS, MOST_BLOCKS, BLOCK_S = 8, 40, 3.0
-#: Correlation of the effects of delay and of lag, above which they are one.
+#: Correlation of the effects of delay and lag above which they cannot be told apart.
 CONFUSED = 0.99
-#: A relation counts where so small a share of arbitrary time shifts does as well.
+#: Largest share of arbitrary time shifts that fit as well for a relation to be significant.
 SIGNIFICANCE = 0.05
 
 
 class NothingToFind(ValueError):
-    """The data cannot tell; the message says why."""
+    """The data allow no estimate; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Drive:
-    """What the commands ask for: (K,) values from (K,) times in s on, each held to the next."""
+    """The values (K,) that commands ask for from times (K,) in s on, each held to the next."""
 
     times: np.ndarray
     values: np.ndarray
@@ -74,9 +74,10 @@ class Motion:
     """Measurements of a motion.
 
     Attributes:
-        times: (M,) in s, increasing.
-        values: (M,). A mean rate from ``begins`` to ``times`` where there are ``begins``.
-        begins: (M,), or None where the values are those of the instant.
+        times: Increasing times (M,) in s.
+        values: Values (M,) at ``times``; mean rates from ``begins`` to ``times`` if ``begins`` is
+            given.
+        begins: Beginnings (M,) in s of the spans of mean rates; None for values of an instant.
     """
 
     times: np.ndarray
@@ -85,7 +86,7 @@ class Motion:
 
     @classmethod
     def of_position(cls, times: np.ndarray, positions: np.ndarray, window_s: float) -> Motion:
-        """Mean rates over neighbouring windows of a position; (M,) and (M,)."""
+        """Return the mean rates over neighbouring windows of a position, from (M,) and (M,)."""
         chosen = [0]
         for i, time in enumerate(times):
             if time - times[chosen[-1]] >= window_s - 1e-9:
@@ -93,17 +94,17 @@ class Motion:
         ends = np.asarray(chosen)
         t, p = times[ends], positions[ends]
         rates = np.diff(p) / np.diff(t) if len(t) > 1 else np.zeros(0)
-        near = np.diff(t) < 5.0 * window_s  # nobody knows what happened in a longer gap
+        near = np.diff(t) < 5.0 * window_s  # the motion in a longer gap is unknown
         return cls(t[1:][near], rates[near], t[:-1][near])
 
     def part(self, keep: np.ndarray) -> Motion:
-        """Some of the measurements."""
+        """Return some of the measurements."""
         begins = None if self.begins is None else self.begins[keep]
         return Motion(self.times[keep], self.values[keep], begins)
 
 
 class Response:
-    """The motion that a drive causes; the drive is filtered on a fine grid, exactly."""
+    """The motion that a drive causes; the drive is filtered exactly, on a fine grid."""
 
     def __init__(self, drive: Drive, end_s: float) -> None:
         start = float(drive.times[0])
@@ -130,7 +131,7 @@ class Response:
     def moved(
         self, begins: np.ndarray, ends: np.ndarray, delay_s: float, m: np.ndarray
     ) -> np.ndarray:
-        """Integral of ``m``, a filtered drive, between times (M,)."""
+        """Return the integral of ``m``, a filtered drive, between times (M,)."""
         area = np.concatenate([[0.0], np.cumsum(0.5 * STEP_S * (m[1:] + m[:-1]))])
         upper, lower = (np.interp(t - delay_s, self.grid, area) for t in (ends, begins))
         return upper - lower
@@ -138,16 +139,16 @@ class Response:
 
 @dataclass(frozen=True)
 class Fit:
-    """What was found.
+    """The estimates of one axis.
 
     Attributes:
-        delay, lag: In s.
-        gain: Unit of the motion over that of the drive.
-        total: Delay and lag together in s, which the data know better than either.
-        bias: Of the motion, where the drive is zero.
-        correlation: Of the motion with the response.
+        delay, lag: Delay and first-order lag in s.
+        gain: Gain, in the unit of the motion over that of the drive.
+        total: Sum of delay and lag in s, which the data determine better than either.
+        bias: Motion where the drive is zero.
+        correlation: Correlation of the motion with the response.
         chance: Share of arbitrary shifts in time that fit as well.
-        samples, blocks: That it rests on.
+        samples, blocks: Number of samples and of blocks behind the estimates.
     """
 
     delay: Estimate
@@ -162,12 +163,12 @@ class Fit:
 
     @property
     def significant(self) -> bool:
-        """Whether the motion follows the command at all, as far as these data can tell."""
+        """Whether the data show that the motion follows the command."""
         return self.chance <= SIGNIFICANCE and 0.0 not in self.gain
 
 
 def fit(drive: Drive, motion: Motion) -> Fit:
-    """Delay, lag and gain from drive to motion.
+    """Estimate delay, lag and gain from drive to motion.
 
     Raises:
         NothingToFind: Too few samples, or a drive or motion that does not change.
@@ -198,7 +199,7 @@ def fit(drive: Drive, motion: Motion) -> Fit:
     delay, lag = (estimate(w, lower=0.0) for w in ([1, 0, 0, 0], [0, 1, 0, 0]))
     if cover[0, 0] * cover[1, 1] == 0.0:
         delay, lag = (Estimate(e.value, 0.0, total.upper) for e in (delay, lag))
-    return Fit(  # neither part is longer than both
+    return Fit(  # neither is longer than the sum
         delay=Estimate(delay.value, delay.lower, min(delay.upper, total.upper)),
         lag=Estimate(lag.value, lag.lower, min(lag.upper, total.upper)),
         gain=estimate([0, 0, 1, 0], gain_scale),
@@ -212,7 +213,7 @@ def fit(drive: Drive, motion: Motion) -> Fit:
 
 
 def _usable(drive: Drive, motion: Motion) -> Motion:
-    """Return the finite measurements, each time once, of when the drive was known."""
+    """Return the finite measurements while the drive was known, each time once."""
     if not len(drive.times):
         raise NothingToFind("there are no commands")
     begins = motion.times if motion.begins is None else motion.begins
@@ -282,10 +283,10 @@ class _Problem:
         return np.asarray(best[1])
 
     def _spread(self, theta: np.ndarray) -> float:
-        """Standard deviation of what is left over where the motion changes, robustly.
+        """Return a robust standard deviation of the residual where the motion changes.
 
-        A robot at rest agrees with any model; were it counted, the loss would take the steps that
-        tell all for outliers.
+        A robot at rest agrees with any model. If it counted, the loss would take the informative
+        steps for outliers.
         """
         r = np.abs(self.residual(theta))
         telling = np.abs(self.jacobian(theta)[:, 0])
@@ -313,7 +314,7 @@ class _Problem:
         return [theta + np.array([0.0, 1e-3, 0.0, 0.0]) for _, theta in found[:3]]
 
     def covariance(self, theta: np.ndarray, block_of: np.ndarray) -> tuple[np.ndarray, int]:
-        """Covariance (4, 4) from leaving out each block in turn, and the number of blocks."""
+        """Return the covariance (4, 4) from leaving out each block, and the number of blocks."""
         jacobian, r = self.jacobian(theta), self.residual(theta)
         bound = 1.345 * self._loss_scale
         weights = np.minimum(1.0, bound / np.maximum(np.abs(r), 1e-300))
@@ -337,14 +338,14 @@ class _Problem:
     def _confused(self, theta: np.ndarray, curvature: np.ndarray) -> int | None:
         """Return the smaller of delay and lag, where the data cannot tell them apart.
 
-        A short lag acts as a delay; then only their sum has a meaning.
+        A short lag acts like a delay; then only their sum has a meaning.
         """
         likeness = curvature[0, 1] / np.sqrt(max(curvature[0, 0] * curvature[1, 1], 1e-300))
         return int(np.argmin(theta[:2])) if abs(likeness) > CONFUSED else None
 
 
 def _solved(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solution for a scaled matrix; directions of which nothing is known get a little weight."""
+    """Solve with a scaled matrix; directions without information get a little weight."""
     scale = np.sqrt(np.maximum(np.diag(matrix), 1e-12))
     scaled = matrix / np.outer(scale, scale) + 1e-9 * np.eye(len(scale))
     return np.linalg.solve(scaled, right / scale) / scale
@@ -358,10 +359,10 @@ def blocks_of(times: np.ndarray, memory_s: float) -> np.ndarray:
 
 
 def _chance(response: Response, motion: Motion) -> float:
-    """Share of circular shifts in time at which the motion fits as well as it does at its own.
+    """Return the share of circular time shifts at which the motion fits as well as unshifted.
 
-    A shift leaves each signal as it is, its autocorrelation too, and takes their relation away
-    (surrogate data); the best of all delays and lags counts, in and out of place alike.
+    A shift keeps each signal with its autocorrelation and removes their relation (surrogate data).
+    Shifted or not, the fit is that of the best delay and lag.
     """
     step = 0.02
     count = int((response.grid[-1] - response.grid[0]) / step)
@@ -387,7 +388,7 @@ def _chance(response: Response, motion: Motion) -> float:
 
 @dataclass(frozen=True)
 class Model:
-    """Numbers of the model: delay and lag in s, gain and bias."""
+    """The parameters of the model: delay and lag in s, gain and bias."""
 
     delay: float
     lag: float

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads MCAP files by any writer: with or without chunks and index, cut off, damaged.
 
-A file is a row of spans, each with the times of its messages: its chunks, or runs of messages
-that stand outside of chunks. They come from the index at the end of the file, or from a scan where
-there is none that holds. Spans are read when their time comes, so memory stays bounded.
+A file is a sequence of spans, each with the times of its messages: chunks, or runs of messages
+outside of chunks. They come from the index at the end of the file, or from a scan if the index is
+missing or wrong. Spans are read when their time comes, so memory stays bounded.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Span:
     """A stretch of the file and the times of its messages.
 
     Attributes:
-        offset, size: In bytes; of the record of a chunk, or of a run of messages.
+        offset, size: Place and size in bytes of the record of a chunk, or of a run of messages.
         is_chunk: Whether it is a chunk.
         start_ns: Time of its first message.
-        channels: Which channels it holds; None where that is not known.
+        channels: Its channels; None if unknown.
     """
 
     offset: int
@@ -86,7 +86,7 @@ class McapFile:
         self.start_ns, self.end_ns = 0, 0
 
     def _read_index(self) -> bool:
-        """Take the index at the end of the file; returns whether there is one that holds."""
+        """Read the index at the end of the file; returns whether there is a valid one."""
         self._begin()
         try:
             footer = self._at(self._size - FOOTER_SIZE, FOOTER_SIZE)
@@ -123,7 +123,7 @@ class McapFile:
         return True
 
     def _scan(self) -> None:
-        """Go through the whole file once, and note what is where."""
+        """Go through the whole file once, and find its spans."""
         self._begin()
         if self._at(0, len(MCAP_MAGIC)) != MCAP_MAGIC:
             raise BagError(f"{self._file} is no MCAP file; name a recording")

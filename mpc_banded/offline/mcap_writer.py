@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes MCAP files whose loss is bounded: what a flush has written survives all that follows.
+"""Writes MCAP files with bounded loss: what a flush has written survives any failure after it.
 
 A chunk goes to the file as one piece. If the piece does not fit on the disk, the file is cut back
 to the end of the piece before it, so that every byte in it can be read.

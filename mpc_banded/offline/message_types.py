@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Message types of a recording: by its own definitions, those known here, or those of a folder.
+"""Finds the message types of a recording: in its own definitions, in known ones, or in a folder.
 
-rosbags makes Python code of the definitions, so nothing but plain names and numbers reaches it.
+rosbags turns definitions into Python code, so only plain names and numbers are passed to it.
 """
 
 from __future__ import annotations

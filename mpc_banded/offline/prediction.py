@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far off a model is that predicts a recorded motion from the commands that followed."""
+"""Errors of a model that predicts a recorded motion from the commands."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Prediction:
     """Root mean square error of predictions over a horizon, before and after.
 
     Attributes:
-        horizon_s: How far ahead.
-        before, after: In the unit of the motion, or of the position that it moves.
+        horizon_s: Time ahead in s.
+        before, after: Error in the unit of the motion, or of the position that it moves.
         ratio: After over before.
     """
 
@@ -33,14 +33,14 @@ class Prediction:
 def prediction_errors(
     drive: Drive, times: np.ndarray, values: np.ndarray, is_position: bool, *models: Model
 ) -> list[Prediction]:
-    """How far off two models are that know the commands and the measured motion at the start.
+    """Return the errors of two models that know the commands and the motion at the start.
 
     Args:
         drive: The recorded commands.
-        times: (M,) in s.
-        values: (M,) of the motion; of the position, where that is what moves.
+        times: Times (M,) in s.
+        values: Values (M,) of the motion, or of the position that moves.
         is_position: Whether the values are those of a position.
-        models: Before and after.
+        models: The models before and after identification.
     """
     response = Response(drive, float(times[-1]))
     starts = np.unique(np.linspace(0, len(times) - 1, min(len(times), 4000)).astype(int))
@@ -84,7 +84,7 @@ def _ahead(
 def _compared(
     horizon: float, times: np.ndarray, before: np.ndarray, after: np.ndarray
 ) -> Prediction:
-    """From squared errors (M,) of both; the intervals come from blocks of time left out."""
+    """Compare squared errors (M,) of both models; intervals come from leaving out blocks."""
     block_of = blocks_of(times, horizon)
     names = np.unique(block_of)
 

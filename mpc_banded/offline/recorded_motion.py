@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands and states of a recording, judged as the node judges them."""
+"""Reads commands and states of a recording, and rejects those that the node rejects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mpc_banded.offline.bag import Bag
 from mpc_banded.offline.remarks import Clocks
 from mpc_banded.robots.messages import StateTopic, stamp_ns_of
 
-#: Silence that parts a recording, in s: times before and after it are not of one drive.
+#: Silence that splits a recording, in s: the times before and after it belong to two drives.
 SILENCE_S = 3600.0
 #: Times in s, increasing, and values.
 Series = tuple[np.ndarray, np.ndarray]
@@ -32,7 +32,7 @@ class Recorded:
     Attributes:
         commands, states: Name -> (K,) times and (K,) values.
         rejected: Why messages were rejected, and how many.
-        remarks: Sentences on what was amiss.
+        remarks: Sentences on problems in the recording.
     """
 
     commands: dict[str, Series] = field(default_factory=dict)
@@ -95,7 +95,7 @@ def read(
 
 
 class _Remembering:
-    """A topic that keeps the values it has read last, so that nothing is read twice.
+    """A topic that keeps the values read last, so that no message is read twice.
 
     Attributes:
         topic: The topic.
@@ -113,7 +113,7 @@ class _Remembering:
 
 
 def _keep_longest_stretch(recorded: Recorded) -> None:
-    """Leave out what a long silence parts from most of the messages: a time that went astray."""
+    """Leave out values at stray times, which a long silence separates from most messages."""
     series = [*recorded.commands.values(), *recorded.states.values()]
     times = np.sort(np.concatenate([times for times, _ in series] or [np.zeros(0)]))
     parts = np.split(times, np.flatnonzero(np.diff(times) > SILENCE_S) + 1)

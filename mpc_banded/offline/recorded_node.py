@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recording says of the node that drove: its parameters, its topics and its cycles.
+"""Finds the parameters, topics and cycles of the node that drove in a recording.
 
 A recording may name parameters, but no code: a robot that is not built in is imported only if the
 user names it as well.
@@ -39,7 +39,7 @@ def cycle_of(message: Any) -> Cycle:
 
 
 def first_cycle(bag: Bag, topic: str) -> Cycle | None:
-    """Return the first cycle on record; None if there is none.
+    """Return the first recorded cycle; None if there is none.
 
     Raises:
         RecordError: It is not of this version of the package.
@@ -48,15 +48,15 @@ def first_cycle(bag: Bag, topic: str) -> Cycle | None:
 
 
 def recorded_config(bag: Bag, first: Cycle | None, overrides: Mapping[str, Any]) -> Config:
-    """Return the configuration that the first cycle on record tells.
+    """Return the configuration by the first recorded cycle.
 
     Args:
         bag: The recording.
         first: Its first cycle.
-        overrides: What the user says of parameters.
+        overrides: Parameters given by the user.
 
     Raises:
-        BagError: It tells none, or names code that the user does not name.
+        BagError: It has no parameters, or names code that the user does not name.
         ConfigError: A parameter is unknown or its value not allowed.
     """
     if first is None or "robot" not in first.changed:
@@ -81,18 +81,18 @@ def find_topics(
     has_plan: bool,
     has_record: bool,
 ) -> dict[str, str]:
-    """Return relative names -> names in the recording, of the inputs and the command.
+    """Return the names in the recording of the inputs and the command, by relative name.
 
     Args:
         bag: The recording.
-        loop: The loop that is to hear them.
-        given: What the user calls them.
-        remarks: Gets what is missing.
+        loop: The loop that takes the messages.
+        given: Names given by the user.
+        remarks: Receives a sentence on each missing topic.
         has_plan: Whether there is a path from elsewhere.
-        has_record: Whether the cycles are on record, with their commands.
+        has_record: Whether the cycles were recorded, with their commands.
 
     Raises:
-        BagError: A state is missing, or what is given does not fit.
+        BagError: A state is missing, or a given name does not fit.
     """
     robot, command = loop.robot, loop.config.command_topic
     kinds = {**loop.input_topics, command.topic: command.type}
@@ -125,11 +125,11 @@ def find_topics(
 
 
 class Stock:
-    """Messages of some topics that wait until a cycle on record asks for them.
+    """Messages of some topics that wait until a recorded cycle asks for them.
 
     Args:
         topics: Relative names.
-        kept_ns: For how long messages before a cycle are kept.
+        kept_ns: Time for which messages before a cycle are kept.
     """
 
     def __init__(self, topics: Mapping[str, str], kept_ns: int) -> None:
@@ -163,7 +163,7 @@ class Stock:
         return queue.popleft()[1]
 
     def forget(self, before_ns: int) -> None:
-        """Drop what is too old to be asked for after a cycle."""
+        """Drop messages that are too old to be asked for after a cycle."""
         for queue in self._queues.values():
             while len(queue) > 1 and queue[0][0] < before_ns - self._kept_ns:
                 queue.popleft()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user should know of a replay, beside its results."""
+"""Remarks for the user on a replay, beside its results."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from mpc_banded.control.record import Cycle
 from mpc_banded.control.text import printable
 
-#: Numbers in the reason of a rejection; without them, reasons of one kind can be counted.
+#: Numbers in the reason of a rejection; they are removed to count reasons of one kind.
 NUMBER = re.compile(r"(?<![\w.])-?\d+(\.\d+)?(e[-+]?\d+)?")
 #: Most sentences, and most kinds of rejection, that a replay keeps.
 MOST = 50
 #: Difference of commands, relative beyond 1, up to which another machine repeats a recording.
 ELSEWHERE = 1e-6
-#: Stamps of a topic from which the offset of its clock is taken, and how far they may be ahead.
+#: Number of stamps from which the offset of a clock is taken, and how far they may be ahead.
 SAMPLES, AHEAD_S = 1000, 0.05
 
 
@@ -26,9 +26,9 @@ class Remarks:
     """Remarks on one replay.
 
     Attributes:
-        notes: Sentences.
+        notes: Sentences for the user.
         rejected: Reason, with … for its numbers -> number of messages rejected for it.
-        missing: Messages that the node had and the recording has not.
+        missing: Number of messages that the node had and the recording lacks.
         missing_until: Cycle before which the last of them came; -1 if there is none.
     """
 
@@ -38,7 +38,7 @@ class Remarks:
     missing_until: int = -1
 
     def note(self, sentence: str) -> None:
-        """Keep a sentence, once, and no more than a reader can bear."""
+        """Keep a sentence, once, up to a largest number of sentences."""
         if sentence not in self.notes and len(self.notes) < MOST:
             self.notes.append(sentence)
 
@@ -55,7 +55,7 @@ class Remarks:
         )
 
     def lack(self, topic: str, stamp_ns: int, cycle: int) -> None:
-        """Note a message that the node had before a cycle and the recording has not."""
+        """Note a message that the node had before a cycle and the recording lacks."""
         self.missing += 1
         self.missing_until = cycle
         if self.missing == 1:
@@ -66,7 +66,7 @@ class Remarks:
             )
 
     def compare_machines(self, recorded: str, here: str) -> None:
-        """Note that the recording comes from a machine that computes other last digits."""
+        """Note that the recording comes from a machine whose last digits differ."""
         if recorded and recorded != here:
             self.note(
                 f"recorded on another machine ({recorded}; this one is {here}): the last digits "
@@ -74,7 +74,7 @@ class Remarks:
             )
 
     def compare_sequence(self, cycle: Cycle, last: Cycle | None) -> None:
-        """Note cycles that are not on record."""
+        """Note cycles that were not recorded."""
         before = -1 if last is None else last.number
         if cycle.number == before + 1:
             return
@@ -102,14 +102,14 @@ class Clocks:
         self._offsets: dict[str, list[float]] = {}
 
     def take(self, topic: str, stamp_ns: int, recorded_ns: int) -> None:
-        """Compare one message; stamps of zero say nothing."""
+        """Compare the stamp of one message; zero counts as none."""
         offsets = self._offsets.setdefault(topic, [])
         if stamp_ns and len(offsets) < SAMPLES:
             offsets.append(1e-9 * (stamp_ns - recorded_ns))
 
     @property
     def sentences(self) -> list[str]:
-        """One sentence for each topic whose clock makes its states useless."""
+        """Return one sentence for each topic whose clock makes its states useless."""
         found = []
         for topic, offsets in self._offsets.items():
             offset_s = statistics.median(offsets) if offsets else 0.0
@@ -125,7 +125,7 @@ class Clocks:
 
 
 def _duration(seconds: float) -> str:
-    """Return a duration that a person can grasp."""
+    """Return a duration in a unit that suits its size."""
     for unit, length in (("years", 31_557_600.0), ("days", 86_400.0), ("hours", 3600.0)):
         if seconds >= 2.0 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps the control loop on the clock of a recording, as the node would have.
 
-Where the recording holds the node's own records of its cycles (control/record.py), the replay
-repeats those: the same messages before the same ticks, the same latency, the same cut at a
-deadline. Else it ticks at ``controller_frequency`` from the first message on, with whatever has
-been recorded by then, on a machine that is always in time. Neither looks at the machine's clock.
+If the recording holds the node's own records of its cycles (control/record.py), the replay
+repeats them: the same messages before the same ticks, the same latency, the same cut at a
+deadline. Otherwise it ticks at ``controller_frequency`` from the first message on, with the messages recorded
+by then, on a machine that is always in time. Neither reads the machine's clock.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from mpc_banded.offline.transforms import Pose, TransformTree
 from mpc_banded.robots.messages import frame_of, stamp_ns_of
 
 TF, TF_TYPE = ("/tf", "/tf_static"), "tf2_msgs/msg/TFMessage"
-#: How much later than the record of a cycle the messages it names may have been recorded.
+#: Latest time after the record of a cycle at which its messages may have been recorded.
 STRAGGLING_NS = 500_000_000
-#: How long the loop ticks on in a silence. The robot stands by then.
+#: Time for which the loop ticks on in a silence; by then the robot stands.
 SILENCE_NS = 10_000_000_000
 
 
@@ -50,13 +50,13 @@ class Replayed:
 
     Attributes:
         tick: What the loop decided.
-        cycle: The record of it, as the node would publish it.
+        cycle: Its record, as the node would publish it.
         state: Newest state estimate by name; empty before the first one.
-        reference: Reference at the time of the tick, by name; empty where nothing was solved.
+        reference: Reference at the time of the tick, by name; empty if nothing was solved.
         plan_errors: Root mean square distance of the plan from its reference over the horizon, by
-            name (tracking.py); empty where there is no plan.
-        recorded: Newest command in the recording by name; empty where there is none.
-        original: What the recording's own record says of this cycle; None where there is none.
+            name (tracking.py); empty if there is no plan.
+        recorded: Newest command in the recording by name; empty if there is none.
+        original: The recording's own record of this cycle; None if there is none.
     """
 
     tick: Tick
@@ -75,18 +75,18 @@ class Replayed:
 
 @dataclass(frozen=True)
 class Options:
-    """How a recording is replayed.
+    """Options of a replay.
 
     Attributes:
         overrides: Parameter -> value, in place of those of the file or the record.
         topics: Relative name of an input, the command, or ``cycle`` -> name in the recording.
-            Names not given are looked for.
-        compiled: Whether compiled derivatives are used, where they can be had. Bits are the same
-            for the same choice; where the recording has records, its own choice is followed.
+            The replay finds those that are not given.
+        compiled: Whether to use compiled derivatives if possible. Results are equal to the last
+            bit for the same choice; records in the recording overrule it.
         transforms: (frame, frame within it) -> x, y, yaw, beside those of ``/tf``.
         plan: A CSV file with columns x and y, or ``driven`` for the path that the recorded robot
             took: a reference for a recording that has none.
-        window_s: Time over which errors of plans are taken; None takes the horizon.
+        window_s: Time over which errors of plans are taken, in s; None takes the horizon.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -102,15 +102,15 @@ class Replay:
 
     Args:
         bag: The recording, open for reading.
-        config: Configuration of robot and loop; None takes the parameters that are on record.
+        config: Configuration of robot and loop; None takes the recorded parameters.
         options: Fields of Options.
 
     Attributes:
         loop: The control loop.
         names: Relative name -> name in the recording, of all topics that are used.
-        frame: Frame of the state, as its messages say.
-        exact: Whether the records of the cycles are followed.
-        recorded_on: Processor and C library of the node, as its record says; empty if it does not.
+        frame: Frame of the state in its messages.
+        exact: Whether the replay follows the records of the cycles.
+        recorded_on: Processor and C library of the node by its record; empty if unknown.
         remarks: Grows while ``cycles`` is consumed.
 
     Raises:
@@ -187,7 +187,7 @@ class Replay:
         self.names |= {t: t for t in TF if t in bag.topics and bag.topics[t].type == TF_TYPE}
 
     def cycles(self) -> Iterator[Replayed]:
-        """Tick by tick through the recording."""
+        """Yield one cycle after the other, through the whole recording."""
         self._journal.changed(self.loop.config.values)
         yield from self._repeated() if self.exact else self._driven()
         for sentence in (*self.bag.remarks, *self._sentences_on_clocks()):
@@ -213,7 +213,7 @@ class Replay:
         self.remarks.reject(f"{topic} is {reason}")
 
     def _driven(self) -> Iterator[Replayed]:
-        """Tick at the loop's rate; each tick knows what was recorded before it."""
+        """Yield ticks at the loop's rate; each tick knows the messages recorded before it."""
         start_ns, number, last_ns = None, 0, 0
         for topic, time_ns, message in self._messages():
             if start_ns is None and topic in self.loop.input_topics:
@@ -237,7 +237,7 @@ class Replay:
         return start_ns + round(1e9 * number * self.loop.config.period_s)
 
     def _repeated(self) -> Iterator[Replayed]:
-        """Repeat the cycles on record."""
+        """Yield the recorded cycles, repeated."""
         waiting: deque[tuple[int, Cycle]] = deque()
         stock = Stock(self.loop.input_topics, 10 * STRAGGLING_NS)
         last: Cycle | None = None
@@ -257,7 +257,7 @@ class Replay:
             last = cycle
 
     def _repeat(self, cycle: Cycle, last: Cycle | None, stock: Stock) -> Replayed:
-        """Bring the loop to where it was before a tick on record, and tick."""
+        """Bring the loop to its state before a recorded tick, and tick."""
         self.remarks.compare_sequence(cycle, last)
         for topic, stamp_ns, received_ns in cycle.received:
             message = stock.take(topic, stamp_ns, received_ns)
@@ -337,14 +337,14 @@ class Replay:
 
     @property
     def derivatives(self) -> str:
-        """Which derivatives are in use, eager or compiled."""
+        """Derivatives in use, eager or compiled."""
         return self._journal.derivatives
 
 
 def _reference(
     loop: ControlLoop, tick: Tick, state: Mapping[str, float], window_s: float | None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return where the robot should be now, and how far its plan is from the reference."""
+    """Return the reference now, and the errors of the plan from the reference, by name."""
     if tick.step is None:
         return {}, {}
     robot, ahead = loop.robot, loop.reference_ahead

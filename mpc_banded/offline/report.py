@@ -23,9 +23,9 @@ from matplotlib import pyplot as plt  # isort: skip  (style.py chooses the backe
 from matplotlib.axes import Axes  # isort: skip
 from matplotlib.figure import Figure  # isort: skip
 
-#: Rows of states at most: a robot with more shows those that have a reference first.
+#: Most rows of states; a robot with more shows those that have a reference first.
 STATE_ROWS = 8
-#: Tiles for one kind of figure at most.
+#: Most tiles for one kind of metric.
 MOST_TILES = 3
 SHEET = """
 :root { color-scheme: light; }
@@ -56,9 +56,9 @@ def write_page(
 
     Args:
         results: All cycles.
-        summary: Their figures.
-        file: To write.
-        verdict: What a comparison with a reference has found.
+        summary: Their metrics.
+        file: File to write.
+        verdict: Result of the comparison with a reference.
     """
     sections = [_tiles(results, summary)]
     if verdict:
@@ -134,7 +134,7 @@ def _text(value: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return a text, of whatever origin, as text in HTML."""
+    """Return any text, escaped for HTML."""
     return html.escape(printable(str(text)))
 
 

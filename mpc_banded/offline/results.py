@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a replay leaves behind: a folder that is there when it is whole, and not before.
+"""Writes the results of a replay into a folder that appears once it is complete.
 
-``bag``, ``cycles.csv`` and ``summary.json`` depend on bag, parameters and version alone. How long
-the solves took on this machine stands apart, in ``timing.csv`` and in the page.
+``bag``, ``cycles.csv`` and ``summary.json`` depend only on the recording, the parameters and the
+version. Solve times, which depend on the machine, are in ``timing.csv`` and in the page.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mpc_banded.offline.tracking import differences, error_names, tracking_error
 from mpc_banded.robots.messages import CommandTopic, fill_path
 
 CYCLES, SUMMARY, TIMING, PAGE = "cycles.csv", "summary.json", "timing.csv", "report.html"
-#: In front of all names in the result bag, so that it opens beside the original.
+#: Prefix of all topics in the resulting bag, so that it can be opened beside the original.
 PREFIX = "/replay"
 #: Columns of cycles.csv before those named after states, commands and costs.
 COLUMNS = ("cycle", "time_ns", "code", "state_age_s", "iterations", "converged")
@@ -47,7 +47,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """Write into a folder that becomes ``target`` if all goes well, and vanishes if not.
 
     Raises:
-        ResultError: There is something in its place that is no earlier result.
+        ResultError: The target exists and is not an earlier result.
     """
     target = target.absolute()
     if target.exists() and not _may_be_replaced(target):
@@ -74,11 +74,11 @@ def _may_be_replaced(target: Path) -> bool:
 
 
 class Results:
-    """Takes the cycles of a replay one by one, and keeps what a report needs of them.
+    """Writes the cycles of a replay one by one, and keeps what a report needs.
 
     Args:
-        replay: Whose cycles are taken.
-        folder: To write into; None keeps figures only.
+        replay: The replay.
+        folder: Folder to write into; None keeps only the metrics.
 
     Attributes:
         states, references, commands, recorded: Name -> values over seconds since the first tick.
@@ -86,8 +86,8 @@ class Results:
             the reference.
         efforts, differences: Name -> first input of the plan, and distance of the command from
             the recorded one.
-        codes: The tick's code, as its place in ``known_codes``.
-        iterations, solve_ms, ages: Of the solve and of the state.
+        codes: Code of each tick, as its place in ``known_codes``.
+        iterations, solve_ms, ages: Iterations and time of the solves, and age of the states.
     """
 
     def __init__(self, replay: Replay, folder: Path | None) -> None:
@@ -137,7 +137,7 @@ class Results:
         self._files.append(self._recording)
 
     def add(self, replayed: Replayed) -> None:
-        """Take one cycle."""
+        """Write one cycle."""
         tick = replayed.tick
         self.start_ns = tick.now_ns if self.start_ns is None else self.start_ns
         self.end_ns = tick.now_ns
@@ -201,7 +201,7 @@ class Results:
     def _publish(self, replayed: Replayed) -> None:
         tick, cycle, write = replayed.tick, replayed.cycle, self._recording.publish
         topic, now_ns = self.replay.loop.config.command_topic, tick.now_ns
-        if tick.command:  # a robot that is sent positions has none before its first state
+        if tick.command:  # a robot without a position to stop at has none
             fill = partial(_filled, topic, tick.command)
             write(f"{PREFIX}/{topic.topic}", topic.type, now_ns, fill)
         metrics = dict(replayed.metrics)
@@ -225,7 +225,7 @@ class Results:
             )
 
     def close(self) -> dict[str, Any]:
-        """Finish the files; returns the summary, which is written too."""
+        """Finish the files, and write and return the summary."""
         self.abandon()
         summary = self.summary()
         if self.folder is not None:
@@ -234,13 +234,13 @@ class Results:
         return summary
 
     def abandon(self) -> None:
-        """Close the files as they are."""
+        """Close the unfinished files."""
         files, self._files = self._files, []
         for file in files:
             file.__exit__(None, None, None)
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures, without any that depend on the machine's speed."""
+        """Return the metrics that do not depend on the speed of the machine."""
         replay = self.replay
         config, remarks = replay.loop.config, replay.remarks
         defaults = {key: entry.default for key, entry in config.table.items()}
@@ -280,7 +280,7 @@ class Results:
         return result
 
     def timing(self) -> dict[str, float | None]:
-        """Solve time in ms, which depends on the machine."""
+        """Return statistics of the solve time in ms, which depend on the machine."""
         values = self.solve_ms.rows[:, 2]
         values = values[np.isfinite(values)]
         return {
@@ -303,7 +303,7 @@ def _number(value: float) -> float | None:
 
 
 def _plain(value: Any) -> Any:
-    """Infinite limits as strings: JSON has no such numbers."""
+    """Write infinite limits as strings, because JSON has no such numbers."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

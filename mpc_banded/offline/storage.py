@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the files of a recording have in common, whether SQLite or MCAP.
+"""The common interface of the files of a recording, SQLite or MCAP.
 
-Recordings are untrusted: a reader runs nothing that a file brings along, writes into its scratch
-folder alone, and believes no size before it has compared it with the file.
+Recordings are untrusted: a reader runs no code from a file, writes only into its scratch folder,
+and checks each size against the file before it believes it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Storage(Protocol):
 
     Attributes:
         start_ns, end_ns: Times of the first message and after the last one; zero if empty.
-        remarks: Sentences on what was amiss; their number may grow while messages are read.
+        remarks: Sentences on problems; their number may grow while messages are read.
     """
 
     start_ns: int
@@ -77,7 +77,7 @@ class Storage(Protocol):
 
     @property
     def channels(self) -> list[Channel]:
-        """Everything that the file says of its topics."""
+        """Topics of the file, one channel each."""
 
     def messages(self, channels: Collection[int]) -> Iterator[tuple[int, int, bytes]]:
         """Yield (channel, time in ns, bytes) of some channels in order of time."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replays one recording for each point of a grid of parameters, several at a time.
 
-The points are joblib tasks, so whatever backend joblib has can run them: processes here by
-default, or a cluster inside ``joblib.parallel_config``.
+The points are joblib tasks, which run in local processes by default, or on a cluster inside
+``joblib.parallel_config``.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ FIGURES = {
     "solve_ms_mean": Text("solve [ms], mean"),
     "solve_ms_p99": Text("solve [ms], p99"),
 }
-#: Groups of columns that are drawn, with their colours.
+#: Groups of columns to draw, with their colours.
 PLOTTED = {"plan_error": BLUE, "effort": ORANGE, "iterations_mean": GREEN, "solve_ms_mean": RED}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is replayed, and how; plain values, so it travels to other processes.
+    """A recording and how to replay it, in plain values that can be sent to other processes.
 
     Attributes:
         bag: Folder or file.
-        parameters: File; None takes what the recording has on record.
+        parameters: Parameter file; None takes the recorded parameters.
         overrides: Parameter -> value.
         topics: Relative name -> name in the recording.
-        compiled: Whether compiled derivatives are used.
+        compiled: Whether to use compiled derivatives.
         plan: A CSV file, ``driven``, or None.
         transforms: (frame, frame within it) -> x, y, yaw.
         types: Folders with definitions of message types.
@@ -73,7 +73,7 @@ class Request:
     window_s: float | None = None
 
     def open(self) -> Bag:
-        """Return the recording, to be entered."""
+        """Return the recording, a context manager."""
         return Bag(self.bag, folders=self.types)
 
     def replay(self, bag: Bag) -> Replay:
@@ -102,14 +102,14 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Replay each point of the grid; returns a row of parameters and figures for each.
 
-    Errors of plans are those over the shortest horizon of the grid, so that they are comparable.
-    The score joins those of different units: each relative to the largest of the grid, root mean
-    square over the names.
+    Errors of plans are taken over the shortest horizon of the grid, so that they are comparable.
+    The score combines errors of different units: it is the root mean square over the names of each
+    error relative to the largest one of the grid.
 
     Args:
-        request: What all points share.
+        request: The recording and what all points share.
         axes: Parameter -> values.
-        jobs: Points at a time; -1 for as many as there are cores.
+        jobs: Number of points at a time; -1 for as many as there are cores.
 
     Raises:
         BagError: The recording cannot be used.

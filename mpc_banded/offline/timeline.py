@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A figure over hours, in bounded memory: what a plot of it needs, peaks included."""
+"""Keeps a metric over hours in bounded memory, with the peaks that a plot must show."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 
 class Timeline:
-    """Values over time; where there are too many, neighbours share a bucket.
+    """Values over time, in buckets of neighbouring values if there are many.
 
     Args:
-        buckets: Kept at most.
+        buckets: Largest number of buckets.
 
     Attributes:
-        count, total, square, greatest: Number, sum, sum of squares and greatest of all values
-            that were finite.
+        count, total, square, greatest: Number, sum, sum of squares and greatest of the finite
+            values.
     """
 
     def __init__(self, buckets: int = 4000) -> None:

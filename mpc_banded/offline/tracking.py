@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differences by name: each in one unit, angles modulo a turn, x and y as one distance."""
+"""Compares states and references by name: angles modulo a turn, x and y as one distance."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from mpc_banded.robots.messages import has_position
 
-#: Name of the distance in the plane, in m.
+#: Name of the error of x and y, the distance in m.
 POSITION = "position"
-#: Points at which the error of a plan is taken over a given time.
+#: Number of points at which the error of a plan is taken over a given time.
 POINTS = 51
 
 
 def difference(a: np.ndarray | float, b: np.ndarray | float, is_angle: bool) -> np.ndarray:
-    """Return a - b; of angles the one that is at most half a turn."""
+    """Return a - b; for angles, the equal one of at most half a turn."""
     gap = np.asarray(a, dtype=np.float64) - b
     return gap - 2.0 * math.pi * np.round(gap / (2.0 * math.pi)) if is_angle else gap
 
@@ -40,7 +40,7 @@ def differences(
 
 
 def joined(gaps: Mapping[str, np.ndarray | float]) -> dict[str, np.ndarray]:
-    """Return absolute errors by name, with x and y joined to the distance in the plane."""
+    """Return absolute errors by name, with x and y joined to a distance."""
     errors = {name: np.abs(gap) for name, gap in gaps.items() if name not in ("x", "y")}
     if has_position(gaps):
         return {POSITION: np.hypot(gaps["x"], gaps["y"]), **errors}
@@ -48,7 +48,7 @@ def joined(gaps: Mapping[str, np.ndarray | float]) -> dict[str, np.ndarray]:
 
 
 def error_names(names: Collection[str]) -> list[str]:
-    """Return the names of the errors of a reference with some names."""
+    """Return the names of the errors from a reference with the given columns."""
     return list(joined(dict.fromkeys(names, 0.0)))
 
 
