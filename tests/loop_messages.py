@@ -3,6 +3,8 @@
 
 from types import SimpleNamespace
 
+import numpy as np
+
 from mpc_banded.robots.messages import fill_odometry, set_yaw
 
 
@@ -44,3 +46,34 @@ def plan(*points, frame="", **more):
 
 
 AHEAD = plan((0.0, 0.0), (5.0, 0.0))
+
+
+def scan(ranges, angle_min=0.0, step=0.1, low=0.1, high=10.0, stamp_s=0.0, frame=""):
+    """The fields of sensor_msgs/LaserScan."""
+    return fields(
+        header=header(stamp_s, frame),
+        ranges=ranges,
+        angle_min=angle_min,
+        angle_increment=step,
+        range_min=low,
+        range_max=high,
+    )
+
+
+def grid(cells, resolution=0.5, x=0.0, y=0.0, yaw=0.0, stamp_s=0.0, frame=""):
+    """The fields of nav_msgs/OccupancyGrid."""
+    cells = np.asarray(cells)
+    origin = pose(x, y, yaw).pose
+    info = fields(
+        width=cells.shape[1], height=cells.shape[0], resolution=resolution, origin=origin
+    )
+    return fields(header=header(stamp_s, frame), info=info, data=cells.ravel().tolist())
+
+
+def update(x, y, cells):
+    """The fields of map_msgs/OccupancyGridUpdate."""
+    cells = np.asarray(cells)
+    return fields(
+        header=header(), x=x, y=y, width=cells.shape[1], height=cells.shape[0],
+        data=cells.ravel().tolist(),
+    )  # fmt: skip

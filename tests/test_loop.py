@@ -17,6 +17,7 @@ from mpc_banded.control.tick import Reason
 from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.ocp.problem import Trajectory
 from mpc_banded.robots.messages import fill_joint_state, fill_odometry, set_yaw
+from mpc_banded.robots.planar import Footprint
 
 SHORT = {"horizon": 8, "dt": 0.1, "max_state_age": 0.305, "solver.max_iterations": 20}
 
@@ -379,7 +380,7 @@ def test_band_too_narrow_is_refused_and_a_wider_one_changes_nothing(loop):
 
 
 def test_without_any_plan_a_moving_robot_is_stopped(loop):
-    loop.obstacles._static = np.full((1, 3), math.nan)  # nothing can be solved
+    loop._horizon._footprint = Footprint(np.zeros(1), np.full(1, math.nan))  # nothing is solved
     assert loop.on_message("odom", odometry(v=1.0, w=0.3), 0) is None
     tick = loop.tick(0)
     assert (tick.code, tick.driving) == (Reason.HOLDING, False)

@@ -19,7 +19,8 @@ from mpc_banded.control.config import Config
 from mpc_banded.control.frames import Frames
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
-from mpc_banded.control.obstacles import Obstacles, read_circles
+from mpc_banded.control.obstacles import Obstacles
+from mpc_banded.control.sources import read_circles
 from mpc_banded.control.state import StateEstimate
 
 NAMES = ("x", "y", "radius", "vx", "vy")
@@ -152,10 +153,13 @@ def test_sizes_that_contradict_the_data_are_refused_before_anything_is_allocated
     assert why in loop.on_message("obstacles", message, ns(NOW))
 
 
+HERE = np.zeros((2, 3))
+
+
 def test_obstacles_move_on_along_the_horizon_from_the_time_of_their_stamp():
     known = obstacles()
-    known.take(cloud([[1.0, 2.0, 0.5, 0.4, -0.2]]), ns(NOW + 0.1))
-    circles = known.ahead(ns(NOW + 0.2), np.array([0.0, 1.0]))
+    known.take("obstacles", cloud([[1.0, 2.0, 0.5, 0.4, -0.2]]), ns(NOW + 0.1))
+    circles = known.ahead(ns(NOW + 0.2), np.array([0.0, 1.0]), [HERE]).circles
     assert circles[:, 0] == pytest.approx(np.array([[1.08, 1.96, 0.5], [1.48, 1.76, 0.5]]))
 
 
@@ -178,21 +182,6 @@ def test_old_obstacles_are_forgotten_and_an_empty_message_forgets_at_once():
     assert loop.obstacles.circles(ns(NOW + 0.51)).tolist() == [[9.0, 9.0, 1.0]]
     loop.on_message("obstacles", cloud([]), ns(NOW))
     assert loop.obstacles.circles(ns(NOW)).tolist() == [[9.0, 9.0, 1.0]]
-
-
-def test_circles_that_come_nearest_to_the_way_fill_the_slots():
-    known = obstacles(obstacles=[50, 50, 1])
-    rows = [[float(x), 0.0, 0.1, 0.0, 0.0] for x in (9, 3, 7, 5, 1)]
-    known.take(cloud(rows), ns(NOW))
-    circles = known.ahead(ns(NOW), np.arange(4.0))
-    assert circles.shape == (4, 6, 3)
-    along = np.column_stack([np.linspace(6.0, 9.0, 4), np.zeros(4)])
-    chosen = known.chosen(circles, along)
-    assert chosen.shape == (4, 4, 3)
-    assert sorted(chosen[0, :, 0]) == [3.0, 5.0, 7.0, 9.0]
-    few = known.chosen(circles[:, :2], along)
-    assert few[:, :2].tolist() == circles[:, :2].tolist()
-    assert (few[:, 2:, :2] > 1e3).all()
 
 
 def drive(obstacle, seconds=5.0, known=True):

@@ -30,6 +30,7 @@ def parameters(robot, generator, batch):
     shape = (*batch, len(robot.reference))
     p = {"reference": torch.randn(shape, generator=generator, dtype=torch.float64)}
     p["obstacles"] = torch.rand((*batch, 4, 3), generator=generator, dtype=torch.float64)
+    p["footprint"] = torch.rand((*batch, 2, 2), generator=generator, dtype=torch.float64)
     return p | {name: torch.full(batch, value).double() for name, value in robot.model.items()}
 
 
@@ -109,6 +110,17 @@ def test_distance_is_that_to_the_rim_less_the_margin():
     torch.testing.assert_close(distance(x, circles, 0.5), expected, atol=1.1e-3, rtol=0)
 
 
+def test_clearance_is_that_of_each_circle_of_the_footprint_to_each_obstacle():
+    x = torch.tensor([1.0, 2.0, math.pi / 2], dtype=torch.float64)
+    p = {
+        "obstacles": torch.tensor([[1.0, 5.0, 0.5], [4.0, 2.0, 1.0]], dtype=torch.float64),
+        "footprint": torch.tensor([[1.0, 0.3], [0.0, 0.4]], dtype=torch.float64),
+    }
+    expected = [2.0 - 0.5, math.hypot(3.0, 1.0) - 1.0, 3.0 - 0.5, 3.0 - 1.0]
+    expected = torch.tensor(expected) - torch.tensor([0.3, 0.3, 0.4, 0.4]) - 0.1
+    torch.testing.assert_close(clearance(x, p, 0.1), expected.double(), atol=1e-3, rtol=0)
+
+
 def test_state_from_values_names_what_is_missing():
     robot = load_robot("cartpole")
     with pytest.raises(KeyError, match="pole_velocity"):
@@ -156,7 +168,7 @@ def robot_with(states, **change):
     ],
 )
 def test_planar_geometry_finds_the_pose_by_name_in_any_order(states, generator):
-    planar = robot_with(states, radius=0.7).planar
+    planar = robot_with(states).planar
     state, values = named(robot_with(states), generator)
     pose = (values["x"], values["y"], values.get("yaw", 0.0))
     assert planar.pose(state) == pose
@@ -164,7 +176,7 @@ def test_planar_geometry_finds_the_pose_by_name_in_any_order(states, generator):
     assert np.array_equal(planar.poses(batch), [pose, [2.0 * c for c in pose]])
     assert np.array_equal(planar.positions(batch), planar.poses(batch)[:, :2])
     assert (planar.yaw is None) == ("yaw" not in states)
-    assert (planar.radius, planar.strafes, planar.pivots) == (0.7, "vy" in states, "w" in states)
+    assert (planar.strafes, planar.pivots) == ("vy" in states, "w" in states)
 
 
 def test_only_robots_with_a_position_in_the_plane_are_planar():
@@ -180,8 +192,6 @@ def test_only_robots_with_a_position_in_the_plane_are_planar():
 
 def test_planar_geometry_follows_the_fields_that_are_replaced():
     robot = load_robot("unicycle")
-    assert robot.planar.radius == robot.radius
-    assert replace(robot, radius=0.9).planar.radius == 0.9
     assert replace(robot, turning=lambda *_: 3.0).planar.turning_radius({}, {}) == 3.0
 
 

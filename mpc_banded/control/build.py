@@ -12,7 +12,14 @@ from mpc_banded.ocp.transcription import Transcription
 def build_problem(config: Config) -> OptimalControlProblem:
     """Return the optimal control problem."""
     parameters = config.parameters
-    return config.robot.problem(config.horizon, config.dt, parameters.weights, parameters.limits)
+    return config.robot.problem(
+        config.horizon,
+        config.dt,
+        parameters.weights,
+        parameters.limits,
+        config.obstacle_slots,
+        len(config.footprint.radii),
+    )
 
 
 def build_transcription(config: Config) -> Transcription:

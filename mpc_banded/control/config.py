@@ -32,6 +32,8 @@ from mpc_banded.ocp.transcription import check_scheme
 from mpc_banded.robots import Robot, load_robot
 from mpc_banded.robots.messages import CommandTopic
 from mpc_banded.robots.modules import look_beside
+from mpc_banded.robots.planar import Footprint
+from mpc_banded.robots.sensors import SOURCES
 
 __all__ = ["Config", "ConfigError"]
 
@@ -92,11 +94,26 @@ class Config:
                     f"limits.{name} is {[lower, upper]}; allowed are a lower and a greater upper "
                     f"limit, each infinite or up to {LARGEST:g}"
                 )
+        self._check_surroundings()
         self._check_functions()
         try:
             check_scheme(self.transcription, self.parameters.substeps)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def _check_surroundings(self) -> None:
+        """Refuse unknown sources of obstacles, and outlines that are none."""
+        sources = self.parameters.obstacle_sources
+        if not set(sources) <= set(SOURCES):
+            raise ConfigError(
+                f"obstacle_sources is {shown(sources)}; allowed are some of {', '.join(SOURCES)}"
+            )
+        outline = self.parameters.footprint
+        if (len(outline) > 1 and len(outline) % 2) or min(outline[1::2] or outline, default=0) < 0:
+            raise ConfigError(
+                f"footprint is {shown(outline)}; allowed are an empty list, one radius >= 0, "
+                "and place along the heading and radius >= 0 of each of several circles"
+            )
 
     def _check_functions(self) -> None:
         """Refuse values with which the robot could not stand, or its own functions fail."""
@@ -196,6 +213,22 @@ class Config:
         """Return the first state of the simulated robot, (nx,)."""
         given = self.parameters.simulator.initial_state
         return np.array(given or np.zeros(len(self.robot.states)), dtype=np.float64)
+
+    @property
+    def obstacle_slots(self) -> int:
+        """Number of circles that the problem holds at each stage."""
+        return (self.parameters.obstacle_slots or self.robot.obstacles) * bool(
+            self.robot.obstacles
+        )
+
+    @property
+    def footprint(self) -> Footprint:
+        """The outline of the robot."""
+        given = self.parameters.footprint or [self.robot.radius]
+        if len(given) == 1:
+            given = [0.0, *given]
+        along, radii = np.array(given, dtype=np.float64).reshape(-1, 2).T
+        return Footprint(along, radii)
 
     def obstacles(self) -> np.ndarray:
         """Return the static circles x, y, radius in m, (M, 3)."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leads a reference around circles that lie on it, on the better side.
+"""Leads a reference around obstacles that lie on it, on the better side.
 
 A solver that starts on a path which runs through an obstacle has no side to prefer, so the robot
 would stand in front of it. Each point of the reference is moved sideways, all to the same side,
-until it is clear of every circle at its time; the solver does the rest. The side is kept until
+until it is clear of every obstacle at its time; the solver does the rest. The side is kept until
 the reference is clear again, so that the robot does not dither.
 """
 
@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from enum import Enum
 
 import numpy as np
+
+from mpc_banded.control.ahead import Ahead
 
 #: Farthest sideways move, and step in which it is looked for, in m.
 FARTHEST, STEP = 2.5, 0.05
@@ -43,20 +45,25 @@ class Detour:
         self._clear_cycles = 0
 
     def lead(
-        self, columns: Mapping[str, np.ndarray], circles: np.ndarray, clearance: float
+        self, columns: Mapping[str, np.ndarray], obstacles: Ahead, clearance: float
     ) -> dict[str, np.ndarray]:
-        """Return the columns of a planar reference, moved to one side of the circles on it.
+        """Return the columns of a planar reference, moved to one side of the obstacles on it.
 
         Args:
             columns: With x, y, yaw (N + 1,), in m and rad.
-            circles: x, y, radius at each of these times, (N + 1, M, 3).
-            clearance: Distance that the position keeps from each circle, in m.
+            obstacles: At each of these times.
+            clearance: Distance that the rim of the robot keeps from each of them, in m.
         """
         points = np.stack([columns["x"], columns["y"]], axis=1)
         edges = np.diff(points, axis=0)
         lengths = np.hypot(edges[:, 0], edges[:, 1])
         moving = np.append(lengths, 0.0) > 1e-6
-        if not moving.any() or not circles.shape[1] or _is_clear(points, circles, clearance):
+        poses = np.stack([columns["x"], columns["y"], columns["yaw"]], axis=1)
+        if (
+            not moving.any()
+            or obstacles.is_empty
+            or (obstacles.gaps(poses, clearance) >= clearance).all()
+        ):
             self._clear_cycles += 1
             if self._clear_cycles >= CLEAR_CYCLES:
                 self.side = None
@@ -68,7 +75,7 @@ class Detour:
         tangents[last + 1 :] = tangents[last]
         normals = np.stack([-tangents[:, 1], tangents[:, 0]], axis=1)
         found = {
-            side: _offsets(points, side.value * normals, circles, clearance, lengths, moving)
+            side: _offsets(poses, side.value * normals, obstacles, clearance, lengths, moving)
             for side in Side
         }
         self.side = self._better(found)
@@ -89,26 +96,23 @@ class Detour:
         return best
 
 
-def _is_clear(points: np.ndarray, circles: np.ndarray, clearance: float) -> bool:
-    gaps = np.linalg.norm(circles[:, :, :2] - points[:, None], axis=2) - circles[:, :, 2]
-    return bool((gaps >= clearance).all())
-
-
 def _offsets(
-    points: np.ndarray,
+    poses: np.ndarray,
     normals: np.ndarray,
-    circles: np.ndarray,
+    obstacles: Ahead,
     clearance: float,
     lengths: np.ndarray,
     moving: np.ndarray,
 ) -> np.ndarray | None:
     """Return the smallest clear moves along the normals, (N + 1,); None where there are none."""
     tried = np.arange(0.0, FARTHEST + STEP, STEP)
-    at = points + tried[:, None, None] * normals  # (K, N + 1, 2)
-    gaps = (
-        np.linalg.norm(circles[None, :, :, :2] - at[:, :, None], axis=3) - circles[None, :, :, 2]
-    )
-    clear = (gaps >= clearance).all(axis=2)
+    at = np.repeat(poses[None], len(tried), axis=0)  # (K, N + 1, 3)
+    at[:, :, :2] += tried[:, None, None] * normals
+    gaps = obstacles.gaps(at, clearance)
+    # A move leads out of an obstacle, and not through one to the place behind it.
+    was_free = np.maximum.accumulate(gaps >= 0.0)
+    through = np.maximum.accumulate(was_free & (gaps < 0.0))
+    clear = (gaps >= clearance) & ~through
     clear[:, ~moving] = True  # where it stands it means that place
     if not clear.any(axis=0).all():
         return None

@@ -19,19 +19,21 @@ class Frames:
 
     Attributes:
         transform: (target frame, source frame) -> pose of the source in the target; raises
-            LookupError with the reason if it is unknown. None if no transforms are available.
+            LookupError with the reason if it is unknown. None if no transforms are available. One
+            that remembers poses has a method ``at(target, source, stamp_ns)`` as well.
     """
 
     def __init__(self, estimate: StateEstimate) -> None:
         self._estimate = estimate
         self.transform: Callable[[str, str], Pose] | None = None
 
-    def pose(self, topic: str, frame: str) -> Pose:
+    def pose(self, topic: str, frame: str, stamp_ns: int = 0) -> Pose:
         """Return the pose of a frame in the frame of the state.
 
         Args:
             topic: Topic of the message that is in the frame, for errors.
             frame: Name of the frame; an empty one is the frame of the state.
+            stamp_ns: When the message was right; 0 asks for the newest pose.
 
         Raises:
             LookupError: The pose is unknown.
@@ -48,4 +50,6 @@ class Frames:
                 f"{topic} is in frame {frame!r} and the state in {target!r}; nothing transforms "
                 "them"
             )
+        if stamp_ns and hasattr(self.transform, "at"):
+            return self.transform.at(target, frame, stamp_ns)
         return self.transform(target, frame)

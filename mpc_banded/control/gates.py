@@ -275,19 +275,13 @@ class PlanClear:
 
     def __call__(self, instant: Instant, solve: Solve) -> Tick | None:
         """Return a stop, or None."""
-        circles, plan = self._horizon.circles, solve.step.plan
-        if not self._robot.obstacles or not circles.shape[1]:
+        ahead, plan = self._horizon.ahead, solve.step.plan
+        if ahead is None or ahead.is_empty:
             return None
-        points = self._horizon.planar.positions(plan.states)
-        gaps = np.linalg.norm(circles[:, :, :2] - points[:, None], axis=2)
-        gaps = gaps - circles[:, :, 2] - self._horizon.planar.radius
         stages = 1 + math.ceil(self._braking_s(plan) / plan.dt)
-        # A robot that something touches already may move away from it.
-        worst = (gaps[1:stages] - np.minimum(0.0, gaps[0])).min(axis=0)
-        which = int(np.argmin(worst))
-        if worst[which] >= -TOUCHING:
+        gap, (x, y, radius) = ahead.worst(self._horizon.planar.poses(plan.states[:stages]))
+        if gap >= -TOUCHING:
             return None
-        x, y, radius = circles[0, which]
         why = f"an obstacle at ({x:.2f}, {y:.2f}) with a radius of {radius:.2f} m is in the way"
         return self._fallback.wait(instant, Reason.BLOCKED, why)
 

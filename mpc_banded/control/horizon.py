@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from mpc_banded.control.ahead import Ahead
 from mpc_banded.control.config import Config
 from mpc_banded.control.detour import Detour
 from mpc_banded.control.errors import user_code
 from mpc_banded.control.joints import JointReference
 from mpc_banded.control.obstacles import Obstacles
 from mpc_banded.control.reference import Reference, stacked
-from mpc_banded.ocp.problem import OptimalControlProblem
+from mpc_banded.ocp.problem import OptimalControlProblem, Trajectory
 from mpc_banded.robots import Planar
 from mpc_banded.robots.messages import POSE, has_position
 
@@ -31,21 +32,30 @@ class Horizon:
     Attributes:
         columns: Columns (N + 1,) of the reference that was evaluated last, by name.
         planar: Planar geometry for which obstacles are avoided.
-        circles: All obstacles x, y, radius along the same horizon, (N + 1, M, 3).
+        ahead: All obstacles along the same horizon; None for a robot that avoids none.
     """
 
     def __init__(self, config: Config, obstacles: Obstacles) -> None:
         self._robot, self._obstacles = config.robot, obstacles
         # Without the names x and y, `distance` measures from the first two states.
-        self.planar = config.robot.planar or Planar((0, 1), radius=config.robot.radius)
+        self.planar = config.robot.planar or Planar((0, 1))
         self.columns: dict[str, np.ndarray] = {}
-        self.circles = np.empty((0, 0, 3))
+        self.ahead: Ahead | None = None
+        self._plan: tuple[Trajectory, int] | None = None
         self._detour = Detour()
         self.adopt(config)
 
     def adopt(self, config: Config) -> None:
         """Take over another configuration of the same robot."""
-        self._model = config.parameters.model
+        self._model, self._footprint = config.parameters.model, config.footprint
+
+    def planned(self, plan: Trajectory, effect_ns: int) -> None:
+        """Keep a plan that begins at ``effect_ns``: what comes near it counts."""
+        self._plan = plan, effect_ns
+
+    def reset(self) -> None:
+        """Forget the plan."""
+        self._plan = None
 
     def parameters(
         self,
@@ -71,18 +81,47 @@ class Horizon:
         with user_code("the reference failed"):
             columns = reference.columns(values, times, 1e-9 * effect_ns)
         if self._robot.obstacles:
-            self.circles = self._obstacles.ahead(effect_ns, times)
-            if set(POSE) <= set(columns):
-                clearance = self.planar.radius + KEPT
-                columns = self._detour.lead(columns, self.circles, clearance)
-            points = np.tile(self.planar.positions(state), (len(times), 1))
-            if has_position(columns):
-                points = np.stack([columns["x"], columns["y"]], axis=1)
-            parameters["obstacles"] = self._obstacles.chosen(self.circles, points)
+            columns = self._around(columns, state, effect_ns, times, problem, parameters)
         self.columns = columns
         with user_code("the reference failed"):
             parameters["reference"] = stacked(columns, self._robot.reference, times)
         return parameters
+
+    def _around(
+        self,
+        columns: dict[str, np.ndarray],
+        state: np.ndarray,
+        effect_ns: int,
+        times: np.ndarray,
+        problem: OptimalControlProblem,
+        parameters: dict[str, Any],
+    ) -> dict[str, np.ndarray]:
+        """Add the obstacles to the parameters; returns the reference that leads around them."""
+        ways = [self._planned_way(state, effect_ns, times)]
+        leads = set(POSE) <= set(columns)
+        if has_position(columns):
+            yaw = columns.get("yaw", np.zeros(len(times)))
+            ways.append(np.stack([columns["x"], columns["y"], yaw], axis=1))
+        self.ahead = self._obstacles.ahead(effect_ns, times, ways)
+        if leads:
+            columns = self._detour.lead(columns, self.ahead, KEPT)
+            ways[1] = np.stack([columns[name] for name in POSE], axis=1)
+        slots, _ = problem.parameters["obstacles"]
+        parameters["obstacles"] = self.ahead.chosen(ways, slots)
+        parameters["footprint"] = self._footprint.table
+        return columns
+
+    def _planned_way(self, state: np.ndarray, effect_ns: int, times: np.ndarray) -> np.ndarray:
+        """Where the last plan takes the robot, x, y, yaw (N + 1, 3); it stands without one."""
+        here = self.planar.poses(state)
+        if self._plan is None:
+            return np.tile(here, (len(times), 1))
+        plan, begin_ns = self._plan
+        poses, grid = self.planar.poses(plan.states), plan.dt * np.arange(plan.horizon + 1)
+        since = times + max(0.0, 1e-9 * (effect_ns - begin_ns))
+        way = np.stack([np.interp(since, grid, poses[:, i]) for i in range(3)], axis=1)
+        way[0] = here
+        return way
 
     def origin(self, problem: OptimalControlProblem) -> tuple[np.ndarray, dict[str, Any]]:
         """Return a state and parameters that suit any robot: the origin, a reference of zeros."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from mpc_banded.control import obstacles
 from mpc_banded.control.errors import reason_for_rejection
 from mpc_banded.control.obstacles import Obstacles
 from mpc_banded.control.state import StateEstimate
@@ -43,9 +42,9 @@ class Inputs:
         for reference in robot.reference_topics:
             take = partial(reason_for_rejection, tracker.take, reference)
             self._add(reference.topic, reference.type, take)
-        if robot.obstacles and obstacles.TOPIC not in self.topics:
-            take = partial(reason_for_rejection, known.take)
-            self._add(obstacles.TOPIC, obstacles.TYPE, take)
+        for name, kind in known.topics.items():
+            if name not in self.topics:
+                self._add(name, kind, partial(reason_for_rejection, known.take, name))
 
     def take(self, topic: str, message: Any, received_ns: int) -> str | None:
         """Hand over a message; returns why it was rejected, or None."""

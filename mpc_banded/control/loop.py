@@ -232,8 +232,8 @@ class ControlLoop:
                 deadline_s=instant.deadline_s,
                 max_iterations=instant.iterations,
             )
-        controller = self.controller
-        return Solve(step, parameters, controller.problem, controller.weights)
+        self._horizon.planned(step.plan, instant.effect_ns)
+        return Solve(step, parameters, self.controller.problem, self.controller.weights)
 
     def _finish(self, instant: Instant, tick: Tick) -> None:
         if tick.code not in KEEPS_PLAN:
@@ -251,6 +251,7 @@ class ControlLoop:
         """Forget the plan; the robot stands until the next one has converged."""
         self.controller.reset()
         self._first_plan.reset()
+        self._horizon.reset()
 
     def start(self) -> None:
         """Start to command after a pause: forget what was planned and sent before."""

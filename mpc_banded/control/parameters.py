@@ -20,6 +20,7 @@ import numpy as np
 from mpc_banded.ocp.solver import SolverOptions
 from mpc_banded.ocp.transcription import SCHEMES
 from mpc_banded.robots import Robot
+from mpc_banded.robots.sensors import SOURCES
 
 Value = bool | int | float | str | list[float] | list[str]
 
@@ -34,7 +35,8 @@ _SHOWN = reprlib.Repr()
 _SHOWN.maxlist, _SHOWN.maxstring, _SHOWN.maxother = 12, 80, 80
 #: How keys begin whose values are built into a controller.
 REBUILDING = (
-    "horizon", "dt", "transcription", "substeps", "bandwidth", "limits.", "solver."
+    "horizon", "dt", "transcription", "substeps", "bandwidth", "limits.", "solver.",
+    "obstacle_slots", "footprint",
 )  # fmt: skip
 #: Options of the solver that are set by other keys, or not by parameters.
 _OTHER_OPTIONS = ("half_bandwidth", "recovery")
@@ -284,12 +286,35 @@ class Parameters:
     obstacles: list[float] = parameter(
         [], "Circles as x, y, radius one after the other.", "m", -1e7, 1e7
     )
+    obstacle_sources: list[str] = parameter(
+        [*SOURCES], "Topics from which obstacles are taken.", read_only=True
+    )
     obstacle_timeout: float = parameter(
         0.5,
-        "Age of the obstacles at which the robot stops; 0: they are forgotten then.",
+        "Age of obstacles or of a scan at which the robot stops; 0: they are forgotten then.",
         "s",
         0.0,
         60.0,
+    )
+    costmap_timeout: float = parameter(
+        1.5, "Age of a map at which the robot stops; 0: it is forgotten then.", "s", 0.0, 60.0
+    )
+    costmap_threshold: int = parameter(
+        100, "Least value of a cell of a map that is an obstacle, 0 to 100.", "", 1, 100
+    )
+    allow_unknown: bool = parameter(True, "Whether unknown cells of a map may be driven through.")
+    obstacle_slots: int = parameter(
+        0,
+        "Circles that the problem holds at each stage, those that come nearest; 0: the robot's.",
+        lower=0,
+        upper=100,
+    )
+    footprint: list[float] = parameter(
+        [],
+        "Radius; or circles as place along the heading, radius; empty takes the robot's radius.",
+        "m",
+        -1e3,
+        1e3,
     )
     fallback: FallbackParameters = field(default_factory=FallbackParameters)
     simulator: SimulatorParameters = field(default_factory=SimulatorParameters)

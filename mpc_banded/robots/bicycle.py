@@ -13,12 +13,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mpc_banded.robots.planar import distance, heading, position, speed
+from mpc_banded.robots.planar import clearance, heading, position, speed
 from mpc_banded.robots.robot import Option, Robot
 
 #: Time in which the car's speed controller reaches a commanded speed, in seconds.
 SPEED_LAG = 0.2
-#: Footprint radius in m.
+#: Footprint radius in m, where no other footprint is given.
 RADIUS = 1.0
 #: Distance that the plan keeps between the footprint and obstacles, in m.
 MARGIN = 0.2
@@ -46,9 +46,9 @@ def arrival(x, p):
     return position(x, None, p) + 5.0 * heading(x, None, p)
 
 
-def clearance(x, u, p):
+def keep_clear(x, u, p):
     """Clearance between the footprint and each obstacle, less the margin, in m."""
-    return distance(x, p["obstacles"], margin=RADIUS + MARGIN)
+    return clearance(x, p, MARGIN)
 
 
 def command(x, u, model):
@@ -110,7 +110,7 @@ bicycle = Robot(
         "steering": steering,
     },
     terminal_costs={"arrival": arrival},
-    inequalities={"clearance": clearance},
+    inequalities={"clearance": keep_clear},
     penalties={"clearance": (1000.0, 1000.0)},
     weights={
         "position": 1.0,

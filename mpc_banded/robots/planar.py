@@ -18,13 +18,40 @@ Constants = Mapping[str, float]
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """The outline of a robot: circles on the line through its position along its heading.
+
+    Attributes:
+        along: Where the centre of each lies ahead of the position, (F,) in m.
+        radii: (F,) in m.
+    """
+
+    along: np.ndarray
+    radii: np.ndarray
+
+    @property
+    def table(self) -> np.ndarray:
+        """Each circle as its place along the heading and its radius, (F, 2)."""
+        return np.stack([self.along, self.radii], axis=1)
+
+    @property
+    def reach(self) -> float:
+        """Distance from the position to the farthest point of the outline, in m."""
+        return float((np.abs(self.along) + self.radii).max())
+
+    def centres(self, poses: np.ndarray) -> np.ndarray:
+        """Return the centres (..., F, 2) in m at poses x, y, yaw (..., 3)."""
+        ahead = np.stack([np.cos(poses[..., 2]), np.sin(poses[..., 2])], axis=-1)
+        return poses[..., None, :2] + self.along[:, None] * ahead[..., None, :]
+
+
+@dataclass(frozen=True)
 class Planar:
     """Planar geometry of a robot.
 
     Attributes:
         position: Indices of x and y in the state.
         yaw: Index of the yaw in the state; None for a robot without a heading.
-        radius: Footprint radius around the position in m.
         strafes: Whether the robot moves sideways.
         pivots: Whether the robot turns on the spot.
         turning: ``(limits, model) -> smallest turning radius`` in m; None if unknown.
@@ -32,7 +59,6 @@ class Planar:
 
     position: tuple[int, int]
     yaw: int | None = None
-    radius: float = 0.0
     strafes: bool = False
     pivots: bool = False
     turning: Callable[[Limits, Constants], float] | None = None
@@ -90,3 +116,19 @@ def distance(x: torch.Tensor, obstacles: torch.Tensor, margin: float) -> torch.T
     """
     offset = x[..., None, :2] - obstacles[..., :2]
     return torch.sqrt((offset * offset).sum(dim=-1) + 1e-6) - obstacles[..., 2] - margin
+
+
+def clearance(x: torch.Tensor, p: Mapping[str, torch.Tensor], margin: float) -> torch.Tensor:
+    """Clearance (..., F * count) in m from each circle of the footprint to each obstacle.
+
+    Args:
+        x: States (..., nx) that begin with x, y in m and the yaw in rad.
+        p: "obstacles" (..., count, 3), and "footprint" (..., F, 2) as place along the heading and
+            radius, in m.
+        margin: Distance between the rims to keep in addition, in m.
+    """
+    along, radii = p["footprint"][..., 0], p["footprint"][..., 1]
+    ahead = torch.stack([torch.cos(x[..., 2]), torch.sin(x[..., 2])], dim=-1)
+    centres = x[..., None, :2] + along[..., None] * ahead[..., None, :]  # (..., F, 2)
+    gaps = distance(centres, p["obstacles"][..., None, :, :], margin) - radii[..., None]
+    return gaps.flatten(-2)

@@ -124,8 +124,9 @@ class Task(Model):
         reference: Names of the columns of ``p["reference"]``.
         stage_costs, terminal_costs, inequalities, penalties, weights: As in
             OptimalControlProblem, with ``p`` as for the dynamics.
-        obstacles: Number of obstacle slots. If it is positive, ``p["obstacles"]`` (count, 3)
-            holds x, y, radius of each.
+        obstacles: Number of obstacle slots, unless a parameter sets another. If it is positive,
+            ``p["obstacles"]`` (count, 3) holds x, y, radius of each, and ``p["footprint"]``
+            (F, 2) the circles of the footprint: place along the heading, and radius.
         transcription: Finite-difference scheme that suits the robot.
         horizon, dt: Number and duration in s of the intervals that suit the robot.
     """
@@ -147,8 +148,19 @@ class Task(Model):
         dt: float,
         weights: Values | None = None,
         limits: Limits | None = None,
+        slots: int = 0,
+        outline: int = 1,
     ) -> OptimalControlProblem:
-        """Return the optimal control problem on a grid, weights and limits replaced by name."""
+        """Return the optimal control problem on a grid.
+
+        Args:
+            horizon: Number of intervals.
+            dt: Their duration in s.
+            weights: Replace those of the robot by name.
+            limits: Replace those of the robot by name.
+            slots: Number of obstacle slots; 0 takes the robot's.
+            outline: Number of circles of the footprint.
+        """
         limits = {**self.limits, **(limits or {})}
 
         def bounds(names: tuple[str, ...]) -> tuple[list[float], list[float]]:
@@ -157,7 +169,7 @@ class Task(Model):
 
         parameters: dict[str, tuple[int, ...]] = {"reference": (len(self.reference),)}
         if self.obstacles:
-            parameters["obstacles"] = (self.obstacles, 3)
+            parameters |= {"obstacles": (slots or self.obstacles, 3), "footprint": (outline, 2)}
         return OptimalControlProblem(
             nx=len(self.states),
             nu=len(self.inputs),
@@ -196,7 +208,6 @@ class Geometry(Model):
         return Planar(
             position=(self.states.index("x"), self.states.index("y")),
             yaw=self.states.index("yaw") if "yaw" in self.states else None,
-            radius=self.radius,
             strafes="vy" in self.names,
             pivots="w" in self.names,
             turning=self.turning,

@@ -8,12 +8,12 @@ in rad/s. Input: linear and angular acceleration in m/s^2 and rad/s^2.
 import numpy as np
 import torch
 
-from mpc_banded.robots.planar import distance, effort, heading, position, speed
+from mpc_banded.robots.planar import clearance, effort, heading, position, speed
 from mpc_banded.robots.robot import Robot
 
 #: Time in which the base's own velocity controllers reach a commanded velocity, in seconds.
 VELOCITY_LAG = 0.1
-#: Footprint radius in m.
+#: Footprint radius in m, where no other footprint is given.
 RADIUS = 0.25
 #: Distance that the plan keeps between the footprint and obstacles, in m.
 MARGIN = 0.05
@@ -36,9 +36,9 @@ def arrival(x, p):
     return position(x, None, p) + 0.2 * heading(x, None, p)
 
 
-def clearance(x, u, p):
+def keep_clear(x, u, p):
     """Clearance between the footprint and each obstacle, less the margin, in m."""
-    return distance(x, p["obstacles"], margin=RADIUS + MARGIN)
+    return clearance(x, p, MARGIN)
 
 
 def command(x, u, model):
@@ -68,7 +68,7 @@ unicycle = Robot(
         "effort": effort,
     },
     terminal_costs={"arrival": arrival},
-    inequalities={"clearance": clearance},
+    inequalities={"clearance": keep_clear},
     penalties={"clearance": (1000.0, 1000.0)},
     weights={
         "position": 10.0,

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from builtin_interfaces.msg import Time
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from mpc_banded.robots import messages
+from mpc_banded.robots.sensors import OPTIONAL_PACKAGES
 
 if TYPE_CHECKING:
     from mpc_banded.control.config import Config
@@ -23,6 +25,8 @@ RECORDS = QoSProfile(
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 BASE_FRAME = "base_link"
+#: Types of messages that sensors publish without caring whether they arrive.
+_UNRELIABLE = ("sensor_msgs/msg/LaserScan",)
 
 
 def message_class(name: str) -> Any:
@@ -36,6 +40,27 @@ def message_class(name: str) -> Any:
         return getattr(importlib.import_module(f"{package}.msg"), kind)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"messages of type {name} are not installed: {error}") from error
+
+
+def heard_types(topics: Mapping[str, str]) -> dict[str, Any]:
+    """Return the classes of the message types of topics, without those that need not be installed.
+
+    Raises:
+        ValueError: The package of another type is not installed.
+    """
+    classes = {}
+    for topic, kind in topics.items():
+        try:
+            classes[topic] = message_class(kind)
+        except ValueError:
+            if kind.partition("/")[0] not in OPTIONAL_PACKAGES:
+                raise
+    return classes
+
+
+def is_unreliable(kind: str) -> bool:
+    """Whether messages of a type are published with best effort, so that others hear nothing."""
+    return kind in _UNRELIABLE
 
 
 class CommandPort:

@@ -13,9 +13,9 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 
 from mpc_banded.offline.recording import FLUSH_S, Recording, RecordingError
 from mpc_banded.ros import executable
-from mpc_banded.ros.interfaces import RECORDS, message_class
+from mpc_banded.ros.interfaces import RECORDS, heard_types, is_unreliable, message_class
 
-#: The depth bridges a busy disk. States may be published reliably or not: a best-effort
+#: The depth bridges a busy disk. States and scans may be published reliably or not: a best-effort
 #: subscription receives both.
 STATES = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
 OTHERS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
@@ -63,8 +63,10 @@ class RecorderTask:
         self._recording.__enter__()
         robot, command = self._loop.robot, self._loop.config.command_topic
         states = {topic.topic for topic in robot.state_topics}
-        for topic, kind in self._loop.input_topics.items():
-            self._subscribe(topic, kind, STATES if topic in states else OTHERS)
+        kinds = self._loop.input_topics
+        for topic in heard_types(kinds):
+            unreliable = topic in states or is_unreliable(kinds[topic])
+            self._subscribe(topic, kinds[topic], STATES if unreliable else OTHERS)
         self._subscribe(command.topic, command.type, OTHERS)
         self._subscribe(f"{CONTROLLER}/cycle", "diagnostic_msgs/msg/DiagnosticArray", RECORDS)
         self._subscribe("/parameter_events", "rcl_interfaces/msg/ParameterEvent", OTHERS)

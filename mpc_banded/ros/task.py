@@ -59,10 +59,7 @@ class MpcTask:
                 f"{error.measured} or more: {error}"
             ) from error
         self._port = interfaces.CommandPort(config)
-        inputs = {
-            topic: interfaces.message_class(kind)
-            for topic, kind in self._loop.input_topics.items()
-        }
+        inputs = interfaces.heard_types(self._loop.input_topics)
         node.get_logger().info(_summary(config, self._loop))
         self._clock = CycleClock(config.period_s)
         self._journal, self._recorded = Journal(), config
@@ -78,6 +75,7 @@ class MpcTask:
         self._diagnostics = Diagnostics(node, self._loop, self._commands, self._rebuild)
         self._visualization = Visualization(node, self._loop)
         self._states = {topic.topic for topic in self._loop.robot.state_topics}
+        kinds = self._loop.input_topics
         #: While the node is inactive: topic -> time of receipt of the newest message, and it.
         self._kept: dict[str, tuple[int, Any]] = {}
         self._subscriptions = [
@@ -85,7 +83,9 @@ class MpcTask:
                 kind,
                 topic,
                 partial(self._on_message, topic),
-                interfaces.NEWEST if topic in self._states else 1,
+                interfaces.NEWEST
+                if topic in self._states or interfaces.is_unreliable(kinds[topic])
+                else 1,
             )
             for topic, kind in inputs.items()
         ]

@@ -35,10 +35,21 @@ class _TransformBuffer:
         self._buffer = tf2_ros.Buffer(node=node)
         self._listener = tf2_ros.TransformListener(self._buffer, node)
 
-    def __call__(self, target: str, source: str) -> tuple[float, float, float]:
+    def at(self, target: str, source: str, stamp_ns: int) -> tuple[float, float, float]:
+        """The pose at a time; the newest one where tf does not reach that far."""
         try:
-            found = self._buffer.lookup_transform(target, source, Time()).transform
+            return self._look_up(target, source, Time(nanoseconds=stamp_ns))
+        except self._transform_error:
+            return self(target, source)
+
+    def __call__(self, target: str, source: str) -> tuple[float, float, float]:
+        """The newest pose."""
+        try:
+            return self._look_up(target, source, Time())
         except self._transform_error as error:
             raise LookupError(f"no transform from {source!r} to {target!r}: {error}") from error
+
+    def _look_up(self, target: str, source: str, time: Time) -> tuple[float, float, float]:
+        found = self._buffer.lookup_transform(target, source, time).transform
         position = found.translation
         return float(position.x), float(position.y), messages.yaw_of(found.rotation)
