@@ -16,7 +16,7 @@ from mpc_banded.control.config import Config, ConfigError
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
 from mpc_banded.ocp.problem import Trajectory
-from mpc_banded.robots import Robot, distance, load_robot
+from mpc_banded.robots import Robot, clearance, distance, load_robot
 from mpc_banded.robots.messages import (
     Goal,
     ReferenceTopic,
