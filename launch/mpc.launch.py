@@ -4,14 +4,19 @@
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, TimerAction
 from launch.conditions import IfCondition
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 PACKAGE = "mpc_banded"
+#: Exit codes of a node that did not die: stopped by a signal, and refused its configuration.
+ENDED = (0, 2)
+#: Pause before one that died is started again, in s.
+RESPAWN_DELAY_S = 1.0
 
 ARGUMENTS = (
     ("robot", "", "built-in robot or package.module:attribute; empty: what params_file says"),
@@ -19,6 +24,7 @@ ARGUMENTS = (
     ("namespace", "", "namespace of the nodes and of all their topics"),
     ("use_sim_time", "false", "take the time from /clock"),
     ("autostart", "true", "configure and activate mpc_node; false: a lifecycle manager does that"),
+    ("respawn", "true", "start mpc_node again if it has died"),
     ("sim", "false", "also start the simulated robot"),
     ("record", "false", "also record all that a replay needs"),
     ("rviz", "false", "also start RViz"),
@@ -45,13 +51,25 @@ def nodes(context: LaunchContext) -> list[Node]:
         "ros_arguments": ["--log-level", LaunchConfiguration("log_level")],
     }
     ours = {"package": PACKAGE, **common}
-    return [
-        Node(
+    respawn = LaunchConfiguration("respawn").perform(context).lower() == "true"
+
+    def mpc_node() -> Node:
+        return Node(
             executable="mpc_node",
             name="mpc_node",
             parameters=[*parameters, {"autostart": autostart}],
+            on_exit=restarted,
             **ours,
-        ),
+        )
+
+    def restarted(event: ProcessExited, context: LaunchContext) -> list[TimerAction]:
+        """What comes after the node; `respawn` of launch would repeat a refusal for ever."""
+        if not respawn or context.is_shutdown or event.returncode in ENDED:
+            return []
+        return [TimerAction(period=RESPAWN_DELAY_S, actions=[mpc_node()])]
+
+    return [
+        mpc_node(),
         Node(
             executable="simulator_node",
             name="simulator_node",

@@ -45,6 +45,7 @@ class Counters:
     skipped_cycles: int = 0
     unconverged: int = 0
     rejected_messages: int = 0
+    failed_callbacks: int = 0
 
 
 class Diagnostics:
@@ -134,6 +135,7 @@ class Diagnostics:
         """Publish the status of now."""
         if self._timer is None:
             return  # the executor had this call in its queue when the timer was destroyed
+        self.counters.failed_callbacks = getattr(self._node, "failures", 0)
         level, message = self._level_and_sentence()
         tick = self._tick
         facts: dict[str, object] = {
@@ -161,6 +163,9 @@ class Diagnostics:
 
     def _level_and_sentence(self) -> tuple[bytes, str]:
         """Judge what happened since the last status."""
+        failed = self.counters.failed_callbacks - self._reported.failed_callbacks
+        if failed:
+            return ERROR, f"{failed} callbacks failed, and the log says how"
         if not self._is_active:
             return OK, "inactive: no command is sent"
         tick = self._tick

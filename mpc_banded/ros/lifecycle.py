@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, Protocol
 
 from lifecycle_msgs.msg import State
@@ -18,7 +19,9 @@ from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.publisher import Publisher
+from rclpy.service import Service
 from rclpy.subscription import Subscription
+from rclpy.timer import Timer
 
 from mpc_banded.ros import executable
 
@@ -28,6 +31,8 @@ SUCCESS, FAILURE, ERROR = (
     TransitionCallbackReturn.ERROR,
 )
 AUTOSTART = "autostart"
+#: How often failures of callbacks are logged at most, in s.
+REPEAT_S = 1.0
 
 
 class ManagedTask(executable.Task, Protocol):
@@ -55,6 +60,8 @@ NO_EVENTS = NoEvents()
 class ManagedNode(LifecycleNode):
     """A lifecycle node around a task, whose publishers and subscriptions come and go with it.
 
+    Whatever one of its callbacks raises is logged as an ERROR, and the node goes on.
+
     With the parameter ``autostart`` it configures and activates itself at launch, and a refused
     configuration ends the process. Without, it waits for somebody else to do that, and a refused
     configuration leaves it unconfigured.
@@ -62,7 +69,12 @@ class ManagedNode(LifecycleNode):
     Args:
         name: Name of the node.
         build: Builds the task of the node; raises ValueError or ArithmeticError to refuse.
+
+    Attributes:
+        failures: How many callbacks have raised.
     """
+
+    failures = 0  # rclpy creates services before there is an instance of ours
 
     def __init__(self, name: str, build: Callable[[Node], ManagedTask]) -> None:
         super().__init__(name)
@@ -84,9 +96,41 @@ class ManagedNode(LifecycleNode):
         """Create a publisher without events of its peers."""
         return super().create_publisher(*arguments, **{"event_callbacks": NO_EVENTS} | named)
 
-    def create_subscription(self, *arguments: Any, **named: Any) -> Subscription[Any]:
-        """Create a subscription without events of its peers."""
-        return super().create_subscription(*arguments, **{"event_callbacks": NO_EVENTS} | named)
+    def create_subscription(  # type: ignore[override]
+        self, kind: Any, topic: str, callback: Callable[..., Any], *more: Any, **named: Any
+    ) -> Subscription[Any]:
+        """Create a subscription without events of its peers, whose callback may raise."""
+        callback, named = self._surviving(callback), {"event_callbacks": NO_EVENTS} | named
+        return super().create_subscription(kind, topic, callback, *more, **named)
+
+    def create_timer(  # type: ignore[override]
+        self, period_s: float, callback: Callable[..., Any], *more: Any, **named: Any
+    ) -> Timer:
+        """Create a timer whose callback may raise."""
+        return super().create_timer(period_s, self._surviving(callback), *more, **named)
+
+    def create_service(  # type: ignore[override]
+        self, kind: Any, name: str, callback: Callable[..., Any], *more: Any, **named: Any
+    ) -> Service[Any, Any]:
+        """Create a service whose callback may raise; the response is an empty one then."""
+        return super().create_service(kind, name, self._surviving(callback), *more, **named)
+
+    def _surviving(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a callback that logs what the given one raises, and returns its last argument."""
+
+        @wraps(callback)
+        def surviving(*arguments: Any) -> Any:
+            try:
+                return callback(*arguments)
+            except Exception:
+                self.failures += 1
+                self.get_logger().error(
+                    f"a callback failed, the node goes on: {traceback.format_exc()}",
+                    throttle_duration_sec=REPEAT_S,
+                )
+                return arguments[-1] if arguments else None  # of a service: the response
+
+        return surviving
 
     def begin(self) -> bool:
         """Configure and activate if ``autostart`` is set; False if that is refused."""

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rcl_interfaces.msg import (
@@ -18,8 +20,13 @@ from rclpy.parameter import Parameter
 
 from mpc_banded.control.build import build_transcription
 from mpc_banded.control.config import Config, ConfigError
+from mpc_banded.control.errors import described
 from mpc_banded.control.parameter_file import FOREIGN
 from mpc_banded.control.parameters import Entry
+from mpc_banded.control.text import printable
+
+#: Processor time that changes of parameters may take in each second, in s.
+BUDGET_S = 0.25
 
 #: Called after each change with the whole configuration, and what was set.
 Adopt = Callable[[Config, dict[str, Any]], None]
@@ -116,6 +123,7 @@ class LiveParameters:
         self.config = declare(node, is_live)
         self.adopt: Adopt | None = None
         self._checked: tuple[dict[str, Any], Config] | None = None
+        self._second, self._spent_s = 0, 0.0
         if is_live:
             node.add_on_set_parameters_callback(self._check)
             node.add_post_set_parameters_callback(self._changed)
@@ -136,15 +144,37 @@ class LiveParameters:
         if not updates:
             return SetParametersResult(successful=True)
         try:
-            undeclared = [p.name for p in parameters if p.type_ == Parameter.Type.NOT_SET]
-            if undeclared:
-                raise ConfigError(f"{undeclared[0]} cannot be undeclared")
-            config = self.config.changed(updates)
-            _check_bandwidth(self.config, config)
-            self._checked = (updates, config)
+            with self._accounted():
+                self._checked = updates, self._checked_config(parameters, updates)
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        except Exception as error:  # functions of the robot may raise anything
+            return SetParametersResult(successful=False, reason=printable(described(error)))
         return SetParametersResult(successful=True)
+
+    def _checked_config(self, parameters: list[Parameter[Any]], updates: dict[str, Any]) -> Config:
+        if self._spent_s > BUDGET_S:
+            raise ConfigError(
+                f"{next(iter(updates))} is set later: changes have taken {self._spent_s:.2f} s of "
+                f"this second, allowed are {BUDGET_S:g} s; set several in one atomic request"
+            )
+        undeclared = [p.name for p in parameters if p.type_ == Parameter.Type.NOT_SET]
+        if undeclared:
+            raise ConfigError(f"{undeclared[0]} cannot be undeclared")
+        config = self.config.changed(updates)
+        _check_bandwidth(self.config, config)
+        return config
+
+    @contextmanager
+    def _accounted(self) -> Iterator[None]:
+        """Count the processor time of a change."""
+        began_s, second = time.thread_time(), int(time.monotonic())
+        if second != self._second:
+            self._second, self._spent_s = second, 0.0
+        try:
+            yield
+        finally:
+            self._spent_s += time.thread_time() - began_s
 
     def _changed(self, parameters: list[Parameter[Any]]) -> None:
         updates = self._ours(parameters)
@@ -155,7 +185,8 @@ class LiveParameters:
         config = self._checked[1] if is_checked and self._checked else self.config.changed(updates)
         self.config, self._checked = config, None
         if self.adopt is not None:
-            self.adopt(config, updates)
+            with self._accounted():
+                self.adopt(config, updates)
 
 
 def _check_bandwidth(before: Config, after: Config) -> None:
