@@ -225,6 +225,7 @@ class Drive:
         """Drive until the robot has arrived, or has stood for 10 s."""
         world, gap, rates, stood_s = self._world, math.inf, 0, 0.0
         limits, sent = self.loop.config.parameters.limits, {"v": 0.0, "w": 0.0}
+        outline = self.loop.config.footprint
         bounds = {"v": limits["linear_acceleration"], "w": limits["angular_acceleration"]}
         for k in range(round(LONGEST_S / PERIOD_S)):
             now_s = 100.0 + k * PERIOD_S
@@ -235,8 +236,8 @@ class Drive:
             if self._walker:
                 self._walker.walk(state)
                 around = np.vstack([around, self._walker.row[:3]])
-            gaps = np.hypot(*(around[:, :2] - state[:2]).T) - around[:, 2] - RADIUS
-            gap = min(gap, float(gaps.min()))
+            apart = np.linalg.norm(outline.centres(state[:3])[:, None] - around[:, :2], axis=2)
+            gap = min(gap, float((apart - outline.radii[:, None] - around[:, 2]).min()))
             silent = 0.0 <= k * PERIOD_S - world.silent_s < 1.5
             self._tell(k, now_s, around, silent)
             tick = self.loop.tick(round(1e9 * now_s))

@@ -275,3 +275,20 @@ def test_limits_at_which_a_function_of_the_robot_fails_are_refused():
     for steering in ([0.0, 0.5], [-0.5, 0.0], [-3.0, 3.0]):
         with pytest.raises(ConfigError, match=r"turning radius|do not suit the robot"):
             Config({"robot": "bicycle", "limits.steering": steering})
+
+
+@pytest.mark.parametrize("outline", [[-0.1], [0.3, 0.2, -0.3], [0.3, -0.2]])
+def test_footprint_is_a_radius_or_circles(outline):
+    assert Config({"footprint": [0.4]}).footprint.table.tolist() == [[0.0, 0.4]]
+    assert Config({"footprint": [0.3, 0.2, -0.3, 0.1]}).footprint.reach == 0.5
+    assert Config({}).footprint.reach == Config({}).robot.radius
+    with pytest.raises(ConfigError, match="footprint is"):
+        Config({"footprint": outline})
+
+
+def test_slots_and_the_circles_of_the_footprint_shape_the_problem():
+    config = Config({"obstacle_slots": 7, "footprint": [0.3, 0.2, -0.3, 0.1]})
+    problem = build_problem(config)
+    assert problem.parameters["obstacles"] == (7, 3)
+    assert problem.inequality_widths == {"clearance": 14}
+    assert Config({}).rebuilds(config)

@@ -34,3 +34,10 @@ def test_a_doorway_is_passed_in_its_middle(kind):
     assert outcome.code is Reason.ARRIVED
     assert outcome.ok
     assert outcome.gap > 0.1  # of the 0.2 m on either side of the robot
+
+
+def test_a_long_body_passes_with_all_of_its_circles():
+    drive = compiled(Drive(doorway("scan"), footprint=[0.3, 0.2, 0.0, 0.2, -0.3, 0.2]))
+    outcome = drive.run()
+    assert outcome.ok
+    assert outcome.gap > 0.1

@@ -24,7 +24,7 @@ TANGENT = 1e-3
 #: Added to the gap of what lies beyond another one, in m.
 COVERED = 1e6
 #: Directions in which hits are looked for beside the nearest one: ahead, left, behind, right.
-_AROUND = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+_AROUND = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,9 @@ class Ahead:
         """
         stages = len(self.circles)
         result = np.tile(UNUSED, (stages, slots, 1))
-        hits = np.concatenate([self._hits_around(way) for way in ways], axis=1)
-        every = np.concatenate([self.circles, hits], axis=1)  # (N + 1, M, 3)
+        every = np.concatenate([self.circles, self._hits_around(ways)], axis=1)
         if every.shape[1] > slots:
             gaps = np.min([self._to(every, way) for way in ways], axis=0)
-            gaps[:, self.circles.shape[1] :][_repeated(hits)] = np.inf
             every = self._uncovered(every, gaps, ways[0], slots)
         result[:, : every.shape[1]] = every
         return result
@@ -170,7 +168,7 @@ class Ahead:
         rank, picked = gaps.copy(), []
         for _ in range(slots):
             index = np.argmin(rank, axis=1)
-            picked.append(np.where(np.isfinite(rank[stages, index]), index, -1))
+            picked.append(index)
             own = nearest[stages, 0, index]
             distance = np.maximum(apart[stages, index], 1e-6)
             normal = offsets[stages, own, index] / distance[:, None]
@@ -179,23 +177,31 @@ class Ahead:
             rank[(depth >= tangent[:, None] - TANGENT) & (rank < COVERED)] += COVERED
             rank[stages, index] = np.inf
         order = np.sort(np.stack(picked, axis=1), axis=1)
-        result = np.take_along_axis(circles, order[:, :, None], axis=1)
-        result[order < 0] = UNUSED
-        return result
+        return np.take_along_axis(circles, order[:, :, None], axis=1)
 
-    def _hits_around(self, way: np.ndarray) -> np.ndarray:
-        """The hits nearest to places on and around the robot, (N + 1, H, 3) as circles."""
+    def _hits_around(self, ways: Sequence[np.ndarray]) -> np.ndarray:
+        """The hits nearest to the robot on each way, and to places around it on the first one.
+
+        Returns:
+            Circles (N + 1, H, 3), of which each is there once.
+        """
+        stages = len(ways[0])
         if not self._trees:
-            return np.empty((len(way), 0, 3))
-        c, s = np.cos(way[:, 2]), np.sin(way[:, 2])
+            return np.empty((stages, 0, 3))
+        c, s = np.cos(ways[0][:, 2]), np.sin(ways[0][:, 2])
         turn = np.stack([np.stack([c, s], axis=1), np.stack([-s, c], axis=1)], axis=1)
-        offsets = self._footprint.radii.max() * _AROUND @ turn  # (N + 1, 5, 2)
-        places = self._footprint.centres(way)[:, :, None] + offsets[:, None]
-        places = places.reshape(len(way), -1, 2)
+        offsets = self._footprint.radii.max() * _AROUND @ turn  # (N + 1, 4, 2)
+        centres = [self._footprint.centres(way) for way in ways]  # (N + 1, F, 2) each
+        around = (centres[0][:, :, None] + offsets[:, None]).reshape(stages, -1, 2)
+        places = np.concatenate([*centres, around], axis=1)
         found = []
         for tree, cover in self._trees:
             hits = tree.data[tree.query(places)[1]]
-            found.append(np.concatenate([hits, np.full((*hits.shape[:2], 1), cover)], axis=2))
+            place = hits[:, :, 0] + 1j * hits[:, :, 1]
+            again = np.tril(place[:, :, None] == place[:, None], -1).any(axis=2)
+            circles = np.concatenate([hits, np.full((*again.shape, 1), cover)], axis=2)
+            circles[again] = UNUSED
+            found.append(circles)
         return np.concatenate(found, axis=1)
 
     def _to(self, circles: np.ndarray, way: np.ndarray) -> np.ndarray:
@@ -209,9 +215,3 @@ class Ahead:
         circles = self.circles[:stages]
         apart = np.linalg.norm(circles[:, None, :, :2] - centres[..., None, :], axis=-1)
         return apart - circles[:, None, :, 2] - self._footprint.radii[:, None]
-
-
-def _repeated(circles: np.ndarray) -> np.ndarray:
-    """Whether a circle is the same as one before it at the same stage, (N + 1, M)."""
-    same = (circles[:, :, None] == circles[:, None]).all(axis=3)  # (N + 1, M, M)
-    return np.tril(same, -1).any(axis=2)

@@ -97,14 +97,14 @@ def run_demo(robot: str, duration_s: float | None, output: Path) -> int:
                 console,
             )
             summary: dict[str, Any] = {"robot": robot}
-            summary |= summarise(drive.run, config, target, config.robot.radius)
+            summary |= summarise(drive.run, config, target, config.footprint.reach)
             summary |= _remarks(drive)
             text = json.dumps(summary, indent=2) + "\n"
             (folder / "summary.json").write_text(text, encoding="utf-8")
             title = (
                 f"{robot}: {summary['cycles']} cycles, {summary['solve_ms_median']:.1f} ms median"
             )
-            plot(drive.run, config, target, config.robot.radius, title, folder / "plot.png")
+            plot(drive.run, config, target, config.footprint.reach, title, folder / "plot.png")
     except (NoDriveError, ResultError) as error:
         print(f"mpc_banded demo: {error}", file=sys.stderr)
         return REFUSED
