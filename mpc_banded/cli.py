@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: check a parameter file, compile, demonstrate, replay and identify."""
+"""The command line: checks a parameter file, compiles, demonstrates, replays and identifies."""
 
 # torch, rclpy and the plots take seconds to import, and some are optional: each command imports
 # what it needs, so that --help is instant and works everywhere.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: Built-in robots that ``demo`` can drive.
 ROBOTS = ("unicycle", "bicycle", "cartpole", "joint_space")
-#: Exit codes. 1 is left to the commands: the result is there, and is not as it should be.
+#: Exit codes. Commands return 1 themselves: there is a result, and it is not as it should be.
 DONE, REFUSED, INTERRUPTED, TERMINATED = 0, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
 #: Top-level modules that an extra of the package installs.
 OFFLINE = ("joblib", "matplotlib", "mcap", "rich", "rosbags", "ruamel")

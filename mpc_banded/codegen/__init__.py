@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A torch function of a few numbers becomes C, and a library in a private cache."""
+"""Turns a torch function of a few numbers into C, and C into a library in a private cache."""

@@ -34,12 +34,12 @@ class Nodes:
         self.graph = graph
 
     def constants(self, values: np.ndarray) -> np.ndarray:
-        """Node numbers of an array of numbers."""
+        """Return the node numbers of an array of numbers."""
         flat = [self.graph.constant(value) for value in values.astype(np.float64).ravel()]
         return np.array(flat, dtype=np.int64).reshape(values.shape)
 
     def array(self, value: Any) -> np.ndarray:
-        """Node numbers of an operand, which is an array of them or a Python number."""
+        """Return the node numbers of an operand: an array of them, or a Python number."""
         if isinstance(value, np.generic):
             raise TypeError("node numbers come in arrays, so that none is taken for a value")
         return value if isinstance(value, np.ndarray) else self.constants(np.asarray(value))
@@ -80,7 +80,7 @@ class Nodes:
         return self.reduced(operation, a, None, False)
 
     def product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Matrix product of (..., i, j) and (..., j, k)."""
+        """Return the matrix product of (..., i, j) and (..., j, k)."""
         terms = self.elementwise("mul", a[..., :, :, None], b[..., None, :, :])
         return self.reduced("add", terms, [-2], False, 0.0)
 
@@ -94,7 +94,7 @@ class Nodes:
         return a
 
 
-#: Advice for operations that have no rule, by name.
+#: Operation without a rule -> advice.
 HINTS = {
     "_local_scalar_dense": ": no if, float() or item() on values; use torch.where",
     "sort": "; use amax, amin or torch.where",

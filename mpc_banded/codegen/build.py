@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared libraries from C source: the compiler, its flags, and loading."""
+"""Builds shared libraries from C source, and loads them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ FLAGS = (
     *("-O1", "-ftree-vectorize", "-fexpensive-optimizations", "-march=native"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"),
 )
-#: Seconds that a compiler may take, and characters of source that add one more.
+#: Time limit of the compiler in s, and characters of source that add one second.
 BASE_LIMIT_S, CHARACTERS_PER_S = 60.0, 10_000
 
 
 class NoCompiler(RuntimeError):
-    """There is no C compiler on this machine, or none that works."""
+    """This machine has no C compiler that works."""
 
 
 class Library:
@@ -104,7 +104,7 @@ def c_compiler() -> list[str]:
 def compiler_identity() -> str:
     """Return the compiler's command, with size and time of the programs that it names.
 
-    A text that changes when another compiler is chosen or installed. The compiler is not run.
+    The text changes when another compiler is chosen or installed. The compiler is not run.
 
     Raises:
         NoCompiler: See c_compiler.
@@ -172,13 +172,13 @@ def _kill(leader: subprocess.Popen[str]) -> None:
 
 @functools.cache
 def machine() -> str:
-    """Return what the bits of compiled results depend on, as one line.
+    """Describe all that the last bits of compiled results depend on, in one line.
 
     For example ``x86_64, Intel(R) Xeon(R) Processor, instructions 3f0c2a91, glibc 2.36, libm
     77d1e0b4``: the architecture, the model of the processor, a digest of its instruction sets,
-    the C library, and a digest of what its functions return at some points. Two machines of the
-    same text compute the same bits. The last digest tells apart the variants of a function
-    between which libm chooses by the processor, and by GLIBC_TUNABLES.
+    the C library, and a digest of what its functions return at some points. Two machines with
+    the same text compute the same bits. The last digest tells apart the variants of a function
+    among which libm chooses by the processor and by GLIBC_TUNABLES.
     """
     model, instructions = _processor()
     parts = [platform.machine(), model, f"instructions {_digest(instructions.encode())}"]
@@ -186,7 +186,7 @@ def machine() -> str:
 
 
 def _processor() -> tuple[str, str]:
-    """Model and instruction sets of the first processor."""
+    """Return model and instruction sets of the first processor."""
     try:
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:

@@ -3,8 +3,8 @@
 
 Loading a library runs its code. So the folder must belong to the user, nobody else may write to
 it or put another folder in its place, and a library is loaded only if its bytes are those that
-were built from the same source, on the same machine, by the same compiler. Where no compiler is
-installed, a library by any compiler will do.
+were built from the same source, on the same machine, by the same compiler. Without a compiler, a
+library by any compiler is accepted.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from mpc_banded.codegen.build import Library, NoCompiler, Started, compile_libra
 
 _log = logging.getLogger(__name__)
 
-#: Prefix of the folders in which builds are under way.
+#: Prefix of the folders of unfinished builds.
 SCRATCH = "building-"
-#: Seconds to wait for another process that builds the same entry, and between two looks.
+#: Longest wait for another process that builds the same entry, and time between two polls, in s.
 PATIENCE_S, POLL_S = 600.0, 0.05
-#: What helps against most problems with the folder.
+#: Remedy of most problems with the folder.
 REMEDY = "name another folder with MPC_BANDED_CACHE"
-#: Why a process does not load a library again that it has discarded.
+#: Reason why a process does not load a library again that it has discarded.
 DISCARDED = "gave wrong results and was removed; restart this process to build it anew"
 
 #: Paths of the libraries that this process has discarded.
@@ -52,15 +52,15 @@ class NotBuilt(LookupError):
     """A library is not in the cache.
 
     Attributes:
-        build: Builds the library and returns its path in the cache; None where even preparing
-            that would take long.
+        build: Builds the library and returns its path in the cache; None if even preparing the
+            build would take long.
     """
 
     build: Callable[[Started], Path] | None = None
 
 
 class LibraryCache:
-    """Shared libraries by what they were built from, each with a record of that.
+    """Shared libraries by their sources, each with a record of what it was built from.
 
     Args:
         folder: Created if missing; by default ``$MPC_BANDED_CACHE``, or ``mpc_banded`` in the
@@ -162,7 +162,7 @@ class LibraryCache:
             raise ValueError(f"{fault}; the cache is {self.folder}") from fault
 
     def _fault(self, path: Path, made_from: dict[str, str]) -> str | None:
-        """Why an entry must not be loaded; None if it may."""
+        """Return why an entry must not be loaded; None if it may."""
         if path in _discarded:
             return DISCARDED
         try:
@@ -315,7 +315,7 @@ def _unusable(folder: Path, error: OSError) -> OSError:
 
 
 def _read(path: Path) -> bytes:
-    """Content of a file that only the user may write to."""
+    """Return the content of a file that only the user may write to."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or not _is_private(status):
@@ -324,7 +324,7 @@ def _read(path: Path) -> bytes:
 
 
 def _create(folder: Path) -> None:
-    """Create a folder and its parents for the user alone, whatever the umask."""
+    """Create a folder and its parents for the user alone, whatever the umask is."""
     for missing in reversed([folder, *folder.parents]):
         if not missing.is_dir():
             missing.mkdir(mode=0o700, exist_ok=True)
@@ -355,7 +355,7 @@ def _is_private(status: os.stat_result) -> bool:
 
 
 def _is_exchangeable(status: os.stat_result) -> bool:
-    """Return whether somebody else than this user and root may rename what lies in a folder."""
+    """Return whether anybody but this user and root may rename the files of a folder."""
     if status.st_uid not in (0, os.getuid()):
         return True
     if status.st_mode & stat.S_ISVTX:
@@ -365,7 +365,7 @@ def _is_exchangeable(status: os.stat_result) -> bool:
 
 
 def _is_own_group(number: int) -> bool:
-    """Return whether a group is the one that many systems make for each user, of that name."""
+    """Return whether a group is the private one that many systems create for each user."""
     try:
         group, name = grp.getgrgid(number), pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C source of kernels, from traced functions.
+"""Writes the C source of kernels from traced functions.
 
 A kernel applies functions of one stage to all stages of a trajectory and adds their results into
 one output array. It is one C function, so a call from Python takes a few microseconds, allocates
@@ -21,7 +21,7 @@ from mpc_banded.codegen.trace import trace
 
 @dataclass(frozen=True)
 class Argument:
-    """Where a function reads a tensor at stage k: ``array[offset + k * stride + entry]``.
+    """A tensor that a function reads at stage k, at ``array[offset + k * stride + entry]``.
 
     Attributes:
         array: Name of the array; sections that use a name share the array.
@@ -38,7 +38,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Result:
-    """Where a result is added at stage k: to ``out[offset + k * stride + entries]``.
+    """A result that is added at stage k, to ``out[offset + k * stride + entries]``.
 
     Attributes:
         offset: Place of stage 0 in the output array.
@@ -58,8 +58,8 @@ class Section:
 
     Attributes:
         function: Torch function of the arguments at one stage; returns a tensor for each result.
-        arguments: Where the function reads.
-        results: Where its results are added.
+        arguments: Tensors that the function reads.
+        results: Places to which its results are added.
         stages: Number of stages.
         probed: Whether to evaluate the function, which must be linear in its last argument, for
             all unit vectors of that argument. A result with e entries then has the shape (e,
@@ -81,12 +81,12 @@ def c_function(
     size: int,
     limit: int = LONGEST,
 ) -> str:
-    """C source of a kernel ``void name(const double *array, ..., double *out)``.
+    """Return the C source of ``void name(const double *array, ..., double *out)``.
 
     Args:
         name: Name of the kernel.
         arrays: Names of the arrays that it reads, in the order of its parameters.
-        parts: What it does, in order: sections, or C statements that are copied as they are.
+        parts: Its body in order: sections, or C statements that are copied as they are.
         size: Doubles in ``out``, which is cleared first.
         limit: Largest number of nodes of a section's graph.
 

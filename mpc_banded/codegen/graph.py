@@ -34,7 +34,7 @@ _COMMUTATIVE = frozenset(
 )
 
 
-#: Default limit on the nodes of a graph: seconds of tracing and half a minute of compiling.
+#: Default limit on the nodes of a graph; tracing takes seconds then, compiling half a minute.
 LONGEST = 60_000
 
 
@@ -70,12 +70,12 @@ class Graph:
         self.zero, self.one = self.constant(0.0), self.constant(1.0)
 
     def input(self, position: int, entry: int) -> int:
-        """Number of an entry of an input."""
+        """Return the node of an entry of an input."""
         return self._node("input", (position, entry))
 
     def constant(self, value: float) -> int:
-        """Number of a constant."""
-        # repr tells -0.0 from 0.0 and finds NaN again.
+        """Return the node of a constant."""
+        # repr distinguishes -0.0 from 0.0, and is the same for each NaN.
         key = ("constant", repr(float(value)))
         if key not in self._numbers:
             self._numbers[key] = len(self.nodes)
@@ -83,12 +83,12 @@ class Graph:
         return self._numbers[key]
 
     def value(self, number: int) -> float | None:
-        """Value of a constant, None for other nodes."""
+        """Return the value of a constant; None for other nodes."""
         node = self.nodes[number]
         return node.operands[0] if node.operation == "constant" else None
 
     def apply(self, operation: str, *operands: int) -> int:
-        """Number of an operation on nodes; folds constants, zeros and ones."""
+        """Return the node of an operation on nodes; folds constants, zeros and ones."""
         values = [self.value(number) for number in operands]
         if None not in values:
             return self.constant(_evaluated(operation, values))
@@ -163,7 +163,7 @@ class Graph:
         return sorted(needed)
 
     def depending(self, numbers: Sequence[int], position: int) -> set[int]:
-        """Those of the given nodes that depend on the input at a position.
+        """Return those of the given nodes that depend on the input at a position.
 
         Args:
             numbers: Numbers of nodes, in ascending order and closed under their operands.

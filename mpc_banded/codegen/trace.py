@@ -96,7 +96,7 @@ def _decompositions() -> dict[Any, Any]:
 
 
 class _Scalars(TorchDispatchMode):
-    """Carries out torch operations on node numbers; views share memory, so they see writes."""
+    """Performs torch operations on node numbers; views share memory, so they see writes."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class _Scalars(TorchDispatchMode):
         return result
 
     def unwrapped(self, value: Any) -> Any:
-        """Node numbers of a tensor (constants for a plain one); other values unchanged."""
+        """Return the node numbers of a tensor (constants of a plain one), or any other value."""
         if isinstance(value, _NodeTensor):
             return value.numbers
         if isinstance(value, Tensor):

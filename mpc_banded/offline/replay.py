@@ -3,8 +3,8 @@
 
 If the recording holds the node's own records of its cycles (control/record.py), the replay
 repeats them: the same messages before the same ticks, the same latency, the same cut at a
-deadline. Otherwise it ticks at ``controller_frequency`` from the first message on, with the messages recorded
-by then, on a machine that is always in time. Neither reads the machine's clock.
+deadline. Otherwise it ticks at ``controller_frequency`` from the first message on, with the
+messages recorded by then, on a machine that is always in time. Neither reads the machine's clock.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Robots, one file each.
 
-robot.py describes a robot, planar.py holds what mobile bases share, and messages.py reads and
-fills messages.
+robot.py defines the description of a robot, planar.py what mobile bases share, and messages.py how
+messages are read and written.
 """
 
 from importlib import import_module

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Car with Ackermann steering as a kinematic bicycle; odometry in, twist out.
+"""A car with Ackermann steering as a kinematic bicycle; odometry in, twist out.
 
 State (x, y, yaw, v): pose of the rear axle's centre in the odometry frame in m and rad, forward
 speed in m/s. Input: acceleration in m/s^2, steering angle in rad. The command is a twist, as

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cart with a pole, swung up and balanced; joint states in, effort out.
+"""A cart that swings up and balances a pole; joint states in, effort out.
 
 State (cart, pole, cart_velocity, pole_velocity): position of the cart in m, angle of the pole in
 rad, zero when upright, and their rates. Input: force on the cart in N. The pole is a point mass
@@ -12,7 +12,7 @@ from mpc_banded.robots.robot import Robot
 
 
 def dynamics(x, u, p):
-    """Rate of the state (Tedrake, Underactuated Robotics, section 3.2, angle from upright)."""
+    """Return the rate of the state (Tedrake, Underactuated Robotics, 3.2, angle from upright)."""
     angle, cart_rate, pole_rate = x[..., 1], x[..., 2], x[..., 3]
     sin, cos = torch.sin(angle), torch.cos(angle)
     cart, pole, length, g = p["cart_mass"], p["pole_mass"], p["pole_length"], p["gravity"]
@@ -28,7 +28,7 @@ def cart(x, u, p):
 
 
 def pole(x, u, p):
-    """Height that the mass lacks to upright, relative to the length of the rod."""
+    """Height of the mass below its upright position, relative to the length of the rod."""
     return 1.0 - torch.cos(x[..., 1])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arm of any number of joints with limited positions, velocities and accelerations.
+"""An arm of any number of joints with limited positions, velocities and accelerations.
 
 State: position of each joint in rad (or m), then the velocity of each. Input: their
 accelerations. The command is a joint trajectory, a few points of the plan as the joint trajectory
@@ -22,7 +22,7 @@ POINTS = 5
 
 
 def dynamics(x, u, p):
-    """Double integrators."""
+    """Integrate each acceleration twice."""
     return torch.cat([x[..., u.shape[-1] :], u], dim=-1)
 
 

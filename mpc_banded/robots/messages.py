@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversion of messages to named values and back, without importing ROS.
+"""Converts messages to named values and back, without importing ROS.
 
 The functions access only the fields of a message, so they work on messages of rclpy as well as on
 those that rosbags reads from a file. Units are those of ROS (REP 103): metres, radians, seconds;
@@ -268,7 +268,7 @@ def joint_plan_of(message: Any) -> JointPlan:
 
 
 def joint_trajectory_command(names: tuple[str, ...]) -> CommandTopic:
-    """Command ``name@seconds``, ``name_velocity@..`` and ``name_acceleration@..`` as points."""
+    """Return a topic for ``name@seconds``, ``name_velocity@..``, ``name_acceleration@..``."""
     del names
     fields = (("positions", ""), ("velocities", "_velocity"), ("accelerations", "_acceleration"))
 
@@ -312,7 +312,7 @@ def _narrowed(value: float) -> float:
 
 
 def ackermann_command(names: tuple[str, ...]) -> CommandTopic:
-    """Command speed v in m/s and steering angle in rad in an AckermannDriveStamped."""
+    """Return a topic for speed v in m/s and steering angle in rad, AckermannDriveStamped."""
     del names
 
     def fill(message: Any, values: Values) -> None:
@@ -327,7 +327,7 @@ def ackermann_command(names: tuple[str, ...]) -> CommandTopic:
 
 
 def twist_command(names: tuple[str, ...]) -> CommandTopic:
-    """Command body velocities in a TwistStamped, or with the same functions in a Twist."""
+    """Return a topic for body velocities, in a TwistStamped or (same functions) a Twist."""
     del names
 
     def fill(message: Any, values: Values) -> None:
@@ -340,7 +340,7 @@ def twist_command(names: tuple[str, ...]) -> CommandTopic:
 
 
 def array_command(topic: str, names: tuple[str, ...]) -> CommandTopic:
-    """Command named values, one after the other, in a Float64MultiArray."""
+    """Return a topic for named values, one after the other, in a Float64MultiArray."""
 
     def fill(message: Any, values: Values) -> None:
         message.data = [float(values[name]) for name in names]
@@ -360,8 +360,8 @@ STATES = {
         "joint_states", "sensor_msgs/msg/JointState", joint_values, fill_joint_state
     ),
 }
-#: Kinds of command message: functions that return the topic for the names of the values. A
-#: parameter chooses whether "twist" is stamped.
+#: Kinds of command message: functions that return the topic for the names of the values. The
+#: parameter enable_stamped_cmd_vel chooses whether "twist" is stamped.
 COMMANDS: dict[str, Callable[[tuple[str, ...]], CommandTopic]] = {
     "twist": twist_command,
     "effort": partial(array_command, "effort_command"),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Robot description for the node, the simulator and the replay.
+"""The description of a robot for the node, the simulator and the replay: functions and names.
 
-Torch functions and names describe a robot. Names connect it to messages: a state called ``yaw``
-takes its value from the yaw in the state message (messages.py), a reference column ``v`` takes the
-speed of the path, and a limit ``v`` bounds the state or input of that name.
+Names connect the torch functions to messages: a state called ``yaw`` takes its value from the yaw
+in the state message (messages.py), a reference column ``v`` takes the speed of the path, and a
+limit ``v`` bounds the state or input of that name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BUILT_IN = ("unicycle", "bicycle", "cartpole", "joint_space")
 
 @dataclass(frozen=True)
 class Option:
-    """Parameter that chooses among the variants of a robot; fixed at start-up.
+    """A parameter that chooses among the variants of a robot; it is fixed at start-up.
 
     Attributes:
         default: A string, or a tuple of different strings.
@@ -46,7 +46,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Axis:
-    """Motion that follows the command with a delay and a first-order lag.
+    """A motion that follows the command with a delay and a first-order lag.
 
     Attributes:
         drive: ``(command, model) -> value`` at which the motion settles.
@@ -189,7 +189,7 @@ class Task(Model):
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry(Model):
-    """The room that a base takes in the plane; ``planar`` follows from it and from the names.
+    """The geometry of a base in the plane, from which ``planar`` follows with the names.
 
     Attributes:
         radius: Footprint radius around the position in m.
@@ -371,7 +371,7 @@ class Robot(Messages, Geometry, Task):
     """Robot configuration: a flat list of the fields of its groups, given by name.
 
     Model says how the robot moves, Task what it is to do, Actuation how it is commanded, Messages
-    on which topics, and Geometry how much room it takes.
+    on which topics, and Geometry its size and turning radius.
 
     Attributes:
         name: Name in messages and diagnostics.

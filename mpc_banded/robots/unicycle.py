@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differential-drive base with limited speeds and accelerations; odometry in, twist out.
+"""A differential-drive base with limited speeds and accelerations; odometry in, twist out.
 
 State (x, y, yaw, v, w): pose in the odometry frame in m and rad, forward speed in m/s, yaw rate
 in rad/s. Input: linear and angular acceleration in m/s^2 and rad/s^2.

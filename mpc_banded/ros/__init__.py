@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ROS 2 nodes, controller, simulator and recorder, and their demo; nothing else knows ROS."""
+"""The ROS 2 nodes (controller, simulator, recorder) and the demo; no other package knows ROS."""

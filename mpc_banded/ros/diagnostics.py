@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diagnostics of the node: counts of its cycles, and one plain sentence a second."""
+"""Publishes the diagnostics of the node: counts of its cycles, and one plain sentence a second."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from mpc_banded.ocp.solver import Status
 from mpc_banded.ros import graph
 from mpc_banded.ros.timing import Timing
 
-#: Reasons that are no error although the robot is not driven by a new plan: it was asked to stand,
-#: something has not come yet or is in its way, it has arrived, or the last plan carries it on.
+#: Reasons that are no error although no new plan drives the robot: it was asked to stand, waits
+#: for a message, is blocked, has arrived, or follows its last plan.
 HARMLESS = (
     *(Reason.DISABLED, Reason.NO_STATE, Reason.NO_REFERENCE, Reason.PLANNING),
     *(Reason.FOLLOWING, Reason.ARRIVED, Reason.BLOCKED),
 )
-#: How often one kind of warning is repeated, and how many kinds are distinguished.
+#: Time until one kind of warning is repeated, and largest number of kinds.
 REPEAT_S, KINDS = 5.0, 50
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
 @dataclass
 class Counters:
-    """Cycles since the start, by how they went."""
+    """Numbers of cycles since the start, by their outcome."""
 
     cycles: int = 0
     driven: int = 0
@@ -58,7 +58,7 @@ class Diagnostics:
         node: The node that publishes.
         loop: The control loop that is reported on.
         commands: The publisher of the commands; other nodes on its topic are reported.
-        rebuild: Knows which derivatives are in use and what is being built.
+        rebuild: Knows the derivatives in use and what is being built.
 
     Attributes:
         counters: Counts of the cycles so far.
@@ -83,7 +83,7 @@ class Diagnostics:
         )
 
     def activate(self) -> None:
-        """Start to report: the node sends commands."""
+        """Start to report, now that the node sends commands."""
         self._is_active, self._tick, self._counted_s = True, None, time.monotonic()
 
     def deactivate(self) -> None:
@@ -98,7 +98,7 @@ class Diagnostics:
         self._node.destroy_publisher(self._publisher)
 
     def count_rejected(self, topic: str, why: str) -> None:
-        """Count a rejected message; each kind of reason is logged every few seconds."""
+        """Count a rejected message, and log each kind of reason every few seconds."""
         self.counters.rejected_messages += 1
         self._rejection = f"{topic} rejected: {why}"
         kind, now_s = re.sub(r"[-+.\d]+", "", self._rejection), time.monotonic()
@@ -109,7 +109,7 @@ class Diagnostics:
             self._node.get_logger().warning(self._rejection)
 
     def count(self, tick: Tick, timing: Timing) -> None:
-        """Count one cycle; a new kind of reason and a late cycle are logged."""
+        """Count one cycle, and log a new kind of reason and late cycles."""
         log = self._node.get_logger()
         if self._tick is None or tick.code is not self._tick.code:
             if tick.driving or tick.code in HARMLESS:
@@ -132,7 +132,7 @@ class Diagnostics:
             self.counters.unconverged += tick.step.status is not Status.CONVERGED
 
     def publish(self) -> None:
-        """Publish the status of now."""
+        """Publish the present status."""
         if self._timer is None:
             return  # the executor had this call in its queue when the timer was destroyed
         self.counters.failed_callbacks = getattr(self._node, "failures", 0)
@@ -162,7 +162,7 @@ class Diagnostics:
         self._reported = Counters(**vars(self.counters))
 
     def _level_and_sentence(self) -> tuple[bytes, str]:
-        """Judge what happened since the last status."""
+        """Judge the cycles since the last status."""
         failed = self.counters.failed_callbacks - self._reported.failed_callbacks
         if failed:
             return ERROR, f"{failed} callbacks failed, and the log says how"

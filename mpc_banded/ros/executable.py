@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every node executable does: read its command line, spin one node, stop in good order."""
+"""Runs a node executable: reads its command line, spins one node, and stops in good order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ except ImportError:
 
 #: Exit codes: stopped by SIGINT or SIGTERM, refused to start.
 STOPPED, REFUSED = 0, 2
-#: How long a signal may go unnoticed while nothing else happens.
+#: Longest time in s for which a signal may go unnoticed while nothing else happens.
 PATIENCE_S = 0.1
 USAGE = "%(prog)s [-h] [--version] [--ros-args -p NAME:=VALUE --params-file FILE ...]"
 EPILOG = """\
@@ -41,7 +41,7 @@ Exit codes: 0 after SIGINT or SIGTERM, 2 if the command line or the parameters a
 
 
 class Task(Protocol):
-    """What a node does; it is built first, and armed and disarmed later."""
+    """The work of a node; it is built first, and armed and disarmed later."""
 
     def activate(self) -> None:
         """Start to act."""
@@ -51,7 +51,7 @@ class Task(Protocol):
 
 
 class TaskNode(Protocol):
-    """A node, and when its task is built, started and ended."""
+    """A node that decides when its task is built, started and ended."""
 
     @property
     def node(self) -> Node:
@@ -138,8 +138,8 @@ def run(name: str, purpose: str, make: Callable[[], TaskNode], arguments: list[s
 def take_parameter_files(arguments: list[str], node: Node) -> None:
     """Refuse what ``mpc_banded check`` refuses, and let robots be imported from their folders.
 
-    rcl would ignore a file that has nothing for the node without a word, and the node would come
-    up as the built-in robot of the defaults.
+    rcl would silently ignore a file that has nothing for the node, and the node would start as the
+    built-in robot of the defaults.
 
     Args:
         arguments: Command line of the process.

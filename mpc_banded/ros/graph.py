@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with other nodes on the topics of a node: nobody listens, types or QoS differ."""
+"""Finds why messages on the topics of a node are lost: no subscriber, other types, other QoS."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rclpy.qos import QoSCompatibility, qos_check_compatible
 
 
 def complaints(node: Node, commands: Publisher[Any]) -> list[str]:
-    """Return one sentence for each thing that keeps messages from being heard.
+    """Return one sentence for each reason why messages are not received.
 
     Args:
         node: The node whose topics are checked.
-        commands: Its publisher of commands, which somebody must hear and nobody else may use.
+        commands: Its publisher of commands: somebody must subscribe, and nobody else publish.
     """
-    # Telemetry is left out: its topics are many, and have the QoS that all tools ask for.
+    # Telemetry is left out: it has many topics, with the QoS that all tools ask for.
     ends: list[Any] = [*node.publishers, *node.subscriptions]
     topics = dict.fromkeys(e.topic_name for e in ends if "/telemetry/" not in e.topic_name)
     found = _about_commands(node, commands.topic_name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Message types and quality of service of the topics, and how a command becomes a message."""
+"""Message types and quality of service of the topics, and conversion of commands to messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpc_banded.robots.sensors import OPTIONAL_PACKAGES
 if TYPE_CHECKING:
     from mpc_banded.control.config import Config
 
-#: Hears states of any publisher, and keeps only the newest one.
+#: Receives states from any publisher, and keeps only the newest one.
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 #: A recorder that starts a little later than the node still receives the first records.
 RECORDS = QoSProfile(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lifecycle node around a task that configure builds, activate arms and cleanup tears down.
+"""Wraps a task in a lifecycle node: configure builds it, activate arms it, cleanup removes it.
 
 The services ``~/change_state``, ``~/get_state`` and so on are those of every lifecycle node, so
 ``ros2 lifecycle`` and Nav2's lifecycle manager drive it. rclpy manages publishers only; the task
@@ -58,13 +58,13 @@ NO_EVENTS = NoEvents()
 
 
 class ManagedNode(LifecycleNode):
-    """A lifecycle node around a task, whose publishers and subscriptions come and go with it.
+    """A lifecycle node whose task, with publishers and subscriptions, comes and goes.
 
     Whatever one of its callbacks raises is logged as an ERROR, and the node goes on.
 
     With the parameter ``autostart`` it configures and activates itself at launch, and a refused
-    configuration ends the process. Without, it waits for somebody else to do that, and a refused
-    configuration leaves it unconfigured.
+    configuration ends the process. Otherwise it waits for a lifecycle manager to do so, and a
+    refused configuration leaves it unconfigured.
 
     Args:
         name: Name of the node.

@@ -26,7 +26,7 @@ class TaskBuilder:
 
     def __call__(self, node: Node) -> MpcTask:
         """Return a new task; raises ValueError or ArithmeticError if parameters are refused."""
-        # These import torch: a node that nobody has configured yet is small and up at once.
+        # These import torch; without them an unconfigured node starts at once and stays small.
         try:
             from mpc_banded.ros.parameters import LiveParameters
             from mpc_banded.ros.task import MpcTask

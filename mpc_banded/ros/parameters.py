@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of a node: declared from the configuration's table, and checked as a whole."""
+"""Declares the parameters of a node from the table of the configuration, and checks them all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mpc_banded.control.text import printable
 #: Processor time that changes of parameters may take in each second, in s.
 BUDGET_S = 0.25
 
-#: Called after each change with the whole configuration, and what was set.
+#: Called after each change with the whole configuration and the new values.
 Adopt = Callable[[Config, dict[str, Any]], None]
 
 
@@ -45,7 +45,7 @@ def given(node: Node) -> dict[str, Any]:
 
 
 def declare(node: Node, live: bool) -> Config:
-    """Check what the node was given, and declare the whole table with descriptors.
+    """Check the given parameters, and declare the whole table with descriptors.
 
     Args:
         node: The node.
@@ -100,10 +100,10 @@ def descriptor(entry: Entry, read_only: bool) -> ParameterDescriptor:
 
 
 class LiveParameters:
-    """The parameters of a node, which may change at any time: all that are set at once, or none.
+    """The parameters of a node; those that are set together change together, or not at all.
 
-    A wrong value is refused with the reason and changes nothing. The parameters outlive what is
-    built from them: a node that is configured again uses their current values.
+    A wrong value is refused with the reason and changes nothing. The parameters outlive the
+    task: a node that is configured again uses their current values.
 
     Args:
         node: The node.
@@ -192,7 +192,7 @@ class LiveParameters:
 def _check_bandwidth(before: Config, after: Config) -> None:
     """Raise ConfigError for a band that only probes could prove wide enough.
 
-    Probes take long, so they are made only when the node is configured.
+    Probes take long, so they run only when the node is configured.
     """
     bandwidth = after.parameters.bandwidth
     if bandwidth and before.rebuilds(after):

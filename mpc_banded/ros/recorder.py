@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""recorder_node: record all that a replay needs, in a process beside mpc_node."""
+"""recorder_node: records all that a replay needs, in a process beside mpc_node."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mpc_banded.offline.recording import FLUSH_S, Recording, RecordingError
 from mpc_banded.ros import executable
 from mpc_banded.ros.interfaces import RECORDS, heard_types, is_unreliable, message_class
 
-#: The depth bridges a busy disk. States and scans may be published reliably or not: a best-effort
-#: subscription receives both.
+#: The depth of the queue bridges a busy disk. A best-effort subscription receives states and scans
+#: from reliable and from best-effort publishers.
 STATES = QoSProfile(depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
 OTHERS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 CONTROLLER = "mpc_node"
@@ -84,7 +84,7 @@ class RecorderTask:
         self._node.get_logger().info(f"recorded: {self._folder}")
 
     def _search(self) -> None:
-        """Subscribe to the telemetry that the controller publishes by now."""
+        """Subscribe to the telemetry topics that have appeared."""
         prefix = self._node.resolve_topic_name(f"{CONTROLLER}/telemetry") + "/"
         for name, kinds in self._node.get_topic_names_and_types():
             if name.startswith(prefix):
@@ -107,7 +107,7 @@ class RecorderTask:
                 self._end(error)
 
     def _flush(self) -> None:
-        """Write what waits, also while nothing comes."""
+        """Write waiting messages, also while no new ones come."""
         if not self._has_ended:
             try:
                 self._recording.flush()
@@ -115,7 +115,7 @@ class RecorderTask:
                 self._end(error)
 
     def _end(self, error: RecordingError) -> None:
-        """Say once that the disk takes no more; the robot drives on without a recording."""
+        """Log once that the recording has ended; the robot drives on without it."""
         if not self._has_ended:
             self._node.get_logger().error(str(error))
         self._has_ended = True

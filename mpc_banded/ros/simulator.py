@@ -15,9 +15,9 @@ from std_srvs.srv import SetBool, Trigger
 from mpc_banded.robots import messages
 from mpc_banded.ros import executable, interfaces
 
-#: Longest simulated step in seconds: a clock may jump, a robot does not.
+#: Longest simulated step in s; the robot does not jump when the clock does.
 LONGEST_STEP_S = 0.5
-#: How often an error is repeated, in seconds.
+#: Time until an error is logged again, in s.
 REPEAT_S = 5.0
 FRAME = "odom"
 PURPOSE = "Simulate a robot: obey the commands of mpc_node, and publish the state."

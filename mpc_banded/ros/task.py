@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task of mpc_node: hand messages to the control loop, and send its commands."""
+"""The task of mpc_node: hands messages to the control loop, and sends its commands."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from mpc_banded.ros.telemetry import RecordPublisher, Telemetry
 from mpc_banded.ros.timing import CycleClock
 from mpc_banded.ros.visualization import Visualization
 
-#: How long the node waits at most until subscribers have the last command.
+#: Longest time in s to wait until subscribers have the last command.
 FAREWELL_S = 0.5
 
 
 class MpcTask:
     """Runs the control loop on the clock, topics and services of a node.
 
-    Creating it reads the parameters, checks the problem and warms up, but sends no command: those
-    start with ``activate`` and end with ``deactivate``. One thread does everything, so nothing
-    needs a lock: a message that arrives during a solve is handled after it.
+    The constructor reads the parameters, checks the problem and warms up. Commands start with
+    ``activate`` and end with ``deactivate``. One thread does everything without locks: a message
+    that arrives during a solve is handled after it.
 
     Args:
         node: The node.
@@ -48,7 +48,7 @@ class MpcTask:
     """
 
     def __init__(self, node: Node, live: LiveParameters) -> None:
-        torch.set_num_threads(1)  # one core is enough, and the others have work of their own
+        torch.set_num_threads(1)  # one core is enough; others need the rest
         self._node, self._live = node, live
         config = live.config
         try:
@@ -68,7 +68,7 @@ class MpcTask:
         self._loop.warm_up()  # with compiled derivatives if the cache has them
         self._frame = ""
         self._timer: Timer | None = None
-        self._activations = 0  # each one has a timer of its own
+        self._activations = 0  # each has its own timer
         self._commands = node.create_publisher(self._port.message_class, self._port.topic, 1)
         self._records = RecordPublisher(node)
         self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
@@ -125,7 +125,7 @@ class MpcTask:
         self._commands.wait_for_all_acked(Duration(seconds=FAREWELL_S))
 
     def close(self) -> None:
-        """Destroy every topic and service, and end what is being compiled."""
+        """Destroy every topic and service, and end a compilation."""
         gc.unfreeze()
         self._live.adopt = None
         self._rebuild.close()
@@ -175,7 +175,7 @@ class MpcTask:
         self._visualization.publish(tick, self._header())
 
     def _adopt_changes(self) -> None:
-        """Adopt what was set or built since the last cycle."""
+        """Adopt the parameters set and the controllers built since the last cycle."""
         self._rebuild.poll()
         before, after = self._recorded, self._loop.config
         self._journal.derivatives = self._rebuild.derivatives

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publish what each cycle did: its record for replay, and its metrics for plot tools."""
+"""Publishes the record of each cycle for replay, and its metrics for plot tools."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SOLVE_METRICS = ("solve_time_ms", "iterations", "kkt_residual", "defect_norm", "
 
 
 class RecordPublisher:
-    """Publishes the record of each cycle on ``~/cycle``, all that a replay must know.
+    """Publishes the record of each cycle on ``~/cycle``, with all that a replay needs.
 
     Args:
         node: The node that publishes.
@@ -73,7 +73,7 @@ class Telemetry:
             self._node.destroy_publisher(publisher)
 
     def publish(self, tick: Tick, timing: Timing, counters: Counters) -> None:
-        """Publish the metrics of one cycle to those who subscribe."""
+        """Publish the metrics of one cycle that have subscribers."""
         wanted = {
             name: publisher
             for name, publisher in self._publishers.items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms between frames, from tf2_ros where that is installed."""
+"""Looks up transforms between frames with tf2_ros, where it is installed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Transform = Callable[[str, str], tuple[float, float, float]]
 
 
 def transform_lookup(node: Node) -> Transform | None:
-    """Return a lookup of the newest transforms on tf; None where tf2_ros is not installed.
+    """Return a lookup of the newest transforms; None if tf2_ros is not installed.
 
-    The lookup raises LookupError, with the reason, where two frames are not connected.
+    The lookup raises LookupError with the reason if two frames are not connected.
     """
     if find_spec("tf2_ros") is None:
         return None
@@ -28,7 +28,7 @@ def transform_lookup(node: Node) -> Transform | None:
 
 
 class _TransformBuffer:
-    """Listens to tf for as long as it is referenced."""
+    """Listens to tf as long as it is referenced."""
 
     def __init__(self, node: Node, tf2_ros: Any) -> None:
         self._transform_error = tf2_ros.TransformException

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing of control cycles: how long each one waited and computed, and its jitter."""
+"""Measures control cycles: how long each one waited and computed, and its jitter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rclpy.timer import Timer
 
 #: Weight of each new measurement in the expected time from tick to command.
 LATENCY_GAIN = 0.2
-#: Share of the time for a solve that a cycle keeps however late it begins.
+#: Share of the time for a solve that a cycle has at least, however late it begins.
 LEAST_BUDGET = 0.25
 
 
@@ -19,8 +19,8 @@ class Timing:
     """Timing of one cycle, in seconds.
 
     Attributes:
-        waited_s: From the time at which it was due until it began.
-        computed_s: From its beginning until the command was out.
+        waited_s: Time from when it was due until it began.
+        computed_s: Time from its beginning until its command was sent.
         jitter_s: Time since the cycle before began, minus the period.
         skipped: Number of cycles before it that were due and never began.
         late: Whether its command came after the next cycle was due.
@@ -43,8 +43,8 @@ class CycleClock:
         period_s: Period of the cycles.
 
     Attributes:
-        period_s: The period, as given or changed to.
-        latency_s: Expected time from the beginning of a cycle until its command is out.
+        period_s: The present period.
+        latency_s: Expected time from the beginning of a cycle until its command is sent.
     """
 
     def __init__(self, period_s: float) -> None:
@@ -85,13 +85,13 @@ class CycleClock:
         """Return the time that is left for the solve of this cycle.
 
         Args:
-            share: Share of the period that a cycle may use which began on time.
+            share: Share of the period that a cycle may use if it began on time.
         """
         whole_s = share * self.period_s
         return max(LEAST_BUDGET * whole_s, whole_s - self._waited_s)
 
     def end(self) -> Timing:
-        """End a cycle: the command is out."""
+        """End a cycle, after its command has been sent."""
         assert self._began is not None
         computed_s = time.perf_counter() - self._began
         self.latency_s += LATENCY_GAIN * (min(computed_s, self.period_s) - self.latency_s)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Visualization for RViz and Foxglove: the optimised plan, the reference and the obstacles."""
+"""Shows the plan, the reference and the obstacles in RViz and Foxglove."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ COLOUR = (0.85, 0.3, 0.2, 0.7)
 
 
 class Visualization:
-    """Publishes ``~/optimal_path``, ``~/reference`` and ``~/obstacles`` to those who subscribe.
+    """Publishes ``~/optimal_path``, ``~/reference`` and ``~/obstacles`` if they have subscribers.
 
     Args:
         node: The node that publishes.
-        loop: The control loop that is shown.
+        loop: The control loop to show.
     """
 
     def __init__(self, node: Node, loop: ControlLoop) -> None:
@@ -38,7 +38,7 @@ class Visualization:
         )
 
     def publish(self, tick: Tick, header: Header) -> None:
-        """Publish what somebody subscribes to.
+        """Publish the topics that have subscribers.
 
         Args:
             tick: The newest tick.

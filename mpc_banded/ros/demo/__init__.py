@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: node and simulator as processes of their own, judged by their messages alone."""
+"""The demo: runs node and simulator in separate processes, and judges them by their messages."""

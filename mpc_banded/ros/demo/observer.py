@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch a node from outside: publish one reference, and record every message."""
+"""Watches a node from outside: publishes one reference, and records every message."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Listener = Callable[[str, str, int, bytes, Any], None]
 
 
 class Observer:
-    """A node in a context of its own that hears given topics and publishes one reference.
+    """A node in a context of its own that receives given topics and publishes one reference.
 
     Args:
         topics: Topic -> message type.
         listener: Called for each message.
-        reference: Published once somebody else subscribes to it; None for no reference.
+        reference: Reference to publish once it has a subscriber; None for no reference.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Observer:
             self._subscribe(topic, kind)
 
     def spin_once(self, timeout_s: float) -> None:
-        """Handle what arrives within the time."""
+        """Handle the messages that arrive within a time."""
         pending = self._pending
         if pending and self._publisher.get_subscription_count() > self._own_subscriptions:
             self._publisher.publish(pending.message(self.node.get_clock().now().to_msg()))
@@ -81,16 +81,16 @@ class Observer:
 
 
 class Monitor:
-    """Collects what is heard into a run, and records it.
+    """Collects the received messages into a run, and records them.
 
     Args:
-        config: Configuration of the robot that is watched.
-        recording: Takes every message.
+        config: Configuration of the watched robot.
+        recording: Receives every message.
 
     Attributes:
         run: States, commands and telemetry so far.
         derivatives: The derivatives that the node used last, eager or compiled.
-        driving: Whether a command other than the stop has been heard.
+        driving: Whether a command other than the stop has been received.
     """
 
     def __init__(self, config: Config, recording: Recording) -> None:

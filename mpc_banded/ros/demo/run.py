@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the demo: start node and simulator, watch them drive, judge what they did.
+"""Runs the demo: starts node and simulator, watches them drive, and judges the drive.
 
-What the robot did is taken from the messages alone: summary, plot and recording show what anybody
-else on the network could have seen.
+The results come from the messages alone: summary, plot and recording show what any other node on
+the network could have received.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from mpc_banded.ros.demo.scenarios import (
 
 #: Exit codes: all demands are met, one is not, there was no drive.
 DONE, MISSED, REFUSED = 0, 1, 2
-#: How long the demo waits for the first command, and for the end of a process, in seconds.
+#: Time to wait for the first command, and for the end of a process, in s.
 PATIENCE_S, FAREWELL_S = 60.0, 10.0
-#: Time to the first command from which on the demo remarks on it.
+#: Time to the first command in s above which the demo adds a note.
 SLOW_START_S = 10.0
 COLUMNS = (
     TextColumn("{task.description}"),
@@ -52,16 +52,16 @@ COLUMNS = (
 
 
 class NoDriveError(RuntimeError):
-    """The robot did not drive; the message says what is known of the reason."""
+    """The robot did not drive; the message gives the known reasons."""
 
 
 @dataclass(frozen=True)
 class Drive:
-    """One drive, as it was heard.
+    """One drive by its messages.
 
     Attributes:
         run: States, commands and telemetry.
-        derivatives: The derivatives that were in use at the end, eager or compiled.
+        derivatives: The derivatives in use at the end, eager or compiled.
         first_command_s: Time from the start of the processes to the first command.
         exit_codes: Exit codes of simulator and node.
     """
@@ -77,8 +77,8 @@ def run_demo(robot: str, duration_s: float | None, output: Path) -> int:
 
     Args:
         robot: Name of a scenario.
-        duration_s: How long to drive; None takes the scenario's.
-        output: Folder of the results; it is replaced when all of them are there, and not before.
+        duration_s: Duration of the drive; None takes the scenario's.
+        output: Folder of the results; it is replaced once all of them are complete.
     """
     scenario, console = SCENARIOS[robot], Console()
     file = config_file(robot)
@@ -177,7 +177,7 @@ def _drive(
     """Let the robot drive.
 
     Raises:
-        NoDriveError: No command came, or nothing was heard of the robot.
+        NoDriveError: No command or no state was received.
     """
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each robot of the demo has to do, and what it must have done at the end."""
+"""The task of each robot in the demo, and the demands on its drive."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Demands = dict[str, Callable[[Summary, Run], bool]]
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference that is published once, and what it means.
+    """The reference that is published once, and its target.
 
     Attributes:
         topic: Relative name of its topic.
         kind: Type of its message.
         message: Makes the message from the time of publication.
-        target: What the states are judged by.
+        target: Path or values by which the states are judged.
     """
 
     topic: str
@@ -49,10 +49,10 @@ class Scenario:
     """The task of a robot.
 
     Attributes:
-        reference: Makes the reference from the configuration; it has no topic to send it on if
-            the robot needs none.
-        duration_s: How long it drives.
-        demands: Sentence -> whether summary and run fulfil it.
+        reference: Makes the reference from the configuration; without a topic if the robot needs
+            none.
+        duration_s: Duration of the drive.
+        demands: Sentence -> function that says whether summary and run fulfil it.
     """
 
     reference: Callable[[Config], Reference | Target]
