@@ -129,9 +129,9 @@ def run_bare(executor_class: Callable[[], Any]) -> int:
     node = Node("mpc_node")
     loop = ControlLoop(config)
     states = {topic.topic for topic in config.robot.state_topics}
-    for topic, kind in loop.input_topics.items():
+    for topic, kind in interfaces.heard_types(loop.input_topics).items():
         quality = interfaces.NEWEST if topic in states else 1
-        node.create_subscription(interfaces.message_class(kind), topic, _ignore, quality)
+        node.create_subscription(kind, topic, _ignore, quality)
     port = interfaces.CommandPort(config)
     node.create_publisher(port.message_class, port.topic, 1)
     node.create_publisher(DiagnosticArray, "~/cycle", interfaces.RECORDS)

@@ -4,11 +4,13 @@
 import sys
 from importlib.util import find_spec
 
-import ackermann
+import message_packages
 import pytest
 from ros_harness import Robot, on_path, position
 
 from mpc_banded.ros.demo.scenarios import lane_change
+
+PACKAGE = "ackermann_msgs"
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow]
 
@@ -17,15 +19,15 @@ pytestmark = [pytest.mark.ros, pytest.mark.slow]
 def robot(tmp_path, monkeypatch):
     """The car, with the package of its commands on the path of both nodes and of the tests."""
     environment = {}
-    if find_spec(ackermann.NAME) is None:
-        site = ackermann.built(tmp_path / "package")
+    if find_spec(PACKAGE) is None:
+        site = message_packages.built(tmp_path / "packages", PACKAGE)
         monkeypatch.syspath_prepend(str(site))
         environment = on_path(site)
     robot = Robot("bicycle", tmp_path, "car", environment=environment, command="ackermann")
     yield robot
     robot.close()
     if environment:
-        for name in [name for name in sys.modules if name.partition(".")[0] == ackermann.NAME]:
+        for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
             del sys.modules[name]
 
 

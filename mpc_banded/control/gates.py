@@ -121,15 +121,14 @@ class StateFresh:
 class ReferenceKnown:
     """Waits for a reference."""
 
-    def __init__(self, robot: Robot, tracker: Tracker, fallback: Fallback) -> None:
-        self._robot, self._tracker, self._fallback = robot, tracker, fallback
+    def __init__(self, tracker: Tracker, fallback: Fallback) -> None:
+        self._tracker, self._fallback = tracker, fallback
 
     def __call__(self, instant: Instant) -> Tick | None:
         """Return a stop, or None."""
         if self._tracker.reference is not None:
             return None
-        topics = " or ".join(topic.topic for topic in self._robot.reference_topics)
-        why = f"waiting for a reference on {topics}"
+        why = f"waiting for {self._tracker.awaited}"
         if self._tracker.rejected:
             why += f"; the last one was rejected: {self._tracker.rejected}"
         return self._fallback.wait(instant, Reason.NO_REFERENCE, why)
@@ -300,7 +299,7 @@ class Progressing:
         self._robot, self._estimate = config.robot, estimate
         self._tracker, self._fallback = tracker, fallback
         self._checker = ProgressChecker(0.0, 0.0)
-        self._asked_ns = self._idle_since_ns = 0
+        self._asked_ns = self._errands = 0
         self.adopt(config)
 
     def adopt(self, config: Config) -> None:
@@ -319,9 +318,10 @@ class Progressing:
         leads = isinstance(inner(self._tracker.reference), LegReference)
         if state is None or planar is None or not leads or not self._is_meant_to_move:
             return None
-        if not 0 <= now_ns - self._asked_ns <= PAUSE_NS:
+        is_new = self._errands != self._tracker.errands
+        if is_new or not 0 <= now_ns - self._asked_ns <= PAUSE_NS:
             self._checker.reset()  # meanwhile another gate stopped the robot
-        self._asked_ns = now_ns
+        self._asked_ns, self._errands = now_ns, self._tracker.errands
         idle_s = self._checker.idle_s(planar.pose(state), now_ns)
         if idle_s <= self._allowance_s:
             return None
@@ -332,7 +332,7 @@ class Progressing:
             f"no move of {self._checker.radius:g} m and no turn of {self._checker.angle:g} rad in "
             f"{self._allowance_s:g} s, movement_time_allowance"
         )
-        return self._fallback.wait(instant, Reason.BLOCKED, why)
+        return replace(self._fallback.wait(instant, Reason.BLOCKED, why), stalled=True)
 
 
 class Drive:
@@ -353,7 +353,7 @@ class Drive:
         """Return the command of the plan, and keep the plan; a fallback if there is none."""
         step, reference = solve.step, self._tracker.reference
         try:
-            command = self._limiter.command_of(step.plan)
+            command = self._limiter.command_of(step.plan, speed=self._tracker.allowed_speed)
         except UserCodeError as error:
             return replace(self._fallback.fall_back(instant, str(error)), step=step)
         self._fallback.keep_plan(step.plan, instant.effect_ns)

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each message goes: to the state estimate, the tracker, or the obstacles."""
+"""Where each message goes: to the state estimate, the tracker, or the obstacles.
+
+Robots that follow paths take two topics beside those of their own, so that a recording holds all
+that Nav2 asks of them: the paths of goals of its action ``follow_path``, and its speed limits.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,13 @@ from mpc_banded.control.errors import reason_for_rejection
 from mpc_banded.control.obstacles import Obstacles
 from mpc_banded.control.state import StateEstimate
 from mpc_banded.control.tracker import Tracker
-from mpc_banded.robots import Robot
-from mpc_banded.robots.messages import StateTopic
+from mpc_banded.robots import Robot, messages
+from mpc_banded.robots.messages import ReferenceTopic, StateTopic
+
+#: The path of the present goal, on the topic on which Nav2's controllers publish it; an empty one
+#: once there is no goal.
+GOAL_PATH = ReferenceTopic("received_global_plan", "nav_msgs/msg/Path", messages.path_of)
+SPEED_LIMIT, SPEED_LIMIT_TYPE = "speed_limit", "nav2_msgs/msg/SpeedLimit"
 
 #: Takes a message and its time of receipt; returns why it was rejected, or None.
 Take = Callable[[Any, int], str | None]
@@ -42,6 +51,11 @@ class Inputs:
         for reference in robot.reference_topics:
             take = partial(reason_for_rejection, tracker.take, reference)
             self._add(reference.topic, reference.type, take)
+        if robot.reference_message == "path":
+            take = partial(reason_for_rejection, tracker.take_goal, GOAL_PATH)
+            self._add(GOAL_PATH.topic, GOAL_PATH.type, take)
+            take = partial(reason_for_rejection, tracker.limit_speed)
+            self._add(SPEED_LIMIT, SPEED_LIMIT_TYPE, take)
         for name, kind in known.topics.items():
             if name not in self.topics:
                 self._add(name, kind, partial(reason_for_rejection, known.take, name))

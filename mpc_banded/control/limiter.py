@@ -39,8 +39,15 @@ class Limiter:
         self._last: dict[str, float] = {}
         self._last_ns: int | None = None
 
-    def command_of(self, plan: Trajectory, into_s: float = 0.0) -> dict[str, float]:
+    def command_of(
+        self, plan: Trajectory, into_s: float = 0.0, speed: float = math.inf
+    ) -> dict[str, float]:
         """Return the command ``into_s`` seconds into a plan, within its limits.
+
+        Args:
+            plan: States and inputs.
+            into_s: Time since its beginning.
+            speed: Highest speed that is allowed, in m/s; a faster command keeps its curve.
 
         Raises:
             UserCodeError: ``Robot.command`` raises, or its values are not finite.
@@ -48,6 +55,10 @@ class Limiter:
         with user_code("the command of the plan failed"):
             values = self._robot.command_values(plan, self._lead_s, self._model, into_s)
             if np.isfinite(list(values.values())).all():
+                wanted = math.hypot(values.get("v", 0.0), values.get("vy", 0.0))
+                if wanted > speed:
+                    share = {name: speed / wanted for name in ("v", "vy", "w") if name in values}
+                    values = values | {name: x * values[name] for name, x in share.items()}
                 return self.within_limits(values)
         raise UserCodeError(f"the command of the plan is not finite: {values}")
 

@@ -57,7 +57,7 @@ class ControlLoop:
         robot: Robot of all configurations.
         controller: Controller in use.
         enabled: False keeps the robot stopped.
-        obstacles: Known obstacles.
+        obstacles, tracker: Keep the known obstacles, and the reference.
         reference_ahead: Columns (horizon + 1,) of the reference of the last solve, by name.
 
     Raises:
@@ -71,7 +71,7 @@ class ControlLoop:
         self.reference_ahead: dict[str, np.ndarray] = {}
         self._estimate = StateEstimate(config)
         self._frames = Frames(self._estimate)
-        self._tracker = Tracker(config, self._estimate, self._frames)
+        self.tracker = Tracker(config, self._estimate, self._frames)
         self.obstacles = Obstacles(config, self._frames)
         self._horizon = Horizon(config, self.obstacles)
         self._motion = Motion(config, PREDICTION_SUBSTEP_S, lambda: self.controller.evaluator)
@@ -81,14 +81,14 @@ class ControlLoop:
         self._fallback = Fallback(config, self._limiter)
         self._fresh = StateFresh(config, self._estimate, self._fallback)
         self._first_plan = FirstPlan(self._fallback)
-        self._not_arrived = NotArrived(config, self._estimate, self._tracker, self._fallback)
+        self._not_arrived = NotArrived(config, self._estimate, self.tracker, self._fallback)
         self._plan_clear = PlanClear(config, self._horizon, self._estimate, self._fallback)
-        self._progressing = Progressing(config, self._estimate, self._tracker, self._fallback)
+        self._progressing = Progressing(config, self._estimate, self.tracker, self._fallback)
         self._gates: list[Gate] = [
             self._stop_if_disabled,
             StateKnown(self.robot, self._estimate, self._fallback),
             self._fresh,
-            ReferenceKnown(self.robot, self._tracker, self._fallback),
+            ReferenceKnown(self.tracker, self._fallback),
             self._not_arrived,
             ObstaclesKnown(self.obstacles, self._fallback),
             NotStuck(self._estimate, self._stuck, self._fallback),
@@ -100,14 +100,14 @@ class ControlLoop:
             self._progressing,
         ]
         self._drive = Drive(
-            self.robot, self._estimate, self._tracker, self._limiter, self._fallback
+            self.robot, self._estimate, self.tracker, self._limiter, self._fallback
         )
         self._parts = (
-            *(self._estimate, self._tracker, self.obstacles, self._horizon, self._motion),
+            *(self._estimate, self.tracker, self.obstacles, self._horizon, self._motion),
             *(self._prediction, self._stuck, self._limiter, self._fallback, self._fresh),
             *(self._not_arrived, self._plan_clear, self._progressing),
         )
-        self._inputs = Inputs(self.robot, self._estimate, self._tracker, self.obstacles)
+        self._inputs = Inputs(self.robot, self._estimate, self.tracker, self.obstacles)
         self._ticked_ns: int | None = None
         self._use(config)
         self.controller.check(*self._horizon.origin(self.controller.problem))
@@ -115,11 +115,11 @@ class ControlLoop:
     @property
     def reference(self) -> Reference | None:
         """The reference that the robot follows; None before the first one."""
-        return self._tracker.reference
+        return self.tracker.reference
 
     @reference.setter
     def reference(self, reference: Reference | None) -> None:
-        self._tracker.reference = reference
+        self.tracker.reference = reference
 
     @property
     def state(self) -> dict[str, float]:
@@ -152,7 +152,7 @@ class ControlLoop:
         rejected = self._inputs.take(topic, message, received_ns)
         if self._estimate.relocations > before:  # somebody moved the robot
             self.reset()
-            self._tracker.relocate()
+            self.tracker.relocate()
         return rejected
 
     def tick(

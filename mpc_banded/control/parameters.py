@@ -280,6 +280,26 @@ class Parameters:
     movement_time_allowance: float = parameter(
         10.0, "Time without progress after which the robot is blocked.", "s", 0.1, 3600.0
     )
+    failure_tolerance: float = parameter(
+        5.0,
+        "Time that a goal of follow_path may be held up until it is aborted; 0: none, -1: any.",
+        "s",
+        -1.0,
+        3600.0,
+    )
+    controller_plugins: list[str] = parameter(
+        ["FollowPath"],
+        "Values of controller_id that goals of follow_path may have.",
+        read_only=True,
+    )
+    bond_heartbeat_period: float = parameter(
+        0.1,
+        "Period of the heartbeat for Nav2's lifecycle manager; 0: none.",
+        "s",
+        0.0,
+        4.0,
+        read_only=True,
+    )
     timed_paths: bool = parameter(
         False, "Follow stamped paths by time even where their stamps lie in the past."
     )

@@ -44,6 +44,7 @@ class Tick:
         state_age_s: Age of the state estimate in seconds; infinite before the first one.
         now_ns, latency_s: As given to ``ControlLoop.tick``.
         held: Whether one cost holds the robot far from its reference; the reason names it.
+        stalled: Whether it is blocked because it does not get on, not by an obstacle.
     """
 
     command: dict[str, float]
@@ -54,6 +55,7 @@ class Tick:
     now_ns: int = 0
     latency_s: float = 0.0
     held: bool = False
+    stalled: bool = False
 
     @property
     def driving(self) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,11 +15,18 @@ from mpc_banded.control.errors import reason_for_rejection, user_code
 from mpc_banded.control.frames import Frames, Pose
 from mpc_banded.control.joints import JointPlanReference, JointReference
 from mpc_banded.control.legs import CutOptions, base_of, orient
-from mpc_banded.control.path import GoalReference, LegReference, PathReference
+from mpc_banded.control.path import SAME_GOAL, GoalReference, LegReference, PathReference
 from mpc_banded.control.reference import MovedReference, Reference, inner
 from mpc_banded.control.state import StateEstimate
 from mpc_banded.control.timed_path import TimedPathReference
-from mpc_banded.robots.messages import Goal, JointPlan, PosePath, ReferenceTopic
+from mpc_banded.robots.messages import (
+    Goal,
+    JointPlan,
+    PosePath,
+    ReferenceTopic,
+    SpeedLimit,
+    speed_limit_of,
+)
 
 #: How long a message waits for the pose of its frame, in ns.
 PATIENCE_NS = 30_000_000_000
@@ -35,6 +43,8 @@ class Tracker:
     Attributes:
         reference: None before the first one.
         rejected: Why there is no reference, where a message came; None otherwise.
+        errands: How often it was to drive somewhere else, or again after there was no reference.
+        lacks_frame: Whether the pose of the frame of the newest message is unknown.
     """
 
     def __init__(self, config: Config, estimate: StateEstimate, frames: Frames) -> None:
@@ -44,9 +54,13 @@ class Tracker:
         if self._robot.reference_message == "joint_trajectory" and self._robot.rests:
             self.reference = JointReference({})
         self.rejected: str | None = None
+        self.errands = 0
+        self.lacks_frame = False
         self._held: dict[str, float] = {}
         self._frame = ""
         self._waiting: tuple[ReferenceTopic, Any, int] | None = None
+        self._has_goals = False  # somebody uses the action follow_path
+        self._limit = SpeedLimit()
         self.adopt(config)
 
     def adopt(self, config: Config) -> None:
@@ -60,7 +74,53 @@ class Tracker:
             parameters.inversion_yaw_tolerance,
         )
         if isinstance(path := self._inner, LegReference):
-            path.speed, path.base = parameters.reference_speed, self._base
+            path.speed, path.base = self.speed, self._base
+
+    @property
+    def speed(self) -> float:
+        """The speed along a path that is wanted, within the one that is allowed, in m/s."""
+        return min(self._config.parameters.reference_speed, self.allowed_speed)
+
+    @property
+    def allowed_speed(self) -> float:
+        """The speed that the newest limit allows, in m/s; infinite without one."""
+        if not self._limit.value:
+            return math.inf
+        if not self._limit.percentage:
+            return self._limit.value
+        fastest = min(self._config.parameters.reference_speed, self._base.limits.forward)
+        return 0.01 * self._limit.value * fastest
+
+    @property
+    def awaited(self) -> str:
+        """What the next reference comes with."""
+        if self._has_goals:
+            return "a goal of follow_path"
+        return (
+            f"a reference on {' or '.join(topic.topic for topic in self._robot.reference_topics)}"
+        )
+
+    @property
+    def distance_left(self) -> float | None:
+        """Length of the path that is not yet driven, in m; None where there is no path."""
+        path = self._inner
+        return path.length - (path.progress or 0.0) if isinstance(path, LegReference) else None
+
+    def limit_speed(self, message: Any, received_ns: int) -> None:
+        """Take a nav2_msgs/SpeedLimit; raises ValueError if it limits nothing in a known way."""
+        del received_ns
+        self._limit = speed_limit_of(message)
+        self.adopt(self._config)
+
+    def take_goal(self, topic: ReferenceTopic, message: Any, received_ns: int) -> None:
+        """Take the path of a goal of follow_path; one without poses says that there is no goal.
+
+        Args and errors are those of ``take``.
+        """
+        self._has_goals = True
+        self.take(topic, message, received_ns)
+        if not message.poses:
+            self.rejected = None
 
     def take_waiting(self, now_ns: int) -> None:
         """Take the message that waited for the first state, or for the pose of its frame."""
@@ -100,7 +160,7 @@ class Tracker:
         with user_code(f"{topic.topic} cannot be read"):
             content = topic.read(message)
         frame = getattr(content, "frame", "")
-        self._waiting = None
+        self._waiting, self.lacks_frame = None, False
         if frame and not self._estimate.frame and self._estimate.state is None:
             # The first state shows whether this is its frame.
             self._waiting = (topic, message, received_ns)
@@ -114,12 +174,14 @@ class Tracker:
             try:
                 pose()
             except LookupError:
+                self.lacks_frame = True
                 if self._frames.transform is not None:
                     self._waiting = (topic, message, received_ns)
                 raise
         reference = self._reference(topic, content, received_ns, pose)
         placed = reference if pose is None else MovedReference(reference, pose)
         self._take_over(reference, placed, frame)
+        self.errands += not _leads_to(getattr(self._inner, "goal", None), reference)
         self.reference, self._frame, self.rejected = placed, frame, None
 
     def _take_over(self, reference: Reference, placed: Reference, frame: str) -> None:
@@ -149,10 +211,10 @@ class Tracker:
         return planar.pose(state)
 
     def _goal(self, x: float, y: float, yaw: float, start: Pose | None) -> LegReference:
-        known, speed = self._inner, self._config.parameters.reference_speed
+        known = self._inner
         if isinstance(known, GoalReference) and known.goal == (x, y, yaw):
             return known  # it is on the way already
-        return GoalReference(x, y, yaw, speed, self._base, self._cut, start)
+        return GoalReference(x, y, yaw, self.speed, self._base, self._cut, start)
 
     def _path(self, content: PosePath, start: Pose | None, now_ns: int) -> Reference:
         parameters = self._config.parameters
@@ -161,9 +223,7 @@ class Tracker:
             parameters.timed_paths or content.times_s[-1] > 1e-9 * now_ns
         ):
             return TimedPathReference(content.points, content.times_s, yaws)
-        path = PathReference(
-            content.points, parameters.reference_speed, yaws, final_yaw, self._base, self._cut
-        )
+        path = PathReference(content.points, self.speed, yaws, final_yaw, self._base, self._cut)
         if len(path.legs) == 1 and path.legs[0].is_turn:  # all poses are at one place
             return self._goal(*path.goal, start)
         return path
@@ -199,3 +259,11 @@ class Tracker:
         held = JointReference({**self._held, **columns})
         self._held.update(columns)
         return held
+
+
+def _leads_to(goal: Pose | None, reference: Reference) -> bool:
+    """Return whether a reference ends where another one did, in its frame."""
+    other: Pose | None = getattr(reference, "goal", None)
+    if goal is None or other is None:
+        return False
+    return math.dist(goal[:2], other[:2]) <= SAME_GOAL

@@ -353,6 +353,33 @@ def array_command(topic: str, names: tuple[str, ...]) -> CommandTopic:
     return CommandTopic(topic, "std_msgs/msg/Float64MultiArray", fill, read)
 
 
+@dataclass(frozen=True)
+class SpeedLimit:
+    """The speed that somebody allows at present.
+
+    Attributes:
+        value: In m/s, or in percent of the fastest that the robot drives; 0 is no limit.
+        percentage: Whether it is in percent.
+    """
+
+    value: float = 0.0
+    percentage: bool = False
+
+
+def speed_limit_of(message: Any) -> SpeedLimit:
+    """Read a nav2_msgs/SpeedLimit.
+
+    Raises:
+        ValueError: It is not finite, or negative.
+    """
+    value = float(message.speed_limit)
+    if not 0.0 <= value < math.inf:
+        raise ValueError(
+            f"speed_limit is {value:g}; allowed are 0, which lifts the limit, and positive numbers"
+        )
+    return SpeedLimit(value, bool(message.percentage))
+
+
 #: Kinds of state message.
 STATES = {
     "odometry": StateTopic("odom", "nav_msgs/msg/Odometry", odometry_values, fill_odometry),

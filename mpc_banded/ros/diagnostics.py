@@ -62,6 +62,7 @@ class Diagnostics:
 
     Attributes:
         counters: Counts of the cycles so far.
+        is_shared: Whether others may drive the robot while there is no reference.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Diagnostics:
     ) -> None:
         self._node, self._loop, self._commands = node, loop, commands
         self._rebuild = rebuild
-        self._is_active = False
+        self._is_active = self.is_shared = False
         self.counters = Counters()
         self._reported = Counters()
         self._tick: Tick | None = None
@@ -174,9 +175,12 @@ class Diagnostics:
             return WARN, "no cycle of late: the clock of the node stands still, or it is overrun"
         if tick is None:
             return OK, "active: the first cycle is due"
-        remarks = [*self._bad_cycles(), *graph.complaints(self._node, self._commands)]
+        about_others = graph.complaints(self._node, self._commands, shared=self.is_shared)
+        remarks = [*self._bad_cycles(), *about_others]
+        is_well = tick.driving or tick.code is Reason.ARRIVED
+        is_well |= self.is_shared and tick.code is Reason.NO_REFERENCE
         # Derivatives that are being compiled are no trouble.
-        is_well = (tick.driving or tick.code is Reason.ARRIVED) and not (remarks or tick.held)
+        is_well &= not (remarks or tick.held)
         sentence = "; ".join(filter(None, [tick.reason, *remarks, self._rebuild.under_way]))
         if tick.driving or tick.code in HARMLESS:
             return OK if is_well else WARN, sentence

@@ -10,22 +10,23 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 
 
-def complaints(node: Node, commands: Publisher[Any]) -> list[str]:
+def complaints(node: Node, commands: Publisher[Any], shared: bool = False) -> list[str]:
     """Return one sentence for each reason why messages are not received.
 
     Args:
         node: The node whose topics are checked.
-        commands: Its publisher of commands: somebody must subscribe, and nobody else publish.
+        commands: Its publisher of commands: somebody must subscribe.
+        shared: Whether others may publish commands as well.
     """
     # Telemetry is left out: it has many topics, with the QoS that all tools ask for.
     ends: list[Any] = [*node.publishers, *node.subscriptions]
     topics = dict.fromkeys(e.topic_name for e in ends if "/telemetry/" not in e.topic_name)
-    found = _about_commands(node, commands.topic_name)
+    found = _about_commands(node, commands.topic_name, shared)
     found += [sentence for topic in topics for sentence in _qos_mismatches(node, topic)]
     return list(dict.fromkeys(found))
 
 
-def _about_commands(node: Node, topic: str) -> list[str]:
+def _about_commands(node: Node, topic: str, shared: bool) -> list[str]:
     subscriptions = node.get_subscriptions_info_by_topic(topic)
     publishers = node.get_publishers_info_by_topic(topic)
     own = {publisher.topic_type for publisher in publishers if _belongs_to(node, publisher)}
@@ -33,7 +34,7 @@ def _about_commands(node: Node, topic: str) -> list[str]:
     found = []
     if not any(subscription.topic_type in own for subscription in subscriptions):
         found.append(f"nobody listens to {topic}")
-    if len(publishers) > 1:
+    if len(publishers) > 1 and not shared:
         others = sorted({p.node_name for p in publishers if not _belongs_to(node, p)})
         found.append(f"{topic} is published by others as well: {', '.join(others)}")
     if foreign and own:

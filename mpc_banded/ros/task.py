@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import gc
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from nav_msgs.msg import Path
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.timer import Timer
@@ -15,13 +17,16 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from mpc_banded.control.config import Config, ConfigError
+from mpc_banded.control.inputs import GOAL_PATH, SPEED_LIMIT
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.rebuild import Rebuild
 from mpc_banded.control.record import Journal
 from mpc_banded.ocp.comb import BandwidthError
 from mpc_banded.robots import messages
 from mpc_banded.ros import interfaces, tf
+from mpc_banded.ros.bond import Bond
 from mpc_banded.ros.diagnostics import Diagnostics
+from mpc_banded.ros.follow_path import ACTION, FollowPath
 from mpc_banded.ros.parameters import LiveParameters
 from mpc_banded.ros.telemetry import RecordPublisher, Telemetry
 from mpc_banded.ros.timing import CycleClock
@@ -60,6 +65,7 @@ class MpcTask:
             ) from error
         self._port = interfaces.CommandPort(config)
         inputs = interfaces.heard_types(self._loop.input_topics)
+        inputs.pop(GOAL_PATH.topic, None)  # the node itself publishes it
         node.get_logger().info(_summary(config, self._loop))
         self._clock = CycleClock(config.period_s)
         self._journal, self._recorded = Journal(), config
@@ -74,6 +80,8 @@ class MpcTask:
         self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
         self._diagnostics = Diagnostics(node, self._loop, self._commands, self._rebuild)
         self._visualization = Visualization(node, self._loop)
+        self._bond, self._follow_path = self._nav2(config)
+        self._references = {topic.topic for topic in self._loop.robot.reference_topics}
         self._states = {topic.topic for topic in self._loop.robot.state_topics}
         kinds = self._loop.input_topics
         #: While the node is inactive: topic -> time of receipt of the newest message, and it.
@@ -113,22 +121,32 @@ class MpcTask:
         cycle = partial(self._cycle, self._activations)
         self._timer = self._node.create_timer(self._clock.period_s, cycle)
         self._diagnostics.activate()
+        if self._follow_path is not None:
+            self._follow_path.activate()
+        if self._bond is not None:
+            self._bond.form()
 
     def deactivate(self) -> None:
         """Stop sending commands; the last one stops the robot."""
         if self._timer is None:
             return
+        if self._follow_path is not None:
+            self._follow_path.deactivate()
         self._send(self._loop.stop_command())
         self._node.destroy_timer(self._timer)
         self._timer = None
         self._diagnostics.deactivate()
         self._commands.wait_for_all_acked(Duration(seconds=FAREWELL_S))
+        if self._bond is not None:
+            self._bond.end()
 
     def close(self) -> None:
         """Destroy every topic and service, and end a compilation."""
         gc.unfreeze()
         self._live.adopt = None
         self._rebuild.close()
+        if self._follow_path is not None:
+            self._follow_path.close()
         self._diagnostics.close()
         self._records.close()
         self._telemetry.close()
@@ -143,19 +161,48 @@ class MpcTask:
     def _now_ns(self) -> int:
         return int(self._node.get_clock().now().nanoseconds)
 
+    def _nav2(self, config: Config) -> tuple[Bond | None, FollowPath | None]:
+        """Make the node a server of Nav2, as far as Nav2's messages are installed."""
+        period_s = config.parameters.bond_heartbeat_period
+        offers = {"bond": ("bond with a lifecycle manager", period_s > 0.0)}
+        if GOAL_PATH.topic in self._loop.input_topics:
+            offers["nav2_msgs"] = (f"action {ACTION} and topic {SPEED_LIMIT}", True)
+        missing = [package for package in offers if find_spec(package) is None]
+        if missing:
+            off = " and ".join(f"no {offers[package][0]}" for package in missing)
+            self._node.get_logger().info(f"{' and '.join(missing)} not installed: {off}")
+        wanted = {name for name, (_, on) in offers.items() if on and name not in missing}
+        return (
+            Bond(self._node, period_s) if "bond" in wanted else None,
+            FollowPath(self._node, self._loop, self._follow, self._begin_again)
+            if "nav2_msgs" in wanted
+            else None,
+        )
+
+    def _follow(self, path: Path) -> str | None:
+        return self._hand_over(GOAL_PATH.topic, path, self._now_ns())
+
+    def _begin_again(self) -> None:
+        """Drive again after others drove the robot."""
+        self._loop.start()
+        self._journal.start()
+
     def _on_message(self, topic: str, message: Any) -> None:
+        if topic in self._references and self._follow_path and self._follow_path.has_client:
+            return
         if self._timer is None:
             self._kept[topic] = (self._now_ns(), message)
         else:
             self._hand_over(topic, message, self._now_ns())
 
-    def _hand_over(self, topic: str, message: Any, received_ns: int) -> None:
+    def _hand_over(self, topic: str, message: Any, received_ns: int) -> str | None:
         self._journal.received(topic, message, received_ns)
         rejected = self._loop.on_message(topic, message, received_ns)
         if rejected:
             self._diagnostics.count_rejected(topic, rejected)
         elif topic in self._states:
             self._frame = messages.frame_of(message) or self._frame
+        return rejected
 
     def _cycle(self, activation: int) -> None:
         """Run one control cycle: compute a command, send it, and report on it."""
@@ -166,13 +213,17 @@ class MpcTask:
         self._adopt_changes()
         deadline_s = self._clock.budget_s(self._loop.config.parameters.deadline)
         tick = self._loop.tick(now_ns, deadline_s=deadline_s, latency_s=self._clock.latency_s)
-        self._send(tick.command)
+        if self._follow_path is None or not self._follow_path.is_silent:
+            self._send(tick.command)
         timing = self._clock.end()
         self._diagnostics.count(tick, timing)
         record = self._journal.cycle(tick, deadline=True, enabled=self._loop.enabled)
         self._records.publish(record)
         self._telemetry.publish(tick, timing, self._diagnostics.counters)
         self._visualization.publish(tick, self._header())
+        if self._follow_path is not None:
+            self._follow_path.report(tick, self._header())
+            self._diagnostics.is_shared = self._follow_path.has_client
 
     def _adopt_changes(self) -> None:
         """Adopt the parameters set and the controllers built since the last cycle."""
