@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies ahead: all obstacles along one horizon, how near they come, and which of them count.
+"""Obstacles along one horizon: how near they come to the robot, and which ones count.
 
-Obstacles are circles, which may move, and clouds of hits, which stand. A k-d tree answers for the
-hits (Bentley, Communications of the ACM 18(9), 1975): it is exact, and for a scan or a local map
-it is built and asked in a tenth of the time that a distance transform of the same area takes.
+Obstacles are circles, which may move, and clouds of hits, which stand still. A k-d tree finds the
+nearest hits (Bentley, Communications of the ACM 18(9), 1975): it is exact, and for a scan or a
+local map it takes a tenth of the time of a distance transform of the same area.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from scipy.spatial import KDTree
 
 from mpc_banded.robots.planar import Footprint
 
-#: A circle that matters to nobody.
+#: A circle too far away to matter.
 UNUSED = (1e4, 1e4, 0.0)
 #: How far before the tangent at a nearer circle another may begin and lie beyond it, in m.
 TANGENT = 1e-3
 #: Added to the gap of what lies beyond another one, in m.
 COVERED = 1e6
-#: Directions in which hits are looked for beside the nearest one: ahead, left, behind, right.
+#: Directions of the hits that count beside the nearest one: ahead, left, behind, right.
 _AROUND = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
 
 
@@ -32,7 +32,7 @@ class Cloud:
     """Hits of one source.
 
     Attributes:
-        hits: (H, 2) in m.
+        hits: Positions (H, 2) in m.
         cover: Radius in m of the circle around each hit that belongs to it.
     """
 
@@ -53,8 +53,8 @@ class Ahead:
     Args:
         circles: x, y, radius at each stage, (N + 1, M, 3) in m.
         clouds: Hits of each source.
-        pose: Of the robot now: x, y, yaw (3,).
-        footprint: Of the robot.
+        pose: Present pose of the robot: x, y, yaw (3,).
+        footprint: Outline of the robot.
     """
 
     def __init__(
@@ -78,18 +78,18 @@ class Ahead:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing."""
+        """Whether there are no obstacles."""
         return not self._trees and not self.circles.shape[1]
 
     def gaps(self, poses: np.ndarray, up_to: float = math.inf) -> np.ndarray:
-        """Return the gap between the rims of the robot and of what is nearest to it.
+        """Return the gap between the rims of the robot and of the nearest obstacle.
 
         Args:
             poses: x, y, yaw of the robot at each stage, (..., N + 1, 3).
-            up_to: Gaps that are larger may be returned as infinite, which takes less time.
+            up_to: Larger gaps may be returned as infinite, which takes less time.
 
         Returns:
-            (..., N + 1) in m, negative where they overlap.
+            Gaps (..., N + 1) in m, negative where they overlap.
         """
         centres = self._footprint.centres(poses)  # (..., N + 1, F, 2)
         result = np.full(poses.shape[:-1], np.inf)
@@ -105,7 +105,7 @@ class Ahead:
     def worst(self, poses: np.ndarray) -> tuple[float, tuple[float, float, float]]:
         """Return the smallest gap along a plan after its first stage, and the circle there.
 
-        An overlap with what touches the robot at the first stage counts where it grows.
+        An overlap with an obstacle that touches the robot at the first stage counts if it grows.
 
         Args:
             poses: x, y, yaw of the robot at the first stages, (K, 3).
@@ -134,7 +134,7 @@ class Ahead:
         must not hide the one on the other.
 
         Args:
-            ways: Where the robot may be: x, y, yaw at each stage, (N + 1, 3) each.
+            ways: Ways that the robot may take: x, y, yaw at each stage, (N + 1, 3) each.
             slots: Number of slots.
 
         Returns:
@@ -152,11 +152,11 @@ class Ahead:
     def _uncovered(
         self, circles: np.ndarray, gaps: np.ndarray, way: np.ndarray, slots: int
     ) -> np.ndarray:
-        """The nearest circle at each stage, the nearest one not beyond its tangent, and so on.
+        """Order circles: the nearest one, the nearest one not beyond its tangent, and so on.
 
-        What lies beyond the tangent at a nearer one can only be met after it, as with the half
+        Circles beyond the tangent at a nearer one can only be met after it, as with the half
         planes of a safe corridor (Liu et al., IEEE Robotics and Automation Letters 2(3), 2017).
-        It fills the slots that are left.
+        They fill the slots that are left.
         """
         stages = np.arange(len(circles))
         centres = self._footprint.centres(way)[:, :, None]
@@ -180,10 +180,10 @@ class Ahead:
         return np.take_along_axis(circles, order[:, :, None], axis=1)
 
     def _hits_around(self, ways: Sequence[np.ndarray]) -> np.ndarray:
-        """The hits nearest to the robot on each way, and to places around it on the first one.
+        """Return the hits nearest to the robot on each way, and around it on the first one.
 
         Returns:
-            Circles (N + 1, H, 3), of which each is there once.
+            Different circles (N + 1, H, 3).
         """
         stages = len(ways[0])
         if not self._trees:
@@ -205,13 +205,13 @@ class Ahead:
         return np.concatenate(found, axis=1)
 
     def _to(self, circles: np.ndarray, way: np.ndarray) -> np.ndarray:
-        """Gaps between the robot and circles (N + 1, M, 3) at each stage, (N + 1, M)."""
+        """Return the gaps (N + 1, M) between the robot and circles (N + 1, M, 3)."""
         centres = self._footprint.centres(way)
         apart = np.linalg.norm(circles[:, None, :, :2] - centres[:, :, None], axis=3)
         return (apart - circles[:, None, :, 2] - self._footprint.radii[:, None]).min(axis=1)
 
     def _to_circles(self, centres: np.ndarray, stages: int | None = None) -> np.ndarray:
-        """Gaps (..., K, F, M) between each circle of the robot and each obstacle."""
+        """Return the gaps (..., K, F, M) between each circle of the robot and each obstacle."""
         circles = self.circles[:stages]
         apart = np.linalg.norm(circles[:, None, :, :2] - centres[..., None, :], axis=-1)
         return apart - circles[:, None, :, 2] - self._footprint.radii[:, None]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the robot has arrived, and whether it gets on: the goal and the progress checker.
+"""Checks whether the robot has arrived at its goal, and whether it makes progress.
 
 The parameters and their meaning are Nav2's (nav2_controller, ``StoppedGoalChecker`` and
-``PoseProgressChecker``). Arriving takes one thing more than being within the tolerances: the
-reference has been driven to its end, or the robot has settled before it; otherwise a robot would
-stop at the rim of the tolerance.
+``PoseProgressChecker``). Being within the tolerances is not enough to arrive: the robot must also
+have driven the reference to its end, or have settled before it; otherwise it would stop at the
+edge of the tolerance.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from dataclasses import dataclass
 
 from mpc_banded.control.dubins import Pose
 
-#: How long a robot stands within the tolerances, short of the end, until it has arrived, in s.
+#: Time in s after which a robot that stands within the tolerances, short of the end, has arrived.
 SETTLED_S = 1.0
-#: Speed in m/s and rad/s below which it stands.
+#: Speed in m/s and rad/s below which it counts as standing.
 SETTLED = 0.02
-#: By how much further than the tolerances a robot must be moved to have left its goal.
+#: Factor of the tolerances beyond which a robot has left its goal.
 LEFT = 1.5
 
 
 @dataclass(frozen=True)
 class GoalTolerance:
-    """How near a robot must be to its goal.
+    """Largest errors of a robot that has arrived.
 
     Attributes:
-        position: In m.
-        heading: In rad.
-        speed: In m/s.
-        turn_rate: In rad/s.
+        position: Distance in m.
+        heading: Heading error in rad.
+        speed: Speed in m/s.
+        turn_rate: Turn rate in rad/s.
     """
 
     position: float = 0.25
@@ -41,13 +41,13 @@ class GoalTolerance:
 
 
 class GoalChecker:
-    """Says when the robot has arrived, and remembers it until the robot or the goal moves.
+    """Decides when the robot has arrived, and remembers it until the robot or the goal moves.
 
     Args:
-        tolerance: How near the robot must be.
+        tolerance: Largest errors.
 
     Attributes:
-        tolerance: As given; may be changed.
+        tolerance: Largest errors; may be changed.
     """
 
     def __init__(self, tolerance: GoalTolerance) -> None:
@@ -93,11 +93,11 @@ class GoalChecker:
 
 
 class ProgressChecker:
-    """Says for how long the robot has not got on.
+    """Measures for how long the robot has made no progress.
 
     Args:
-        radius: A move that counts, in m.
-        angle: A turn that counts, in rad.
+        radius: Smallest move that counts as progress, in m.
+        angle: Smallest turn that counts as progress, in rad.
     """
 
     def __init__(self, radius: float, angle: float) -> None:
@@ -105,12 +105,12 @@ class ProgressChecker:
         self.reset()
 
     def reset(self) -> None:
-        """Begin to count anew: the robot was not meant to move."""
+        """Start to count again, after the robot was not meant to move."""
         self._pose: Pose | None = None
         self._since_ns = 0
 
     def idle_s(self, pose: Pose, now_ns: int) -> float:
-        """Return how long ago the robot last moved or turned by what counts, in s."""
+        """Return the time in s since the robot last made progress."""
         known = self._pose
         if (
             known is None

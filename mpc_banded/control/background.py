@@ -29,7 +29,7 @@ from mpc_banded.control.config import Config
 NOT_COMPILED = "not compiled: "
 #: Niceness of compilers, so that the control loop goes first.
 NICENESS = 10
-#: How long the other process may take to clean up if it is ended early.
+#: Time in s for the other process to clean up if it is ended early.
 GRACE_S = 2.0
 #: It searches modules where this process does: the robot may be anywhere.
 _SCRIPT = """\
@@ -45,10 +45,10 @@ class CompilationFailed(RuntimeError):
 
 
 class Compilation(Protocol):
-    """A compilation under way.
+    """A running compilation.
 
     Attributes:
-        remarks: Lines that it wrote, once it has ended.
+        remarks: Lines of its output, once it has ended.
     """
 
     remarks: list[str]
@@ -61,7 +61,7 @@ class Compilation(Protocol):
         """Return the path of the library in the cache; None until it is there.
 
         Raises:
-            CompilationFailed: There will be no library.
+            CompilationFailed: The compilation failed.
         """
 
     def cancel(self) -> bool:
@@ -90,7 +90,7 @@ class Compiler:
     """Runs the C compiler, in a thread, on functions that are traced already.
 
     Args:
-        missing: Says what to build.
+        missing: Error that knows how to build the library.
     """
 
     def __init__(self, missing: NotBuilt) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration of one robot: reads parameters from YAML or a mapping, and checks them.
+"""The configuration of one robot: reads parameters from YAML or a mapping, and checks them.
 
 The node, the simulator and the offline tools read the same files (``/**: ros__parameters:``).
 """
@@ -78,7 +78,7 @@ class Config:
         self._check_together()
 
     def _check_together(self) -> None:
-        """Check what one entry cannot know of its value."""
+        """Check values that depend on others."""
         circles, state = self.parameters.obstacles, self.parameters.simulator.initial_state
         if len(circles) % 3 or (circles and not self.robot.obstacles):
             allowed = "x, y, radius of any number of circles" if self.robot.obstacles else "none"
@@ -116,7 +116,7 @@ class Config:
             )
 
     def _check_functions(self) -> None:
-        """Refuse values with which the robot could not stand, or its own functions fail."""
+        """Refuse values with which the robot could not stand, or its functions fail."""
         robot, limits, model = self.robot, self.parameters.limits, self.parameters.model
         try:
             with user_code("the parameters do not suit the robot"):
@@ -149,7 +149,7 @@ class Config:
         return cls({**read_parameter_file(path), **(overrides or {})})
 
     def changed(self, updates: Mapping[str, Any]) -> Config:
-        """Return a configuration with some values replaced: all of them, or none.
+        """Return a configuration with all the given values replaced, or none.
 
         Raises:
             ConfigError: A key is unknown or read-only, or a value is not allowed.
@@ -164,7 +164,7 @@ class Config:
         return Config({**self.values, **updates})
 
     def rebuilds(self, other: Config) -> bool:
-        """Return whether the step from here to ``other`` needs a new controller."""
+        """Return whether a change to ``other`` needs a new controller."""
         return self.robot is not other.robot or any(
             key.startswith(REBUILDING) and value != self.values.get(key)
             for key, value in other.values.items()
@@ -235,12 +235,12 @@ class Config:
         return np.array(self.parameters.obstacles, dtype=np.float64).reshape(-1, 3)
 
 
-#: Variants made so far, with the robot that they are variants of: a robot is compared by identity.
+#: Variants made so far, each with its original robot, which is compared by identity.
 _VARIANTS: dict[tuple[int, str], tuple[Robot, Robot]] = {}
 
 
 def _variant(robot: Robot, chosen: Mapping[str, Any]) -> Robot:
-    """Return the variant for some options: the same object for the same robot and values."""
+    """Return the variant for some options, the same object for the same robot and values."""
     assert robot.variant is not None
     key = (id(robot), repr(sorted(chosen.items())))
     if key not in _VARIANTS:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leads a reference around obstacles that lie on it, on the better side.
 
-A solver that starts on a path which runs through an obstacle has no side to prefer, so the robot
-would stand in front of it. Each point of the reference is moved sideways, all to the same side,
+A solver that starts on a path through an obstacle prefers neither side, so the robot would stop
+in front of it. Each point of the reference is moved sideways, all to the same side,
 until it is clear of every obstacle at its time; the solver does the rest. The side is kept until
 the reference is clear again, so that the robot does not dither.
 """
@@ -16,11 +16,11 @@ import numpy as np
 
 from mpc_banded.control.ahead import Ahead
 
-#: Farthest sideways move, and step in which it is looked for, in m.
+#: Farthest sideways move, and step of the search for it, in m.
 FARTHEST, STEP = 2.5, 0.05
 #: Steepest way out and back, in m sideways for each m along the reference.
 SLOPE = 1.0
-#: The other side is taken instead where it needs less than this share of the move.
+#: The reference changes sides if the other side needs less than this share of the move.
 BETTER = 0.5
 #: Times the reference must be clear in a row until the side is forgotten.
 CLEAR_CYCLES = 10
@@ -37,7 +37,7 @@ class Detour:
     """Chooses a side, and keeps it.
 
     Attributes:
-        side: On which the reference passes now; None where it is clear, or blocked on both sides.
+        side: Side on which the reference passes; None if it is clear, or blocked on both sides.
     """
 
     def __init__(self) -> None:
@@ -50,8 +50,8 @@ class Detour:
         """Return the columns of a planar reference, moved to one side of the obstacles on it.
 
         Args:
-            columns: With x, y, yaw (N + 1,), in m and rad.
-            obstacles: At each of these times.
+            columns: Columns with x, y, yaw (N + 1,), in m and rad.
+            obstacles: Obstacles at these times.
             clearance: Distance that the rim of the robot keeps from each of them, in m.
         """
         points = np.stack([columns["x"], columns["y"]], axis=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shortest paths of a car that only drives forward: two arcs and a line between them.
+"""Finds shortest paths of a car that only drives forward: two arcs and a line between them.
 
 L. E. Dubins, On curves of minimal length with a constraint on average curvature, American Journal
 of Mathematics 79, 1957. Of his six words the four with a line in the middle (LSL, RSR, LSR, RSL)
@@ -24,7 +24,7 @@ def dubins_path(start: Pose, goal: Pose, radius: float) -> np.ndarray:
     Args:
         start: x, y in m, yaw in rad.
         goal: x, y in m, yaw in rad.
-        radius: Of the arcs, in m.
+        radius: Radius of the arcs in m.
     """
     words = [_word(start, goal, radius, s1, s2) for s1, s2 in product((1.0, -1.0), repeat=2)]
     first, straight, second, s1, s2 = min(
@@ -45,7 +45,7 @@ def dubins_path(start: Pose, goal: Pose, radius: float) -> np.ndarray:
 def _word(
     start: Pose, goal: Pose, radius: float, s1: float, s2: float
 ) -> tuple[float, float, float, float, float] | None:
-    """Angle of the first arc, length of the line, angle of the second arc, and both senses."""
+    """Return first angle, length of the line, second angle, and the senses of both arcs."""
     (x0, y0, yaw0), (x1, y1, yaw1) = start, goal
     dx = x1 - s2 * radius * math.sin(yaw1) - (x0 - s1 * radius * math.sin(yaw0))
     dy = y1 + s2 * radius * math.cos(yaw1) - (y0 + s1 * radius * math.cos(yaw0))

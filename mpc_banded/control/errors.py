@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors from functions of the user: they stop no control loop.
+"""Turns errors of the user's functions into reasons, so that they stop no control loop.
 
-Reading a message, actuating, the dynamics, costs and transforms may come from the user, and may
-raise anything. Each call is wrapped where the loop makes it; the error becomes a sentence that
-names the function: the reason why a message was rejected, or why the robot falls back.
+Users write readers of messages, ``actuate``, dynamics, costs and transforms, which may raise
+anything. The loop wraps each call; the error becomes a sentence that names the function: why a
+message was rejected, or why the robot falls back.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class user_code:
     """Context in which any exception becomes a UserCodeError.
 
     Args:
-        what: What failed, as the beginning of the message.
+        what: Beginning of the message: what failed.
 
     Raises:
         UserCodeError: The body raised an exception.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explains a solve in words: limits that the plan violates, and costs that hold the robot.
+"""Explains a solve in words: which limits the plan violates, and which cost holds the robot.
 
 If a robot stands although its goal is far away, one of its costs is the reason. To find it, each
 named cost, softened inequality and state limit is evaluated on a straight trajectory to the
@@ -58,7 +58,7 @@ def held(
     plan: Trajectory,
     parameters: Mapping[str, Any],
 ) -> str:
-    """Return what holds the robot although its reference is far away; empty if nothing does.
+    """Return what holds the robot far from its reference; empty if nothing does.
 
     Args:
         robot: Names the states.
@@ -129,7 +129,7 @@ def _prices(
     parameters: Mapping[str, Any],
     robot: Robot,
 ) -> dict[str, float]:
-    """Return what a trajectory costs, by the name of each cost, inequality and state limit."""
+    """Return the cost of a trajectory by each named cost, inequality and state limit."""
     stages = problem.horizon + 1
     p = {
         name: torch.from_numpy(

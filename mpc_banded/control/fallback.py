@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands for the cycles without a usable solve: follow the last plan, slow down, hold.
+"""Commands for cycles without a usable solve: follow the last plan, slow down, hold the stop.
 
-The last plan stays right for a while. After that the robot slows down to a stop as fast as its
-acceleration limits allow, and holds the stop.
+The last plan stays valid for a while. After that the robot slows down to a stop as fast as its
+acceleration limits allow, and stays there.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Fallback:
         self._since_ns = self._slowing_ns = None
 
     def sent(self, command: Values, now_ns: int) -> None:
-        """Remember a command that was sent: slowing down begins there."""
+        """Remember a command that was sent, because slowing down begins there."""
         self._last, self._last_ns = dict(command), now_ns
 
     def stop_command(self) -> dict[str, float]:
@@ -85,7 +85,7 @@ class Fallback:
         return instant.tick(command, code, f"{doing}: {why}{self._trouble}")
 
     def fall_back(self, instant: Instant, why: str) -> Tick:
-        """Follow the last plan, slow down or hold, by how long there has been no usable solve."""
+        """Follow the last plan, slow down or hold, by the time since the last usable solve."""
         stage, command = self._staged(instant.now_ns, instant.effect_ns)
         if stage is not Reason.FOLLOWING:
             self.forget_plan()
@@ -102,7 +102,7 @@ class Fallback:
                 return Reason.FOLLOWING, followed
         if self._slowing_ns is None:
             self._slowing_ns = now_ns
-        # What slows down at a limited rate takes the time that takes; the limiter would see to it.
+        # A value with a limited rate takes its time to slow down; the limiter enforces it anyway.
         slowing_s = 1e-9 * (now_ns - self._slowing_ns)
         may_slow = slowing_s < self._config.parameters.fallback.slow_time
         if self._robot.slow is None or may_slow:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where other frames lie in the frame of the state."""
+"""Finds the poses of other frames in the frame of the state."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Frames:
         Args:
             topic: Topic of the message that is in the frame, for errors.
             frame: Name of the frame; an empty one is the frame of the state.
-            stamp_ns: When the message was right; 0 asks for the newest pose.
+            stamp_ns: Time for which the message is valid; 0 asks for the newest pose.
 
         Raises:
             LookupError: The pose is unknown.

@@ -37,7 +37,7 @@ from mpc_banded.robots import Robot
 
 #: Solves that end like this give no command.
 FAILED = (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE, Status.NON_FINITE)
-#: How long the robot waits at most for its first plan to converge, if there is a deadline.
+#: Longest wait for the first plan to converge, if there is a deadline, in ns.
 FIRST_PLAN_NS = 2_000_000_000
 #: Age in s beyond which the state probably comes from another clock.
 OTHER_CLOCK_S = 10.0
@@ -50,7 +50,7 @@ class Solve:
     Attributes:
         step: The controller's step.
         parameters: Parameters of the problem; "reference" (N + 1, columns), ...
-        problem: What was solved.
+        problem: The problem that was solved.
         weights: Weight of each cost.
     """
 
@@ -64,14 +64,14 @@ class Solve:
 SAME_GOAL = 0.01
 #: Overlap of a plan and an obstacle that counts as none, in m.
 TOUCHING = 0.01
-#: How long a robot that does not get on stands until it tries again, in s.
+#: Time in s that a robot without progress stands until it tries again.
 RETRY_S = 2.0
-#: Longest pause between two questions for progress that belong together, in ns.
+#: Longest pause between two checks for progress that belong together, in ns.
 PAUSE_NS = 1_000_000_000
-#: Time of the plan that is looked at beyond the time it takes to brake, in s.
+#: Time in s of the plan to check beyond the time that braking takes.
 REACTION_S = 0.5
 
-#: Decides, or returns None.
+#: Returns a decision, or None to let the cycle pass.
 Gate = Callable[[Instant], Tick | None]
 Judge = Callable[[Instant, Solve], Tick | None]
 
@@ -163,7 +163,7 @@ class FirstPlan:
         self.reset()
 
     def reset(self) -> None:
-        """Begin again: there is no plan."""
+        """Start again without a plan."""
         self.effect_ns: int | None = None
         self._begun_ns: int | None = None
 
@@ -204,7 +204,7 @@ class SolveUsable:
 
 
 class ObstaclesKnown:
-    """Stops the robot if a source of obstacles has fallen silent."""
+    """Stops the robot if a source of obstacles sends no more messages."""
 
     def __init__(self, obstacles: Obstacles, fallback: Fallback) -> None:
         self._obstacles, self._fallback = obstacles, fallback
@@ -291,7 +291,7 @@ class PlanClear:
 
 
 class Progressing:
-    """Stops a robot that does not get on, says so, and lets it try again after a while."""
+    """Stops a robot that makes no progress, and lets it try again after a while."""
 
     def __init__(
         self, config: Config, estimate: StateEstimate, tracker: Tracker, fallback: Fallback

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of the problem along the horizon: the reference, the obstacles and the model."""
+"""Evaluates reference, obstacles and model along the horizon: the parameters of the problem."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mpc_banded.ocp.problem import OptimalControlProblem, Trajectory
 from mpc_banded.robots import Planar
 from mpc_banded.robots.messages import POSE, has_position
 
-#: Distance from the rim of the robot to obstacles that its reference keeps, in m.
+#: Distance in m that the reference keeps between the robot's rim and obstacles.
 KEPT = 0.12
 
 
@@ -70,7 +70,7 @@ class Horizon:
             reference: The reference that the robot follows.
             state: State (nx,) of the first stage.
             effect_ns: Time of the first stage.
-            problem: Names the grid.
+            problem: Has the grid.
 
         Raises:
             UserCodeError: The reference raises.

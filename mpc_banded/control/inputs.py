@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each message goes: to the state estimate, the tracker, or the obstacles.
+"""Hands each message to the state estimate, the tracker, or the obstacles.
 
 Robots that follow paths take two topics beside those of their own, so that a recording holds all
 that Nav2 asks of them: the paths of goals of its action ``follow_path``, and its speed limits.
@@ -28,13 +28,13 @@ Take = Callable[[Any, int], str | None]
 
 
 class Inputs:
-    """Hands each message to what takes it.
+    """Finds the receiver of each message.
 
     Args:
-        robot: Names the topics of state and reference.
-        estimate: Takes states.
-        tracker: Takes references.
-        known: Takes obstacles.
+        robot: Has the topics of state and reference.
+        estimate: Receives states.
+        tracker: Receives references.
+        known: Receives obstacles.
 
     Attributes:
         topics: Relative name of each topic -> message type.

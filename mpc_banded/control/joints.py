@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joint positions as references: held, or moved through at given times."""
+"""References of joints: positions to hold, or a trajectory through positions at given times."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths as planners send them, cut into legs, and the legs of the way to a goal.
+"""Cuts paths, as planners send them, into legs, and plans the legs of the way to a goal.
 
 A path is cut where the base reverses or turns on the spot, as Nav2's path handler does
 (nav2_controller, ``enforce_path_inversion`` and ``enforce_path_rotation``). A leg is driven in one
 direction and ends standing; a turn on the spot is a leg of no length.
 
 Orientations count where the sender meant them: a pose that looks along the path, or against it,
-says in which direction the base drives there; one that looks elsewhere counts for a base that
-moves sideways, and at the end of the path.
+tells whether the base drives forwards or backwards there; one that looks elsewhere counts for a
+base that moves sideways, and at the end of the path.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from mpc_banded.control.parameters import Parameters
 from mpc_banded.control.speed import MotionLimits
 from mpc_banded.robots.robot import Robot
 
-#: Poses this close to the first at a place stand there too, in m: above a sender's noise.
+#: Distance in m up to which poses are at the same place; larger than a sender's noise.
 SAME_PLACE = 8e-3
-#: Distance between the poses among which reversals are looked for, in m: above any noise.
+#: Distance in m between the poses that are examined for reversals; larger than any noise.
 SPACING = 0.04
-#: Cosine of the angle between two edges of a path that reverses: beyond a corner and its noise.
+#: Cosine of the angle between two edges below which a path reverses; no corner with noise has it.
 REVERSAL = -0.25
 #: A pose looks along the path, or against it, where the cosine of the difference is larger.
 ALONG = 0.5
@@ -40,13 +40,13 @@ TURNED = 0.05
 
 @dataclass(frozen=True)
 class Base:
-    """What a base can do that shapes how it follows a path.
+    """The abilities of a base that shape how it follows a path.
 
     Attributes:
-        limits: Of its motion.
+        limits: Limits of its motion.
         strafes: Whether it moves sideways.
         pivots: Whether it turns on the spot.
-        turning_radius: Smallest radius in m of a base that does not pivot; 0 where not known.
+        turning_radius: Smallest radius in m of a base that does not pivot; 0 if unknown.
     """
 
     limits: MotionLimits = field(default_factory=MotionLimits)
@@ -62,12 +62,12 @@ class Base:
 
 @dataclass(frozen=True)
 class CutOptions:
-    """Where a path is cut, and when the base goes on to the next leg (Nav2's path handler).
+    """Options for cutting a path and for going on to the next leg (Nav2's path handler).
 
     Attributes:
         rotation: Smallest turn on the spot that is a leg of its own, in rad.
         tolerance: Distance from the end of a leg at which the next may begin, in m.
-        yaw_tolerance: Heading error at which it may, in rad.
+        yaw_tolerance: Heading error at which it may begin, in rad.
     """
 
     rotation: float = 0.785
@@ -80,7 +80,7 @@ class Leg:
     """A stretch of a path that is driven in one direction, or a turn on the spot.
 
     Attributes:
-        points: (M, 2) in m; one point for a turn.
+        points: Points (M, 2) in m; one point for a turn.
         yaws: (M,) unwrapped headings of the base in rad; start and end for a turn.
         backwards: Whether the base drives backwards.
     """
@@ -104,13 +104,13 @@ class Leg:
 
     @property
     def length(self) -> float:
-        """Its length in m."""
+        """Length in m."""
         return float(self.arc[-1])
 
     def project(self, position: np.ndarray, driven: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        """Distance in m to each edge (M - 1,), and the arc length of the nearest point on it.
+        """Return the distance in m to each edge (M - 1,), and the arc length of its nearest point.
 
-        What lies before the arc length ``driven`` counts as that far, not as nearer.
+        No point nearer to the start than the arc length ``driven`` counts.
         """
         if self.is_turn:
             return np.array([np.linalg.norm(position - self.points[0])]), np.zeros(1)
@@ -122,7 +122,7 @@ class Leg:
         return np.hypot(apart[:, 0], apart[:, 1]), self.arc[:-1] + share * lengths
 
     def tangent_at(self, s: np.ndarray) -> np.ndarray:
-        """Tangent between the middles of neighbouring edges, so that it turns smoothly."""
+        """Return the tangent between the middles of neighbouring edges, which turns smoothly."""
         return np.interp(s, 0.5 * (self.arc[:-1] + self.arc[1:]), self.tangents)
 
 
@@ -137,10 +137,10 @@ def cut_path(
 
     Args:
         points: (M, 2) in m, finite, M >= 1.
-        yaws: (M,) of the base in rad, or None.
-        final_yaw: At the end in rad, or None.
-        base: What the base can do.
-        options: Where to cut.
+        yaws: Headings (M,) of the base in rad, or None.
+        final_yaw: Heading at the end in rad, or None.
+        base: The abilities of the base.
+        options: Options for cutting.
     """
     angles = None if yaws is None else np.unwrap(np.asarray(yaws, dtype=np.float64))
     legs: list[Leg] = []
@@ -167,7 +167,7 @@ def _stretches(
     last = np.append(first[1:] - 1, len(points) - 1)
     kept = points[first]
     kept[-1] = points[-1]
-    # A base that can neither turn on the spot nor reverse drives through whatever the path does.
+    # A base that can neither turn on the spot nor reverse drives every path as one leg.
     cuts = set(_reversals(kept)) if base.pivots or base.reverses or base.strafes else set()
     turns: dict[int, np.ndarray] = {}
     if yaws is not None:
@@ -315,7 +315,7 @@ def goal_legs(start: Pose, goal: Pose, base: Base) -> list[Leg]:
 
 
 def base_of(robot: Robot, parameters: Parameters) -> Base:
-    """Return what the base of a robot can do, from the names and limits of its states and inputs.
+    """Return the abilities of a robot's base, by the names and limits of its states and inputs.
 
     ``v`` is the forward speed, ``vy`` the sideways speed and ``w`` the turn rate; the inputs that
     ``Robot.braking`` names for them are their accelerations.
@@ -355,8 +355,8 @@ def orient(
 
     Args:
         points: (M, 2) in m.
-        yaws: (M,) in rad; exactly zero is the identity, which most senders leave where they mean
-            nothing by it.
+        yaws: Headings (M,) in rad; exactly zero is the identity, which most senders leave if
+            they do not mean a heading.
         rule: ``always`` takes all, ``never`` none. ``auto`` takes none where all are the identity
             and the path bends; the last alone where all others are the identity; all otherwise.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last gate before the topic: every command within its limits and its rates."""
+"""The last gate before the topic: keeps every command within its limits and rates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Limiter:
         self.limits = config.parameters.limits
 
     def reset(self) -> None:
-        """Forget the command before: it is long past."""
+        """Forget the previous command, which is long past."""
         self._last: dict[str, float] = {}
         self._last_ns: int | None = None
 
@@ -77,7 +77,7 @@ class Limiter:
 
         Args:
             values: Within their limits.
-            start: What is in effect before the first command, one period ago.
+            start: Command in effect before the first one, one period ago.
             now_ns: Time of the command.
         """
         elapsed_s = self._period_s

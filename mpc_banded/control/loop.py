@@ -178,7 +178,7 @@ class ControlLoop:
                 tick = self._decide(instant)
         except UserCodeError as error:
             tick = self._fallback.fall_back(instant, str(error))
-        # A robot that moves when its first plan drives it goes on from there.
+        # A robot that already moves when its first plan drives it continues from its velocity.
         start = self.stop_command() | (self.state if tick.driving else {})
         tick = replace(tick, command=self._limiter.within_reach(tick.command, start, now_ns))
         self._finish(instant, tick)
@@ -199,7 +199,7 @@ class ControlLoop:
         self, now_ns: int, latency_s: float, deadline_s: float | None, iterations: int | None
     ) -> Instant:
         if self._ticked_ns is not None and now_ns < self._ticked_ns:
-            # The clock went back: what was planned and sent lies in the future.
+            # The clock went back, so plans and sent commands lie in the future.
             self._prediction.reset()
             self._stuck.reset()
             self._fallback.forget_plan()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The motion of a robot under commands: simulated, or predicted over their delay."""
+"""Simulates the motion of a robot under commands, and predicts it over their delay."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Motion:
     Args:
         config: Configuration of the robot.
         substep_s: Longest integration step.
-        evaluator: Returns the evaluator to ask for the dynamics, compiled or eager; torch
-            evaluates them if it is not given.
+        evaluator: Returns the evaluator of the dynamics, compiled or eager; by default torch
+            evaluates them.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Motion:
         self._robot = config.robot
         self._model = config.parameters.model
         self._lower, self._upper = problem.input_bounds
-        # The dynamics depend on the model; on anything else they are unknown between solves.
+        # The dynamics may depend on the model only; other parameters are unknown between solves.
         unknown = {name: np.full(shape, np.nan) for name, shape in problem.parameters.items()}
         model = {name: np.array(value, dtype=np.float64) for name, value in self._model.items()}
         self._values = {**unknown, **model}

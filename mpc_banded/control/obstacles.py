@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The known obstacles: the static circles of the configuration, and what the sources see."""
+"""The known obstacles: the static circles of the configuration, and those of the sources."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpc_banded.control.frames import Frames
 from mpc_banded.control.sources import Source
 from mpc_banded.robots.sensors import SOURCES
 
-#: How far beside a way obstacles still matter, in m: beyond that, no detour leads.
+#: Distance in m beside a way up to which obstacles matter; no detour leads farther.
 BESIDE = 3.0
 
 
@@ -26,7 +26,7 @@ class Obstacles:
         frames: Poses of frames in the frame of the state.
 
     Attributes:
-        topics: Relative name of each topic that is heard -> message type.
+        topics: Relative name of each topic -> message type.
     """
 
     def __init__(self, config: Config, frames: Frames) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a ROS 2 parameter file as rcl does, and refuse what rcl refuses or ignores.
+"""Reads a ROS 2 parameter file as rcl does, and refuses what rcl refuses or ignores.
 
 rcl has its own dialect of YAML: lists have one type, there are no aliases and no nulls, ``y`` is
 true and ``1_000`` a string. Of keys that occur twice it silently takes the last one, and sections
@@ -67,7 +67,7 @@ def read(path: Path, node: str | None = None) -> dict[str, Value]:
 
     Args:
         path: The file.
-        node: Fully qualified name of the node; None for mpc_node in whatever namespace.
+        node: Fully qualified name of the node; None for mpc_node in any namespace.
 
     Raises:
         ParameterFileError: The node would refuse the file, ignore it, or take one of two values.
@@ -92,7 +92,7 @@ def read(path: Path, node: str | None = None) -> dict[str, Value]:
 
 
 def read_sections(path: Path) -> list[Section]:
-    """Read the sections of a parameter file, whatever node they are for."""
+    """Read the sections of a parameter file for all nodes."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         for event in yaml.parse(text, yaml.SafeLoader):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of parameters: name, type, default, unit, range and description, each said once.
+"""The table of parameters: name, type, default, unit, range and description, each stated once.
 
 The ROS descriptors, the checks of a parameter file and the typed access in the code all come from
 the fields below. Parameters named after the costs, states and constants of a robot are added to
@@ -33,7 +33,7 @@ MOST_ITEMS, LONGEST_STRING = 3000, 500
 #: Shows values in messages, long ones cut.
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlist, _SHOWN.maxstring, _SHOWN.maxother = 12, 80, 80
-#: How keys begin whose values are built into a controller.
+#: Beginnings of the keys whose values are built into a controller.
 REBUILDING = (
     "horizon", "dt", "transcription", "substeps", "bandwidth", "limits.", "solver.",
     "obstacle_slots", "footprint",
@@ -56,12 +56,12 @@ class Entry:
     """One parameter.
 
     Attributes:
-        default: Its value where nothing is given; the type is that of the parameter.
+        default: Default value; its type is that of the parameter.
         description: One sentence.
         unit: SI unit, or empty.
         lower, upper: Range of numbers, and of each item of a list.
         choices: Allowed strings; empty allows any.
-        length: Items of a list; 0 allows up to MOST_ITEMS.
+        length: Number of items of a list; 0 allows up to MOST_ITEMS.
         read_only: Whether it holds from the start on, and can't be changed while the robot drives.
     """
 
@@ -154,7 +154,7 @@ def parameter(default: Any, *details: Any, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class FallbackParameters:
-    """What the robot does without a usable solve."""
+    """Times of the fallback, for cycles without a usable solve."""
 
     follow_time: float = parameter(
         0.3, "How long the last plan is followed without a new one.", "s", 0.0, 10.0

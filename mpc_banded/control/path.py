@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """References that follow legs: a planar path, or the way to a goal.
 
-Progress never goes back, and a path that is sent again takes over the progress of the one before.
+Progress never decreases, and a path that is sent again takes over the progress of the one before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mpc_banded.control.speed import SpeedProfile, turn
 FARTHEST = 1e7
 #: Speed at which a base counts as standing, in m/s.
 STANDING = 0.05
-#: How far ahead the point nearest to the base is looked for, in m and in seconds of travel.
+#: Distance ahead to search for the point nearest to the base, in m and in s of travel.
 WINDOW, WINDOW_S = 0.3, 1.0
 #: Difference in distance below which two stretches of a path are equally near, in m.
 AMBIGUITY = 0.2
@@ -33,13 +33,13 @@ class LegReference:
     """Follows legs one after the other, as fast as the base can and the operator wants.
 
     Args:
-        legs: At least one.
-        speed: Along the path in m/s.
-        base: What the base can do.
-        cut: When it goes on to the next leg.
+        legs: At least one leg.
+        speed: Speed along the path in m/s.
+        base: Abilities of the base.
+        cut: Options for going on to the next leg.
 
     Attributes:
-        legs: As given.
+        legs: The legs.
     """
 
     def __init__(self, legs: list[Leg], speed: float, base: Base, cut: CutOptions) -> None:
@@ -47,17 +47,17 @@ class LegReference:
         self.begin_again()
 
     def begin_again(self) -> None:
-        """Look for the base on the whole path: it has been moved, or nothing was driven yet."""
+        """Search for the base on the whole path, because it was moved or has not driven yet."""
         self._begins = np.concatenate([[0.0], np.cumsum([leg.length for leg in self.legs])])
         self._profiles: dict[int, SpeedProfile] = {}
         self._leg = 0
-        self._along: float | None = None  # on the leg; None: not looked for yet
+        self._along: float | None = None  # arc length on the leg; None before the first search
         self._pivot: np.ndarray | None = None  # where the turn on the spot began
         self._angle_left = math.inf  # of that turn
 
     @property
     def speed(self) -> float:
-        """Wanted along the path, in m/s; may be set while it is driven."""
+        """Wanted speed along the path in m/s; may be set while the base drives."""
         return self._speed
 
     @speed.setter
@@ -67,7 +67,7 @@ class LegReference:
 
     @property
     def base(self) -> Base:
-        """What the base can do; may be set while the path is driven."""
+        """Abilities of the base; may be set while it drives."""
         return self._base
 
     @base.setter
@@ -82,17 +82,17 @@ class LegReference:
 
     @property
     def goal(self) -> Pose:
-        """Where it ends: x, y in m, yaw in rad."""
+        """Pose at the end: x, y in m, yaw in rad."""
         last = self.legs[-1]
         return float(last.points[-1, 0]), float(last.points[-1, 1]), float(last.yaws[-1])
 
     @property
     def progress(self) -> float | None:
-        """Driven so far, in m; None before the base was looked for."""
+        """Distance driven in m; None before the first search for the base."""
         return None if self._along is None else float(self._begins[self._leg] + self._along)
 
     def distance(self, position: np.ndarray) -> float:
-        """Distance of a position (2,) from the path, all of it, in m."""
+        """Return the distance in m from a position (2,) to the whole path."""
         return float(min(leg.project(np.asarray(position))[0].min() for leg in self.legs))
 
     def columns(
@@ -109,7 +109,7 @@ class LegReference:
         zero = np.zeros(len(times))
         if leg.is_turn:
             if self._pivot is None:
-                # It turns where it stands: it cannot mend its position at the same time.
+                # It turns where it stands, and cannot correct its position at the same time.
                 near = math.dist(position, leg.points[0]) <= self._cut.tolerance
                 self._pivot = position if near else leg.points[0]
             target = leg.yaws[-1]
@@ -150,14 +150,14 @@ class LegReference:
         return self._along >= last.length - END
 
     def take_over(self, before: LegReference, position: np.ndarray) -> None:
-        """Go on from the progress on a path that this one replaces.
+        """Continue from the progress on a path that this one replaces.
 
-        Where both lead to the same goal, the place on this path is the one that is as far from the
-        goal; where it lies elsewhere, the one near the base from which it is about as far.
+        If both lead to the same goal, the base is at the place on this path that is as far from
+        the goal; otherwise at the place near it that is about as far from the new goal.
 
         Args:
-            before: What was followed so far.
-            position: Of the base, (2,).
+            before: The reference followed so far.
+            position: Position of the base, (2,).
         """
         if before.progress is None:
             return
@@ -186,7 +186,7 @@ class LegReference:
         self._leg, self._along = index, s
 
     def _place(self, driven: float) -> tuple[int, float]:
-        """Leg and arc length of the place that is ``driven`` m from the start."""
+        """Return leg and arc length of the place that is ``driven`` m from the start."""
         index = int(np.searchsorted(self._begins[1:-1], driven, side="right"))
         return index, float(np.clip(driven - self._begins[index], 0.0, self.legs[index].length))
 
@@ -198,7 +198,7 @@ class LegReference:
         return x, y
 
     def _near(self, position: np.ndarray) -> list[tuple[int, float]]:
-        """Leg and arc length of each stretch of the path that passes about as near as any."""
+        """Return leg and arc length of each stretch that passes about as near as any other."""
         found = [leg.project(position) for leg in self.legs]
         bound = min(distances.min() for distances, _ in found) + AMBIGUITY
         places = []
@@ -216,7 +216,7 @@ class LegReference:
         return self._near(position)[0]
 
     def _advance(self, position: np.ndarray, yaw: float, speed: float) -> None:
-        """Move the progress on, and to the next leg where one has been driven."""
+        """Update the progress, and go on to the next leg after the end of one."""
         assert self._along is not None
         leg = self.legs[self._leg]
         if not leg.is_turn:
@@ -244,7 +244,7 @@ class LegReference:
         return error <= self._cut.yaw_tolerance
 
     def _left_to_turn(self, leg: Leg, yaw: float) -> float:
-        """Angle left to turn, in the direction of the leg unless the other way is far shorter."""
+        """Return the angle left to turn, the way of the leg unless the other is far shorter."""
         left = math.remainder(leg.yaws[-1] - yaw, math.tau)
         wanted = leg.yaws[-1] - leg.yaws[0]
         if wanted * left < 0.0 and abs(left) > 0.75 * math.pi:
@@ -266,16 +266,16 @@ class PathReference(LegReference):
     Args:
         points: (M, 2) positions in m, in the frame of the state.
         speed: Along the path in m/s.
-        yaws: (M,) of the base in rad; by default it looks along the path.
-        final_yaw: In rad, to turn to at the end.
-        base: What the base can do; by default anything at once.
-        cut: Where the path is cut.
+        yaws: Headings (M,) of the base in rad; by default it looks along the path.
+        final_yaw: Heading in rad to turn to at the end.
+        base: Abilities of the base; by default it can do anything at once.
+        cut: Options for cutting the path.
 
     Attributes:
-        points: As given.
+        points: The positions.
 
     Raises:
-        ValueError: No pose, or a coordinate or an orientation that is not finite or too large.
+        ValueError: There is no pose, or a coordinate or orientation is not finite or too large.
     """
 
     def __init__(
@@ -305,17 +305,17 @@ class GoalReference(LegReference):
 
     Args:
         x, y: Position in m, in the frame of the state.
-        yaw: In rad.
-        speed: On the way, in m/s.
-        base: What the base can do; by default anything at once.
-        cut: When it goes on to the next leg.
-        start: Where the base is: x, y, yaw. By default it is asked for with the first columns.
+        yaw: Heading in rad.
+        speed: Speed on the way in m/s.
+        base: Abilities of the base; by default it can do anything at once.
+        cut: Options for going on to the next leg.
+        start: Pose x, y, yaw of the base; by default its state at the first call of ``columns``.
 
     Raises:
         ValueError: The pose is not finite or too far away, or a car needs a loop to get there.
     """
 
-    #: How many times its distance, and turning circles, the way to a goal may be long.
+    #: Longest way to a goal, as a multiple of its distance and of turning circles.
     DETOUR, CIRCLES = 1.5, 0.5
 
     def __init__(
@@ -344,18 +344,18 @@ class GoalReference(LegReference):
 
     @property
     def goal(self) -> Pose:
-        """Where it ends: x, y in m, yaw in rad."""
+        """Pose at the end: x, y in m, yaw in rad."""
         return self._goal
 
     def begin_again(self) -> None:
-        """Look for a new way from wherever the base is then."""
+        """Plan a new way from the base's next pose."""
         self._started = self._started and not hasattr(self, "_leg")
         super().begin_again()
 
     def columns(
         self, state: Mapping[str, float], times: np.ndarray, now_s: float = 0.0
     ) -> dict[str, np.ndarray]:
-        """Return x, y, yaw, v and vy (in the base's frame) along the horizon."""
+        """Plan the way first if needed; return the columns of LegReference."""
         if not self._started:
             start = (state.get("x", 0.0), state.get("y", 0.0), state.get("yaw", 0.0))
             self.legs = goal_legs(start, self._goal, self._base)

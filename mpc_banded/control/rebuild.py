@@ -2,8 +2,9 @@
 """Rebuilds the controller of a loop after a change of parameters, while the loop drives on.
 
 A change that is built into the problem needs another controller, and perhaps another compiled
-library. Both are prepared aside; the loop switches to them between two cycles. A loop that drives
-on compiled derivatives never goes back to eager ones: what cannot be compiled is refused.
+library. Both are prepared beside the loop, which switches to them between two cycles. A loop that
+drives on compiled derivatives never goes back to eager ones: a change that cannot be compiled is
+refused.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mpc_banded.ocp.controller import RecedingHorizonController
 
 
 class Log(Protocol):
-    """Where to write what happens; loggers of Python and of ROS will do."""
+    """Receives messages; loggers of Python and of ROS fit."""
 
     def info(self, message: str) -> Any:
         """Write a message."""
@@ -40,13 +41,12 @@ class Rebuild:
     """Keeps the controller of a loop, and its compiled derivatives, up to date.
 
     Args:
-        loop: Whose controller it is.
-        log: Is told of every change.
+        loop: The control loop.
+        log: Receives a message on every change.
 
     Attributes:
         refused: Why the last change that needed a rebuild was refused; empty if it was not.
-        revert: Called with the configuration in use after a change was refused; None if nobody
-            needs to know.
+        revert: Called with the configuration in use after a change was refused; may be None.
     """
 
     def __init__(self, loop: ControlLoop, log: Log) -> None:
@@ -68,7 +68,7 @@ class Rebuild:
 
     @property
     def under_way(self) -> str:
-        """What is being prepared, in words; empty if nothing is."""
+        """Sentence on the present preparation; empty if there is none."""
         if self._wanted is not self._loop.config:
             return "a change of parameters is being built while the old problem drives on"
         return "the derivatives are being compiled" if self._compilation is not None else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a cycle: all that a replay must know to repeat it bit for bit.
+"""The record of a cycle, with all that a replay needs to repeat it bit for bit.
 
 The node publishes one at each tick, as pairs of strings; a replay reads it back. Which message
 came in time for which tick, how long a solve was allowed to take, when a parameter changed: none

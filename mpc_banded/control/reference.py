@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""References along the horizon: what becomes ``p["reference"]``.
+"""References along the horizon, from which ``p["reference"]`` is made.
 
-A reference is asked with the state and the stage times, and returns named columns (N + 1,).
-Columns that it does not name are zero.
+A reference gets the state and the stage times, and returns named columns (N + 1,). Columns that it
+does not name are zero.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class MovedReference:
 
     @property
     def goal(self) -> tuple[float, float, float] | None:
-        """Where it ends, in the frame of the state; None where the inner reference has no end."""
+        """Pose at the end in the frame of the state; None if the inner reference has no end."""
         goal = getattr(self.inner, "goal", None)
         return None if goal is None else self._here(*goal)
 

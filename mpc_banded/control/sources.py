@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources of obstacles: what each one saw last, when, and where that is in the frame of the state.
+"""Sources of obstacles: the newest obstacles of each one, moved into the frame of the state.
 
 - ``obstacles`` holds circles, one for each point, with the fields x, y and radius in m and, if
   they move, vx and vy in m/s. No other standard message names all of these together with a frame
   and a stamp: markers have no velocity, and the messages of detectors are not part of ROS itself.
   RViz and Foxglove draw it as it is.
 - ``scan`` holds hits; only those of the newest scan count.
-- ``costmap`` and ``costmap_raw`` hold grids, with updates, each of which renews the whole grid.
+- ``costmap`` and ``costmap_raw`` hold grids; an update of a part renews the age of the whole.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _COLUMNS = ("x", "y", "radius", "vx", "vy")
 def read_circles(message: Any) -> np.ndarray:
     """Return rows x, y, radius, vx, vy of a PointCloud2, (M, 5).
 
-    Nothing is allocated before the sizes in the message have been compared with its data.
+    The sizes in the message are compared with its data before any memory is allocated.
 
     Raises:
         ValueError: A field is missing or lies outside of a point, the sizes contradict the data, a
@@ -83,7 +83,7 @@ def _kind(field: Any, is_bigendian: bool, step: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a source saw.
+    """Obstacles from one message.
 
     Attributes:
         rows: Circles x, y, radius, vx, vy, (M, 5).
@@ -94,7 +94,7 @@ class Seen:
     cloud: Cloud
 
     def moved(self, pose: Pose) -> Seen:
-        """Return it in the frame in which its own frame has a pose."""
+        """Return them in the frame in which their frame has a pose."""
         x, y, yaw = pose
         if pose == (0.0, 0.0, 0.0):
             return self
@@ -111,7 +111,7 @@ NOTHING = Seen(np.empty((0, len(_COLUMNS))), Cloud(np.empty((0, 2))))
 class Source:
     """One source of obstacles.
 
-    A source that has spoken once is expected to go on, unless its timeout is 0.
+    A source that has sent a message is expected to go on, unless its timeout is 0.
 
     Args:
         topic: Relative name.
@@ -123,8 +123,8 @@ class Source:
         self.topic, self._frames = topic, frames
         self._seen = NOTHING
         self._grid: Grid | None = None
-        self._time_ns: int | None = None  # None: nothing valid has been heard
-        self._heard_ns: int | None = None  # when the topic first spoke
+        self._time_ns: int | None = None  # None before the first valid message
+        self._heard_ns: int | None = None  # time of the first message
         self._rejected = ""
         self.adopt(config)
 
@@ -136,10 +136,10 @@ class Source:
         self._forgotten_s = self._limit_s or float(config.table[self._timeout].default)  # type: ignore[arg-type]
 
     def take(self, topic: str, message: Any, received_ns: int) -> None:
-        """Replace what was seen before.
+        """Replace the obstacles seen before.
 
         Args:
-            topic: That of the source, or of updates to it.
+            topic: Topic of the source, or of updates to it.
             message: As rclpy or rosbags give it.
             received_ns: Time of receipt.
 
@@ -185,7 +185,7 @@ class Source:
         )
 
     def seen(self, now_ns: int) -> Seen:
-        """Return what was seen last, moved on to ``now_ns``; nothing if it is too old."""
+        """Return the newest obstacles, moved on to ``now_ns``; none if they are too old."""
         age_s = 0.0 if self._time_ns is None else 1e-9 * (now_ns - self._time_ns)
         if not 0.0 <= age_s <= self._forgotten_s:
             return NOTHING

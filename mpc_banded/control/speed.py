@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a base may move along a path, and how it speeds up and brakes there.
+"""Limits the speed of a base along a path: how it speeds up, takes curves and brakes.
 
 The fastest speed at each point obeys the wanted speed, the turn rate that the path's curvature
 asks for, and a constant deceleration before everything slower ahead. Its square is piecewise
@@ -33,13 +33,13 @@ RESOLUTION, POINTS = 0.05, 20_000
 
 @dataclass(frozen=True)
 class MotionLimits:
-    """What a base can do along a path; infinite where nothing limits it.
+    """Limits of a base along a path; infinite where there are none.
 
     Attributes:
         forward, backward: Fastest speeds in m/s, both positive.
-        acceleration: Along the path in m/s^2.
-        turn_rate: In rad/s.
-        turn_acceleration: In rad/s^2.
+        acceleration: Acceleration along the path in m/s^2.
+        turn_rate: Turn rate in rad/s.
+        turn_acceleration: Angular acceleration in rad/s^2.
         lag: Time in s in which it reaches a commanded speed.
     """
 
@@ -55,10 +55,10 @@ class SpeedProfile:
     """The fastest speed at each point of a curve that ends standing.
 
     Args:
-        arc: (M,) increasing arc lengths of the points of the curve, from 0, in m.
-        points: (M, 2) of the curve in m; their curvature limits the speed.
-        speed: Wanted along the curve, in m/s.
-        limits: Of the base.
+        arc: Increasing arc lengths (M,) of the points of the curve, from 0, in m.
+        points: Points (M, 2) of the curve in m; their curvature limits the speed.
+        speed: Wanted speed along the curve in m/s.
+        limits: Limits of the base.
         backwards: Whether it drives backwards.
     """
 
@@ -99,7 +99,7 @@ class SpeedProfile:
         return min(math.sqrt(np.interp(s, self._arc, self._squared)), left / self._settling)
 
     def travel(self, s: float, speed: float, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Arc lengths and speeds at ``times`` (N + 1,) from 0 on, from ``s`` and ``speed``.
+        """Return arc lengths and speeds at ``times`` (N + 1,) from 0 on, from ``s`` and ``speed``.
 
         The base speeds up with constant acceleration until it reaches the fastest speed.
         """
@@ -123,10 +123,10 @@ def turn(angle: float, rate: float, times: np.ndarray, limits: MotionLimits) -> 
     """Return how far a turn on the spot by ``angle`` has got at ``times`` (N + 1,), in rad.
 
     Args:
-        angle: In rad; its sign is the direction.
-        rate: The base's turn rate now, in rad/s.
-        times: From 0 on, in s.
-        limits: Of the base.
+        angle: Angle in rad; its sign is the direction.
+        rate: Present turn rate of the base in rad/s.
+        times: Times from 0 on, in s.
+        limits: Limits of the base.
     """
     size, sign = abs(angle), math.copysign(1.0, angle)
     if size == 0.0:
@@ -141,9 +141,9 @@ def turn(angle: float, rate: float, times: np.ndarray, limits: MotionLimits) -> 
 
 
 def _curvature(arc: np.ndarray, points: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Curvature in 1/m at arc lengths ``at``: the angle between the chords before and after.
+    """Return the curvature in 1/m at arc lengths ``at``, by the chords before and after.
 
-    Chords rather than edges, so that a millimetre of noise on a dense path is no curve.
+    Chords are longer than edges, so that a millimetre of noise on a dense path is no curve.
     """
 
     def point(s: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 """The state estimate: its age, its plausibility, and whether it is stuck.
 
 The age of a state counts from the time at which it was measured: its header stamp, or the time of
-receipt if it has no stamp or ``use_header_stamps`` is false. A repeated stamp makes the estimate
-no younger, and a stamp in the future comes from another clock, so its age is unknown.
+receipt if it has no stamp or ``use_header_stamps`` is false. A repeated stamp does not renew the
+estimate, and a stamp in the future comes from another clock, so its age is unknown.
 
 A state is stuck if it stays the same although the commands should have changed it: its source is
 frozen, or the robot is blocked.
@@ -22,7 +22,7 @@ from mpc_banded.control.errors import reason_for_rejection, user_code
 from mpc_banded.control.motion import Motion, SentCommands
 from mpc_banded.robots.messages import StateTopic, Values, frame_of, has_position, stamp_ns_of
 
-#: How far a stamp may be ahead of the clock.
+#: Time by which a stamp may be ahead of the clock.
 AHEAD_NS = 50_000_000
 #: Advice if clocks differ.
 CLOCKS = "if the clocks differ, set use_header_stamps to false"
@@ -47,13 +47,13 @@ class StateEstimate:
         config: Configuration of the robot, its limits and the checks.
 
     Attributes:
-        state: (nx,), None before the first one.
-        time_ns: When it was measured; the oldest part counts if several topics carry the state.
+        state: State (nx,); None before the first one.
+        time_ns: Time of its measurement; the oldest part counts if several topics carry it.
         frame: Frame of its pose; empty if unknown.
-        changed_ns: When it last differed from the one before.
+        changed_ns: Time at which it last changed.
         rejected: Why the last message was rejected, None if it was accepted.
         remark: What is wrong with the stamp of the last message; empty if nothing is.
-        relocations: How many jumps were accepted.
+        relocations: Number of jumps accepted.
     """
 
     def __init__(self, config: Config) -> None:
@@ -101,7 +101,7 @@ class StateEstimate:
         return f"; {self.remark}" if self.remark else ""
 
     def measured_ns(self, topic: str) -> int:
-        """Return when the newest values of a topic were measured."""
+        """Return the time at which the newest values of a topic were measured."""
         return self._parts[topic].time_ns
 
     def age_s(self, now_ns: int) -> float:
@@ -227,14 +227,15 @@ class StateEstimate:
 
 
 class StuckCheck:
-    """Tells whether the state stays the same although the commands should have changed it.
+    """Detects a state that stays the same although the commands should have changed it.
 
     The commands are integrated in the model from the unchanged state, a little further at each
-    check, and from the beginning again after a window. So a check costs one step however long the
-    robot has been standing, and creeping below the dead zone of its drives is not being stuck.
+    check, and from the start again after a window. So each check costs one step, however long the
+    robot has been standing, and a robot that creeps below the dead zone of its drives does not
+    count as stuck.
 
     Args:
-        config: Configuration; ``max_frozen_time`` is how long a state may stay the same.
+        config: Configuration with ``max_frozen_time``.
         motion: Integrates commands.
     """
 
@@ -272,7 +273,7 @@ class StuckCheck:
 
         Args:
             state: The newest state (nx,).
-            changed_ns: When it last changed.
+            changed_ns: Time at which it last changed.
             now_ns: Time of the check.
             effect_ns: When a command sent now takes effect.
         """

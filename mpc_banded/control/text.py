@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows text from outside as text, whatever is in it: from messages, recordings, user errors."""
+"""Makes text from messages, recordings and user errors safe to print."""
 
 from __future__ import annotations
 

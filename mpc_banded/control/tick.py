@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the control loop decides at one instant, and why."""
+"""The decisions of the control loop, with their reasons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mpc_banded.ocp.controller import ControlStep
 
 
 class Reason(Enum):
-    """Why the robot drives or stands, for programs that count or compare.
+    """The kinds of reasons why the robot drives or stands, for programs to compare.
 
     ``Tick.reason`` says the same in a sentence.
     """
@@ -38,8 +38,8 @@ class Tick:
 
     Attributes:
         command: Name -> value for the command message; finite and within the limits.
-        code: Why, as one of a few kinds.
-        reason: One sentence: what the robot does and why.
+        code: Kind of the reason.
+        reason: One sentence on what the robot does and why.
         step: The controller's step; None if nothing was solved.
         state_age_s: Age of the state estimate in seconds; infinite before the first one.
         now_ns, latency_s: As given to ``ControlLoop.tick``.

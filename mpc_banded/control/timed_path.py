@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planar paths that are followed by time: each pose has the time at which the robot is there."""
+"""References of planar paths whose poses have times at which the robot is to be there."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from mpc_banded.robots.messages import (
     speed_limit_of,
 )
 
-#: How long a message waits for the pose of its frame, in ns.
+#: Longest time in ns for which a message waits for the pose of its frame.
 PATIENCE_NS = 30_000_000_000
 
 
@@ -41,9 +41,9 @@ class Tracker:
         frames: Poses of frames in the frame of the state.
 
     Attributes:
-        reference: None before the first one.
-        rejected: Why there is no reference, where a message came; None otherwise.
-        errands: How often it was to drive somewhere else, or again after there was no reference.
+        reference: The reference; None before the first one.
+        rejected: Why a message gave no reference; None if none was rejected.
+        errands: Number of times that the reference began to lead somewhere else, or began anew.
         lacks_frame: Whether the pose of the frame of the newest message is unknown.
     """
 
@@ -132,7 +132,7 @@ class Tracker:
             self._waiting = None  # self.rejected says what it waited for
 
     def relocate(self) -> None:
-        """Search the robot on the whole path: it has been moved."""
+        """Search for the robot on the whole path, because it has been moved."""
         if isinstance(path := self._inner, LegReference):
             path.begin_again()
 
@@ -144,11 +144,11 @@ class Tracker:
     def take(self, topic: ReferenceTopic, message: Any, received_ns: int) -> None:
         """Take a message.
 
-        One that came before the first state, or before the pose of its frame is known, is kept
-        and tried again for a while.
+        A message that comes before the first state, or before the pose of its frame is known, is
+        kept and tried again for a while.
 
         Args:
-            topic: Its topic.
+            topic: Topic of the message.
             message: As rclpy or rosbags give it.
             received_ns: Time of receipt.
 
@@ -185,7 +185,7 @@ class Tracker:
         self.reference, self._frame, self.rejected = placed, frame, None
 
     def _take_over(self, reference: Reference, placed: Reference, frame: str) -> None:
-        """Let a path go on from the progress on the one that it replaces."""
+        """Let a path continue from the progress on the one that it replaces."""
         before = self._inner
         if not (isinstance(reference, PathReference) and isinstance(before, LegReference)):
             return
@@ -204,7 +204,7 @@ class Tracker:
         return np.array([values["x"], values["y"]])
 
     def _start(self, pose: Callable[[], Pose] | None) -> Pose | None:
-        """Return where the robot is, for the way to a goal; None if unknown in its frame."""
+        """Return the pose of the robot in the frame of a goal; None if unknown."""
         state, planar = self._estimate.state, self._robot.planar
         if state is None or planar is None or pose is not None:
             return None

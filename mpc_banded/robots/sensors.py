@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What range sensors and maps see: laser scans, occupancy grids and Nav2's costmaps.
+"""Reads obstacles from laser scans, occupancy grids and Nav2's costmaps.
 
 The definitions of the messages say what counts as a hit:
 
-- A ray of a scan is a hit where its range lies within [range_min, range_max]. Infinity is a ray
-  that met nothing; NaN and ranges below range_min carry no information (REP 117).
+- A ray of a scan is a hit if its range lies within [range_min, range_max]. Infinity is a ray
+  without a hit; NaN and ranges below range_min carry no information (REP 117).
 - A cell of a grid is a hit where its value is at least the threshold, and where it is unknown if
   unknown cells are not allowed. A costmap counts from 0 to 255, and is read on the scale of a
   grid: 255 is unknown (-1), 254 lethal (100), 253 inscribed (99).
@@ -22,7 +22,7 @@ import numpy as np
 
 from mpc_banded.robots.messages import yaw_of
 
-#: Topics of obstacles -> message types. Those of OPTIONAL_PACKAGES are heard where installed.
+#: Topics of obstacles -> message types. Those of OPTIONAL_PACKAGES are used where installed.
 SOURCES = {
     "obstacles": "sensor_msgs/msg/PointCloud2",
     "scan": "sensor_msgs/msg/LaserScan",
@@ -36,7 +36,7 @@ OPTIONAL_PACKAGES = ("map_msgs", "nav2_msgs")
 MOST_RAYS, MOST_CELLS = 100_000, 4_000_000
 #: Smallest and largest size of a cell, and farthest place of a grid, in m.
 FINEST, COARSEST, FARTHEST = 1e-3, 100.0, 1e7
-#: By how many steps more than a full turn the rays of a scan may span.
+#: Number of steps by which the rays of a scan may span more than a full turn.
 OVERLAP = 2.0
 #: Values of nav2_msgs/Costmap -> those of nav_msgs/OccupancyGrid, as Nav2's own publisher does.
 _COSTS = np.array([0, *(1 + 97 * (cost - 1) // 251 for cost in range(1, 253)), 99, 100, -1])
@@ -111,7 +111,7 @@ class Grid:
         return Grid(cells, self.resolution, self.origin)
 
     def hits(self, threshold: int, allow_unknown: bool) -> np.ndarray:
-        """Return the centres of the cells at the rims of what is occupied, (M, 2) in m.
+        """Return the centres of the cells at the rims of occupied areas, (M, 2) in m.
 
         Args:
             threshold: Smallest value of a cell that is a hit.
