@@ -16,7 +16,7 @@ setup(
     maintainer_email="maintainers@mpc-banded.example",
     python_requires=">=3.10",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["py.typed", "ocp/*.c"]},
+    package_data={NAME: ["py.typed", "ocp/*.c", "templates/*.yaml"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

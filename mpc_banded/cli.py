@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: checks a parameter file, compiles, demonstrates, replays and identifies."""
+"""The command line: writes a robot, checks, compiles, demonstrates, replays and identifies it."""
 
 # torch, rclpy and the plots take seconds to import, and some are optional: each command imports
 # what it needs, so that --help is instant and works everywhere.
@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 #: Built-in robots that ``demo`` can drive.
 ROBOTS = ("unicycle", "bicycle", "cartpole", "joint_space")
+#: What ``new`` can start from.
+BASES = ("unicycle", "bicycle", "omni", "joints")
+#: Shapes of paths that ``demo --reference`` knows.
+SHAPES = ("figure8", "line", "square")
 #: Exit codes. Commands return 1 themselves: there is a result, and it is not as it should be.
 DONE, REFUSED, INTERRUPTED, TERMINATED = 0, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
 #: Top-level modules that an extra of the package installs.
@@ -49,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     run = {
+        "new": _new,
         "demo": _demo,
         "check": _check,
         "compile": _compile,
@@ -101,10 +107,27 @@ def _how_to_install(error: ModuleNotFoundError) -> str | None:
 # Commands.
 
 
+def _new(options: argparse.Namespace) -> int:
+    from mpc_banded.templates import NewRobotError, write_robot
+
+    try:
+        module, parameters = write_robot(options.folder, options.base)
+    except NewRobotError as error:
+        print(f"mpc_banded new: {error}", file=sys.stderr)
+        return REFUSED
+    typed = Path(sys.argv[0])
+    command = str(typed) if typed.name == "mpc_banded" else "python -m mpc_banded"
+    print(f"written: {module}, {parameters}")
+    print(f"next:\n  {command} check {quote(str(parameters))}")
+    print(f"  {command} demo --params {quote(str(parameters))}")
+    return DONE
+
+
 def _demo(options: argparse.Namespace) -> int:
     from mpc_banded.ros.demo.run import run_demo
 
-    return run_demo(options.robot, options.duration, options.output)
+    robot = None if options.params else options.robot or ROBOTS[0]
+    return run_demo(robot, options.params, options.reference, options.duration, options.output)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -248,8 +271,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    new = commands.add_parser("new", help="write a robot of your own to start from")
+    new.add_argument("folder", type=Path, metavar="DIR", help="its folder, and by that its name")
+    new.add_argument("--base", choices=BASES, default=BASES[0], help="default: %(default)s")
     demo = commands.add_parser("demo", help="drive a simulated robot over DDS")
-    demo.add_argument("--robot", choices=ROBOTS, default="unicycle")
+    which = demo.add_mutually_exclusive_group()
+    which.add_argument("--robot", choices=ROBOTS, help="a built-in one; unicycle by default")
+    which.add_argument("--params", type=Path, metavar="FILE", help="parameter file of any robot")
+    demo.add_argument("--reference", nargs="+", action=_Reference, default=[], metavar="WHAT",
+        help=f"{', '.join(SHAPES)}, goal X Y YAW, or a CSV file with the columns x, y and perhaps "
+        "yaw, or t and the joints; default: what suits the robot")  # fmt: skip
     demo.add_argument("--duration", type=_seconds, metavar="S", help="seconds of driving")
     demo.add_argument(
         "--output", type=Path, default=Path("out/demo"), help="folder of the results"
@@ -304,6 +335,37 @@ def _add_replay(replay: argparse.ArgumentParser) -> None:
     add("--jobs", type=_jobs, default=-1, metavar="N",
         help="replays of a sweep at a time; -1, the default: one a core")  # fmt: skip
     add("--scheduler", metavar="ADDRESS", help="Dask scheduler whose workers do the sweep")
+
+
+class _Reference(argparse.Action):
+    """One of the shapes, ``goal`` with three numbers, or a CSV file."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        del parser, option
+        what, *numbers = values
+        if what == "goal":
+            fits = len(numbers) == 3 and all(_is_finite(number) for number in numbers)
+        else:
+            fits = not numbers and (what in SHAPES or what.endswith(".csv"))
+        if not fits:
+            raise argparse.ArgumentError(
+                self,
+                f"{' '.join(values)!r} is no reference; allowed are {', '.join(SHAPES)}, "
+                "goal X Y YAW in m and rad, and a file that ends in .csv",
+            )
+        setattr(namespace, self.dest, list(values))
+
+
+def _is_finite(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return math.isfinite(float(text))
+    return False
 
 
 def _seconds(text: str) -> float:

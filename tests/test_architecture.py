@@ -23,6 +23,7 @@ ORDER = (
     "__init__",
     "robots",
     "control",
+    "templates",
     "offline",
     "ros",
     "cli",

@@ -45,6 +45,13 @@ def test_robot_that_settles_short_of_the_end_has_arrived_after_a_second():
     assert not any(moving)
 
 
+def test_robot_that_stands_where_a_long_way_begins_and_ends_has_not_arrived():
+    checker = GoalChecker(GoalTolerance())
+    assert not any(checker.check(GOAL, at(), False, k * S, left=12.0) for k in range(5))
+    seen = [checker.check(GOAL, at(dx=0.1), False, (5 + k) * S, left=0.1) for k in range(3)]
+    assert seen == [False, True, True]
+
+
 def test_arrival_is_remembered_until_the_robot_is_moved_away():
     checker = GoalChecker(GoalTolerance())
     assert checker.check(GOAL, at(), True, 0)

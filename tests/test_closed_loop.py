@@ -89,7 +89,7 @@ def test_unicycle_follows_a_figure_of_eight_past_an_obstacle():
     path = PathReference(figure_of_eight(), 0.8)
     loop.reference = PathReference(figure_of_eight(), 0.8)
     run, ticks = drive(loop, [0.0, 0.5, 0.0, 0.0, 0.0], 20.0)
-    gaps = clearance(run, loop.config, loop.robot.radius)
+    gaps = clearance(run, loop.config)
     error = tracking_error(run, path)
     counted = (run.state_times > 3.0) & (gaps > 0.5)
     assert counted.sum() > 200
@@ -111,7 +111,7 @@ def test_bicycle_changes_lane_past_an_obstacle():
     run, ticks = drive(loop, [0.0, 0.0, 0.0, 5.0], 18.0)
     circle = np.array(loop.config.parameters.obstacles)
     assert path.distance(circle[:2]) < circle[2]
-    assert clearance(run, loop.config, loop.robot.radius).min() > 0.0
+    assert clearance(run, loop.config).min() > 0.0
     assert tracking_error(run, path)[-1] < 0.1
     assert run.state("v").mean() == pytest.approx(5.0, abs=0.5)
     assert all(tick.step.status is Status.CONVERGED for tick in ticks)

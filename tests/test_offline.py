@@ -11,7 +11,8 @@ from rosbags.typesys import Stores, get_typestore
 from mpc_banded.cli import main
 from mpc_banded.control.config import Config
 from mpc_banded.control.path import PathReference
-from mpc_banded.offline.drive import Run, Target, plot, summarise
+from mpc_banded.offline.drive import Run, Target, summarise
+from mpc_banded.offline.drive_plot import plot
 from mpc_banded.offline.recording import Recording
 from mpc_banded.ros.demo.scenarios import SCENARIOS, config_file, figure_of_eight, lane_change
 
@@ -42,7 +43,7 @@ def path():
 
 
 def test_summary_of_a_run_that_is_known(config, path):
-    summary = summarise(straight_run(0.02), config, path, config.robot.radius)
+    summary = summarise(straight_run(0.02), config, path)
     assert summary["rms_tracking_error_m"] == pytest.approx(0.02)
     assert summary["min_obstacle_clearance_m"] == pytest.approx(0.98 - 0.25 - 0.25)
     assert (summary["cycles"], summary["unconverged_cycles"]) == (200, 0)
@@ -53,11 +54,11 @@ def test_summary_of_a_run_that_is_known(config, path):
 def test_a_command_beyond_its_limit_or_not_a_number_is_counted(config, path):
     run = straight_run(0.0)
     run.commands[3] = (0.15, {"v": 1.3, "vy": 0.0, "w": float("nan")})
-    assert summarise(run, config, path, 0.25)["bound_violations"] == 2
+    assert summarise(run, config, path)["bound_violations"] == 2
 
 
 def test_the_plot_is_a_picture(config, path, tmp_path):
-    plot(straight_run(0.1), config, path, 0.25, "straight", tmp_path / "plot.png")
+    plot(straight_run(0.1), config, path, "straight", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -78,7 +79,7 @@ def arm():
 def test_a_target_is_judged_by_the_joint_that_is_furthest_from_it(arm):
     run, config = arm
     target = Target({"a": 0.5, "b": 0.0}, "rad", settled_s=9.0)
-    summary = summarise(run, config, target, 0.0)
+    summary = summarise(run, config, target)
     assert summary["rms_tracking_error_rad"] == pytest.approx(0.02)
     assert summary["final_tracking_error_rad"] == pytest.approx(0.02)
     assert summary["min_obstacle_clearance_m"] is None
@@ -90,8 +91,8 @@ def test_every_point_of_a_trajectory_is_held_against_the_limits(arm, tmp_path):
     run.commands[5][1]["a_velocity@0.1"] = 2.5
     run.commands[6][1]["a@0.05"] = -4.0
     target = Target({"a": 0.5, "b": 0.0}, "rad")
-    assert summarise(run, config, target, 0.0)["bound_violations"] == 2
-    plot(run, config, target, 0.0, "arm", tmp_path / "plot.png")
+    assert summarise(run, config, target)["bound_violations"] == 2
+    plot(run, config, target, "arm", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README's code runs, and the files, commands, topics and exit codes that it names exist."""
 
+import json
 import re
 import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,7 @@ def test_the_robot_of_the_readme_is_built_from_its_parameter_file(tmp_path, monk
     (parameters,) = blocks("yaml")
     (tmp_path / "my_robots.py").write_text(robot, encoding="utf-8")
     (tmp_path / "slider.yaml").write_text(parameters, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     config = Config.load(tmp_path / "slider.yaml")
     loop = ControlLoop(config)
     assert config.parameters.limits["force"] == (-3.0, 3.0)
@@ -82,6 +84,23 @@ def test_our_own_commands_are_accepted():
     assert len(commands) >= 4
     for command in commands:
         cli._parser().parse_args(shlex.split(command))  # exits where it refuses
+
+
+@pytest.mark.ros
+def test_the_path_to_an_own_robot_is_walked_as_written(tmp_path):
+    (block,) = [text for text in blocks("console") if "mpc_banded new" in text]
+    new, check, demo = (shlex.split(line) for line in block.splitlines())
+    for words in (new, check, [*demo, "--duration", "4"]):
+        assert words[0] == "mpc_banded"
+        command = [sys.executable, "-m", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "NO" not in done.stdout
+    summary = json.loads((tmp_path / "out/demo/summary.json").read_text("utf-8"))
+    assert summary["robot"] == "my_robot"
+    assert summary["duration_s"] > 3.0
+    names = {path.name for path in (tmp_path / "out/demo").iterdir()}
+    assert names == {"summary.json", "plot.png", "bag"}
 
 
 def test_exit_codes_are_those_of_the_command_line():

@@ -60,7 +60,12 @@ class GoalChecker:
         self._settled_ns: int | None = None
 
     def check(
-        self, goal: Pose, state: Mapping[str, float], reference_ended: bool, now_ns: int
+        self,
+        goal: Pose,
+        state: Mapping[str, float],
+        reference_ended: bool,
+        now_ns: int,
+        left: float = 0.0,
     ) -> bool:
         """Return whether the robot has arrived.
 
@@ -69,6 +74,8 @@ class GoalChecker:
             state: With x and y; yaw, v, vy and w where the robot has them.
             reference_ended: Whether the reference has been driven to its end.
             now_ns: Time of the state.
+            left: Way to the end along the path, in m: a robot that stands at the start of a path
+                which leads back there has not arrived.
         """
         away = math.hypot(state["x"] - goal[0], state["y"] - goal[1])
         turned = abs(math.remainder(state.get("yaw", goal[2]) - goal[2], math.tau))
@@ -82,7 +89,7 @@ class GoalChecker:
         if away > wanted.position or turned > wanted.heading:
             self._settled_ns = None
             return False
-        if speed > SETTLED or rate > SETTLED:
+        if speed > SETTLED or rate > SETTLED or left > wanted.position:
             self._settled_ns = None
         elif self._settled_ns is None:
             self._settled_ns = now_ns

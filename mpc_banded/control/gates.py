@@ -25,7 +25,7 @@ from mpc_banded.control.horizon import Horizon
 from mpc_banded.control.legs import base_of
 from mpc_banded.control.limiter import Limiter
 from mpc_banded.control.obstacles import Obstacles
-from mpc_banded.control.path import LegReference
+from mpc_banded.control.path import LegReference, PathReference
 from mpc_banded.control.reference import inner
 from mpc_banded.control.state import CLOCKS, StateEstimate, StuckCheck
 from mpc_banded.control.tick import Instant, Reason, Tick
@@ -249,7 +249,9 @@ class NotArrived:
             self._goal = goal
             self._checker.reset()
         ended = reference.ended(1e-9 * instant.effect_ns)
-        if not self._checker.check(goal, values, ended, instant.now_ns):
+        path = inner(reference)
+        left = path.left if isinstance(path, PathReference) else 0.0
+        if not self._checker.check(goal, values, ended, instant.now_ns, left):
             return None
         x, y, yaw = goal
         facing = math.degrees(math.remainder(yaw, math.tau))

@@ -91,6 +91,11 @@ class LegReference:
         """Distance driven in m; None before the first search for the base."""
         return None if self._along is None else float(self._begins[self._leg] + self._along)
 
+    @property
+    def left(self) -> float:
+        """Way to the end in m."""
+        return self.length - (self.progress or 0.0)
+
     def distance(self, position: np.ndarray) -> float:
         """Return the distance in m from a position (2,) to the whole path."""
         return float(min(leg.project(np.asarray(position))[0].min() for leg in self.legs))

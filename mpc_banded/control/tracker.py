@@ -51,7 +51,8 @@ class Tracker:
         self._config, self._robot = config, config.robot
         self._estimate, self._frames = estimate, frames
         self.reference: Reference | None = None
-        if self._robot.reference_message == "joint_trajectory" and self._robot.rests:
+        rests = self._robot.reference_message == "joint_trajectory" and self._robot.rests
+        if rests or not self._robot.reference_topics:  # it drives to zero
             self.reference = JointReference({})
         self.rejected: str | None = None
         self.errands = 0

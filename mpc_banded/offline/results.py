@@ -52,7 +52,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     target = target.absolute()
     if target.exists() and not _may_be_replaced(target):
         raise ResultError(
-            f"{target} is not empty and no result of a replay; name another folder with --output"
+            f"{target} is not empty and no earlier result; name another folder with --output"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.part")

@@ -129,6 +129,7 @@ bicycle = Robot(
     obstacles=4,
     radius=RADIUS,
     cyclic=("yaw",),
+    units={"acceleration": "m/s²", "steering": "rad"},
     transcription="rk4",
     horizon=50,
     options={

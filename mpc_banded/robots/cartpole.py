@@ -62,4 +62,5 @@ cartpole = Robot(
     limits={"cart": (-2.0, 2.0), "force": (-15.0, 15.0)},
     model={"cart_mass": 1.0, "pole_mass": 0.1, "pole_length": 0.8, "gravity": 9.81},
     cyclic=("pole",),
+    units={"cart": "m", "force": "N"},
 )

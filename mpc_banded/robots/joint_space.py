@@ -172,6 +172,7 @@ def _built(joints, command):
         | dict.fromkeys(joints.accelerations, (-5.0, 5.0)),
         **ACTUATIONS[command](joints),
         rests=False,
+        units=dict.fromkeys(joints.positions, "rad"),
         horizon=20,
         options={
             "joints": Option(

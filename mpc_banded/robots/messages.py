@@ -131,7 +131,7 @@ def fill_odometry(message: Any, values: Values) -> None:
     """Write a planar pose and body velocities into nav_msgs/Odometry."""
     pose, twist = message.pose.pose, message.twist.twist
     pose.position.x, pose.position.y = float(values["x"]), float(values["y"])
-    set_yaw(pose.orientation, float(values["yaw"]))
+    set_yaw(pose.orientation, float(values.get("yaw", 0.0)))
     twist.linear.x = float(values.get("v", 0.0))
     twist.linear.y = float(values.get("vy", 0.0))
     twist.angular.z = float(values.get("w", 0.0))

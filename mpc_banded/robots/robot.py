@@ -29,6 +29,10 @@ from mpc_banded.robots.planar import Limits, Planar
 BUILT_IN = ("unicycle", "bicycle", "cartpole", "joint_space")
 
 
+#: Units of the names that ROS gives a meaning to (REP 103).
+UNITS = {"x": "m", "y": "m", "yaw": "rad", "v": "m/s", "vy": "m/s", "w": "rad/s"}
+
+
 @dataclass(frozen=True)
 class Option:
     """A parameter that chooses among the variants of a robot; it is fixed at start-up.
@@ -77,6 +81,8 @@ class Model:
         velocities: State that is a position -> names whose limits bound its rate, to tell jumps
             from motion. By default ``v`` and ``vy`` for x and y, ``w`` for yaw, and
             ``<name>_velocity`` for any other, where they exist.
+        units: Name of a state, input or value of a command -> its unit, for plots. Those of x, y,
+            yaw, v, vy, w are known, and ``<name>_velocity`` has that of ``<name>`` per second.
     """
 
     states: tuple[str, ...]
@@ -86,6 +92,7 @@ class Model:
     limits: Limits = field(default_factory=dict)
     cyclic: tuple[str, ...] = ()
     velocities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         named = self.names
@@ -106,6 +113,15 @@ class Model:
     def names(self) -> tuple[str, ...]:
         """Names of the states and the inputs."""
         return (*self.states, *self.inputs)
+
+    def unit(self, name: str) -> str:
+        """Unit of a state, input or value of a command; empty if it is unknown."""
+        for suffix, per in (("_velocity", "/s"), ("_acceleration", "/s²")):
+            stem = name.removesuffix(suffix)
+            if name not in self.units and stem != name and self.unit(stem):
+                return self.unit(stem) + per
+        usual = "rad" if name in self.cyclic else UNITS.get(name, "")
+        return self.units.get(name, usual)
 
     def _usual_velocities(self) -> dict[str, tuple[str, ...]]:
         speeds = tuple(name for name in ("v", "vy") if name in self.names)

@@ -90,4 +90,5 @@ unicycle = Robot(
     obstacles=4,
     radius=RADIUS,
     cyclic=("yaw",),
+    units={"linear_acceleration": "m/s²", "angular_acceleration": "rad/s²"},
 )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rclpy.serialization import deserialize_message
 from mpc_banded.control.config import Config
 from mpc_banded.offline.drive import Run
 from mpc_banded.offline.recording import Recording
-from mpc_banded.ros.demo.scenarios import Reference
+from mpc_banded.ros.demo.references import Reference
 from mpc_banded.ros.interfaces import message_class
 
 TELEMETRY = (
@@ -89,46 +89,69 @@ class Monitor:
 
     Attributes:
         run: States, commands and telemetry so far.
-        derivatives: The derivatives that the node used last, eager or compiled.
-        driving: Whether a command other than the stop has been received.
+        facts: What the node said last in its diagnostics, by name, and in "message".
+        first_s: When the first state, cycle and command other than the stop were heard, by these
+            words, on the clock of the messages.
     """
 
     def __init__(self, config: Config, recording: Recording) -> None:
         robot = config.robot
         self.run = Run()
-        self.derivatives = ""
-        self.driving = False
+        self.facts: dict[str, str] = {}
+        self.first_s: dict[str, float] = {}
         self._robot = robot
         self._recording = recording
-        self._state, self._command = robot.state_topics[0], config.command_topic
+        self._states = {topic.topic: topic for topic in robot.state_topics}
+        self._command = config.command_topic
+        self._stop = robot.stop_values(config.parameters.model)
+        self._parts: dict[str, dict[str, float]] = {}
         self.topics = {
-            self._state.topic: self._state.type,
+            **{topic.topic: topic.type for topic in robot.state_topics},
             self._command.topic: self._command.type,
             **{f"mpc_node/telemetry/{name}": "std_msgs/msg/Float64" for name in TELEMETRY},
             "diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
             **{topic.topic: topic.type for topic in robot.reference_topics},
         }
-        if robot.state_message == "odometry":
+        if robot.planar is not None:
             self.topics["mpc_node/optimal_path"] = "nav_msgs/msg/Path"
+
+    @property
+    def driving(self) -> bool:
+        """Whether a command other than the stop has been heard."""
+        return "command" in self.first_s
 
     def hear(self, topic: str, kind: str, now_ns: int, data: bytes, message: Any) -> None:
         """Take one message."""
         self._recording.write(topic, kind, now_ns, data)
         now_s = 1e-9 * now_ns
         name = topic.removeprefix("/")
-        if name == self._state.topic:
-            self.run.states.append((now_s, dict(self._state.read(message))))
+        if name in self._states:
+            self._parts[name] = dict(self._states[name].read(message))
+            if len(self._parts) == len(self._states):
+                state = {key: x for part in self._parts.values() for key, x in part.items()}
+                self.run.states.append((now_s, state))
+                self.first_s.setdefault("state", now_s)
         elif name == self._command.topic:
             self.run.commands.append((now_s, dict(self._command.read(message))))
-            if not self.driving and any(self.run.commands[-1][1].values()):
-                self.driving = True
-                self.run.started_s = now_s
+            if not self.driving and self._moves(self.run.commands[-1][1]):
+                self.first_s["command"] = self.run.started_s = now_s
         elif kind == "std_msgs/msg/Float64":
             self.run.telemetry.setdefault(Path(name).name, []).append((now_s, message.data))
+            self.first_s.setdefault("cycle", now_s)
         elif name == "diagnostics":
-            values = [pair for status in message.status for pair in status.values]
-            found = [pair.value for pair in values if pair.key == "derivatives"]
-            self.derivatives = found[-1] if found else self.derivatives
+            for status in message.status:
+                self.facts |= {pair.key: pair.value for pair in status.values}
+                self.facts["message"] = status.message
+            if self.facts.get("cycles", "0") != "0":  # one that solves nothing has no telemetry
+                self.first_s.setdefault("cycle", now_s)
+
+    def _moves(self, command: Mapping[str, float]) -> bool:
+        """Whether a command is not the one that stops the robot where it is."""
+        return any(
+            value != self._stop.get(name, 0.0)
+            for name, value in command.items()
+            if "@" not in name or "_velocity@" in name
+        )
 
     def line(self) -> str:
         """Return the newest values in one line."""

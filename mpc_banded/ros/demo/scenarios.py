@@ -6,42 +6,28 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Time
-from geometry_msgs.msg import PoseStamped
-from nav_msgs.msg import Path as PathMessage
-from rclpy.duration import Duration
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from mpc_banded.control.config import Config
 from mpc_banded.control.path import PathReference
-from mpc_banded.offline.drive import Run, Target
-from mpc_banded.robots import messages
+from mpc_banded.offline.drive import Run, Target, tracking_error
+from mpc_banded.ros.demo.references import (
+    Reference,
+    motion,
+    path,
+    reference_of,
+    with_headings,
+)
 
 Summary = Mapping[str, Any]
-Demands = dict[str, Callable[[Summary, Run], bool]]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The reference that is published once, and its target.
-
-    Attributes:
-        topic: Relative name of its topic.
-        kind: Type of its message.
-        message: Makes the message from the time of publication.
-        target: Path or values by which the states are judged.
-    """
-
-    topic: str
-    kind: type[Any]
-    message: Callable[[Time], Any]
-    target: PathReference | Target
+#: True if it is fulfilled; False, or a text that says by how much not.
+Verdict = bool | str
+Demands = dict[str, Callable[[Summary, Run], Verdict]]
 
 
 @dataclass(frozen=True)
@@ -49,10 +35,10 @@ class Scenario:
     """The task of a robot.
 
     Attributes:
-        reference: Makes the reference from the configuration; without a topic if the robot needs
-            none.
-        duration_s: Duration of the drive.
-        demands: Sentence -> function that says whether summary and run fulfil it.
+        reference: Makes the reference from the configuration, or only says what the states are
+            judged by if the robot needs none.
+        duration_s: How long it drives.
+        demands: Sentence -> whether summary and run fulfil it.
     """
 
     reference: Callable[[Config], Reference | Target]
@@ -75,19 +61,7 @@ def lane_change() -> np.ndarray:
 
 def along(points: np.ndarray) -> Callable[[Config], Reference]:
     """Follow a path through positions (M, 2) in m."""
-
-    def message(stamp: Time) -> PathMessage:
-        path = PathMessage()
-        path.header.frame_id, path.header.stamp = "odom", stamp
-        headings = np.arctan2(*np.gradient(points, axis=0).T[::-1])
-        messages.fill_path(path, np.column_stack([points, headings]), PoseStamped)
-        return path
-
-    def reference(config: Config) -> Reference:
-        path = PathReference(points, config.parameters.reference_speed)
-        return Reference("plan", PathMessage, message, path)
-
-    return reference
+    return lambda config: path(config, with_headings(points))
 
 
 #: Joint angles of the arm in rad as multiples of a fan-shaped posture, and when they are reached.
@@ -98,27 +72,12 @@ HOLD_S = 4.0
 def wave(config: Config) -> Reference:
     """Move all joints through three postures, and hold the last one."""
     joints = list(config.values["joints"])
-    posture = np.linspace(0.2, 0.8, len(joints))
-
-    def message(stamp: Time) -> JointTrajectory:
-        del stamp  # a trajectory without a stamp starts when it arrives
-        return JointTrajectory(
-            joint_names=joints,
-            points=[
-                JointTrajectoryPoint(
-                    positions=(factor * posture).tolist(),
-                    velocities=[0.0] * len(joints),
-                    time_from_start=Duration(seconds=time_s).to_msg(),
-                )
-                for time_s, factor in WAYPOINTS
-            ],
-        )
-
-    end_s, factor = WAYPOINTS[-1]
-    last = dict(zip(joints, (factor * posture).tolist(), strict=True))
-    return Reference(
-        "joint_trajectory", JointTrajectory, message, Target(last, "rad", end_s + 1.0)
+    times, factors = np.transpose(WAYPOINTS)
+    postures = dict(
+        zip(joints, np.outer(np.linspace(0.2, 0.8, len(joints)), factors), strict=True)
     )
+    rates = {f"{name}_velocity": np.zeros(len(times)) for name in joints}
+    return motion(config, times, postures | rates)
 
 
 def upright_since(run: Run) -> float:
@@ -167,6 +126,109 @@ SCENARIOS = {
         },
     ),
 }
+
+
+#: Change of a state that counts as a move.
+MOVED = 0.01
+#: Distance in rad or m from where a joint should be at the end.
+JOINT_TOLERANCE = 0.05
+#: Seconds that a reference may take longer than at full speed, and the share of its time.
+EXTRA_S, EXTRA_SHARE = 8.0, 0.3
+#: How long a robot without a reference drives.
+ALONE_S = 10.0
+
+
+def scenario_of(config: Config, words: Sequence[str], duration_s: float | None) -> Scenario:
+    """Return a scenario for any robot.
+
+    Args:
+        config: Configuration of the robot.
+        words: The reference, as ``reference_of`` takes it.
+        duration_s: How long it drives; None leaves enough time for the reference.
+
+    Raises:
+        UnfitReferenceError: The reference does not fit the robot.
+    """
+    reference = reference_of(config, words)
+    demands: Demands = {"it moved": _moved}
+    if config.robot.planar is not None and config.parameters.obstacles:
+        demands["no contact"] = lambda s, _: (
+            s["min_obstacle_clearance_m"] > 0.0
+            or (f"{-s['min_obstacle_clearance_m']:.2g} m inside")
+        )
+    if reference is None:
+        rests = config.robot.rests and config.robot.reference_message == "joint_trajectory"
+        joints = config.robot.reference if rests else ()
+        target = Target({name: 0.0 for name in joints if name in config.robot.states}, "")
+        if target.values:
+            demands |= _at_rest(target, ALONE_S)
+        return Scenario(lambda _: target, duration_s or ALONE_S, demands)
+    needed_s = reference.duration_s * (1.0 + EXTRA_SHARE) + EXTRA_S
+    driven_s = duration_s or needed_s
+    is_long_enough = driven_s >= reference.duration_s + 0.5 * EXTRA_S
+    if isinstance(reference.target, PathReference):
+        demands |= _on_path(config, reference.target, is_long_enough)
+    elif reference.target.heading is None:
+        demands |= _at_rest(reference.target, driven_s)
+    elif is_long_enough:
+        demands |= _at_goal(config, reference.target)
+    return Scenario(lambda _: reference, driven_s, demands)
+
+
+def _moved(_: Summary, run: Run) -> Verdict:
+    first, last = run.states[0][1], [values for _, values in run.states]
+    change = {name: max(abs(values[name] - x) for values in last) for name, x in first.items()}
+    name = max(change, key=lambda name: change[name])
+    return change[name] > MOVED or f"{name} changed most, by {change[name]:.2g}"
+
+
+def _on_path(config: Config, way: PathReference, to_its_end: bool) -> Demands:
+    tolerance = config.parameters.xy_goal_tolerance
+
+    def is_on_path(summary: Summary, _: Run) -> Verdict:
+        away = summary["final_tracking_error_m"]
+        return away <= tolerance or f"{away:.2f} m away from it"
+
+    def is_at_end(summary: Summary, run: Run) -> Verdict:
+        away = math.hypot(run.state("x")[-1] - way.goal[0], run.state("y")[-1] - way.goal[1])
+        near = summary["final_tracking_error_m"]
+        return away <= tolerance or f"{away:.2f} m before it, {near:.2f} m beside the path"
+
+    if to_its_end:
+        return {f"at the end of the path, within {tolerance:g} m": is_at_end}
+    return {f"on the path when the time is over, within {tolerance:g} m": is_on_path}
+
+
+def _at_goal(config: Config, goal: Target) -> Demands:
+    tolerance, turned = config.parameters.xy_goal_tolerance, config.parameters.yaw_goal_tolerance
+
+    def is_at_goal(summary: Summary, _: Run) -> Verdict:
+        away = summary["final_tracking_error_m"]
+        return away <= tolerance or f"{away:.2f} m away"
+
+    def looks_there(_: Summary, run: Run) -> Verdict:
+        error = abs(math.remainder(run.state("yaw")[-1] - (goal.heading or 0.0), math.tau))
+        return error <= turned or f"{error:.2f} rad turned away"
+
+    demands: Demands = {f"at the goal, within {tolerance:g} m": is_at_goal}
+    if "yaw" in config.robot.states:
+        demands[f"with its heading, within {turned:g} rad"] = looks_there
+    return demands
+
+
+def _at_rest(target: Target, driven_s: float) -> Demands:
+    unit = f" {target.unit}" if target.unit else ""
+
+    def is_there(_: Summary, run: Run) -> Verdict:
+        error = tracking_error(run, target)
+        away = 0.0 if error is None else float(error[-1])
+        return away <= JOINT_TOLERANCE or f"{away:.3g}{unit} away"
+
+    what = ", ".join(f"{name} at {value:.3g}" for name, value in list(target.values.items())[:3])
+    more = " ..." if len(target.values) > 3 else ""
+    if target.times_s is not None and driven_s < target.times_s[-1]:
+        return {f"where it should be at the end, within {JOINT_TOLERANCE:g}{unit}": is_there}
+    return {f"{what}{more} at the end, within {JOINT_TOLERANCE:g}{unit}": is_there}
 
 
 def config_file(robot: str) -> Path:

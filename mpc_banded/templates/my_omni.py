@@ -1,0 +1,117 @@
+"""my_omni: an omnidirectional base (mecanum or omni wheels) that follows paths.
+
+State x, y, yaw, v, vy, w: pose in m and rad, speed forward and to the left in m/s, yaw rate in
+rad/s. Input forward, sideways, angular: their rates. Odometry comes in, a twist goes out.
+"""
+
+import numpy as np
+import torch
+
+from mpc_banded.robots import Robot
+from mpc_banded.robots.planar import clearance
+
+RADIUS = 0.3  # of the footprint, in m
+LAG = 0.1  # time in which the base reaches a commanded velocity, in s
+
+
+def dynamics(x, u, p):
+    """Rate of the state. Write x[..., 0], never x[0]: the functions see many states at once."""
+    yaw, v, vy, w = x[..., 2], x[..., 3], x[..., 4], x[..., 5]
+    c, s = torch.cos(yaw), torch.sin(yaw)
+    return torch.stack([c * v - s * vy, s * v + c * vy, w, u[..., 0], u[..., 1], u[..., 2]], -1)
+
+
+# Costs: what is small when the robot does well. p["reference"] holds the columns of `reference`.
+
+
+def position(x, u, p):
+    """Squared distance from the path."""
+    return ((x[..., :2] - p["reference"][..., :2]) ** 2).sum(dim=-1)
+
+
+def heading(x, u, p):
+    """Heading error, the same after a full turn."""
+    return 1.0 - torch.cos(x[..., 2] - p["reference"][..., 2])
+
+
+def speed(x, u, p):
+    """Squared error of both speeds."""
+    return ((x[..., 3:5] - p["reference"][..., 3:5]) ** 2).sum(dim=-1)
+
+
+def turning(x, u, p):
+    """Squared yaw rate."""
+    return x[..., 5] ** 2
+
+
+def effort(x, u, p):
+    """Squared accelerations."""
+    return (u**2).sum(dim=-1)
+
+
+def arrival(x, p):
+    """Cost at the end of the horizon."""
+    return position(x, None, p) + 0.2 * heading(x, None, p)
+
+
+def keep_clear(x, u, p):
+    """Distance between outline and obstacles, less 0.05 m, which must stay positive."""
+    return clearance(x, p, margin=0.05)
+
+
+# The command: what the base is told, and what it makes of that.
+
+
+def command(x, u, model):
+    """Velocities that the plan reaches a moment later."""
+    return {"v": x[3], "vy": x[4], "w": x[5]}
+
+
+def actuate(x, command, model):
+    """Accelerations of a base that follows its velocities with a lag: for the simulator."""
+    return np.array([command["v"] - x[3], command["vy"] - x[4], command["w"] - x[5]]) / LAG
+
+
+robot = Robot(
+    name="my_omni",
+    states=("x", "y", "yaw", "v", "vy", "w"),
+    inputs=("forward", "sideways", "angular"),
+    cyclic=("yaw",),
+    state_message="odometry",
+    command_message="twist",
+    reference_message="path",
+    reference=("x", "y", "yaw", "v", "vy"),
+    dynamics=dynamics,
+    stage_costs={
+        "position": position,
+        "heading": heading,
+        "speed": speed,
+        "turning": turning,
+        "effort": effort,
+    },
+    terminal_costs={"arrival": arrival},
+    inequalities={"clearance": keep_clear},
+    penalties={"clearance": (1000.0, 1000.0)},
+    obstacles=4,
+    radius=RADIUS,
+    weights={
+        "position": 10.0,
+        "heading": 1.0,
+        "speed": 1.0,
+        "turning": 0.01,
+        "effort": 0.02,
+        "arrival": 50.0,
+    },
+    limits={
+        "v": (-0.8, 0.8),
+        "vy": (-0.5, 0.5),
+        "w": (-1.5, 1.5),
+        "forward": (-1.0, 1.0),
+        "sideways": (-1.0, 1.0),
+        "angular": (-4.0, 4.0),
+    },
+    units={"forward": "m/s²", "sideways": "m/s²", "angular": "rad/s²"},
+    command=command,
+    actuate=actuate,
+    braking={"v": "forward", "vy": "sideways", "w": "angular"},  # for slowing without a plan
+)
