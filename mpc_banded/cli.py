@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import signal
 import sys
@@ -22,8 +21,7 @@ import yaml
 from mpc_banded import __version__
 
 if TYPE_CHECKING:
-    from mpc_banded.control.config import Config
-    from mpc_banded.control.loop import ControlLoop
+    pass
 
 #: Built-in robots that ``demo`` can drive.
 ROBOTS = ("unicycle", "bicycle", "cartpole", "joint_space")
@@ -131,59 +129,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from mpc_banded.control.config import Config
-    from mpc_banded.control.loop import ControlLoop
+    from mpc_banded.check import run_check
 
-    try:
-        config = Config.load(options.params)
-        loop = ControlLoop(config)
-    except (ValueError, ArithmeticError) as error:
-        text = str(error)
-    except Exception as error:  # from the functions of a robot, which may raise anything
-        text = f"building the robot's problem failed: {' '.join(repr(error).split())}"
-    else:
-        report = _report(options.params, config, loop)
-        print(json.dumps(report, indent=2) if options.json else _in_words(report))
-        return DONE
-    if options.json:
-        print(json.dumps({"file": str(options.params), "ok": False, "error": text}, indent=2))
-    else:
-        print(f"{options.params}: {text}", file=sys.stderr)
-    return REFUSED
-
-
-def _report(file: Path, config: Config, loop: ControlLoop) -> dict[str, Any]:
-    """Return what a parameter file describes, as lines."""
-    problem, transcription = loop.controller.problem, loop.controller.transcription
-    lower, upper = (
-        [bound if math.isfinite(bound) else None for bound in bounds.tolist()]  # JSON has no inf
-        for bounds in problem.input_bounds
-    )
-    return {
-        "file": str(file),
-        "ok": True,
-        "robot": config.robot.name,
-        "transcription": str(transcription.scheme),
-        "horizon": problem.horizon,
-        "dt": problem.dt,
-        "unknowns": transcription.n,
-        "half_bandwidth": transcription.half_bandwidth,
-        "weights": dict(problem.weights),
-        "input_bounds": {name: [lower[i], upper[i]] for i, name in enumerate(config.robot.inputs)},
-    }
-
-
-def _in_words(report: dict[str, Any]) -> str:
-    horizon, dt = report["horizon"], report["dt"]
-    return "\n".join(
-        [
-            f"{report['file']}: robot {report['robot']}, {report['transcription']}",
-            f"  horizon {horizon} x {dt:g} s = {horizon * dt:g} s",
-            f"  {report['unknowns']} unknowns, half bandwidth {report['half_bandwidth']} derived",
-            f"  weights {report['weights']}",
-            f"  input bounds {report['input_bounds']}",
-        ]
-    )
+    return run_check(options.params, options.json)
 
 
 def _compile(options: argparse.Namespace) -> int:
@@ -196,6 +144,9 @@ def _compile(options: argparse.Namespace) -> int:
         controller.compile()
     except (ValueError, ArithmeticError, RuntimeError, OSError) as error:
         print(f"{NOT_COMPILED}{' '.join(str(error).split())}", file=sys.stderr)
+        return REFUSED
+    except Exception as error:  # from the functions of a robot, which may raise anything
+        print(f"{NOT_COMPILED}{' '.join(repr(error).split())}", file=sys.stderr)
         return REFUSED
     print(controller.library)
     return DONE

@@ -26,6 +26,7 @@ ORDER = (
     "templates",
     "offline",
     "ros",
+    "check",
     "cli",
     "__main__",
 )

@@ -11,7 +11,7 @@ import time
 import pytest
 
 import mpc_banded
-from mpc_banded import cli
+from mpc_banded import check, cli
 from mpc_banded.robots.robot import BUILT_IN
 
 PATIENCE_S = 60.0
@@ -27,6 +27,13 @@ def run(*arguments, code="from mpc_banded.cli import main; sys.exit(main())"):
     [
         ("chekc unicycle.yaml", "'check'"),
         ("demo --robot bicylce", "'bicycle'"),
+        ("demo --robot unicycle --params my.yaml", "not allowed with argument --robot"),
+        ("demo --reference circle", "figure8, line, square, goal X Y YAW"),
+        ("demo --reference goal 1 2", "goal X Y YAW"),
+        ("demo --reference goal 1 2 nan", "goal X Y YAW"),
+        ("demo --reference square 3", "figure8, line, square"),
+        ("new", "DIR"),
+        ("new my_robot --base tank", "'unicycle'"),
         ("demo --duration -3", "seconds > 0"),
         ("demo --duration 0", "seconds > 0"),
         ("demo --duration nan", "seconds > 0"),
@@ -65,7 +72,7 @@ def test_help_needs_nothing_that_is_slow_or_optional():
         "--help", code=f"sys.modules.update({hidden}); from mpc_banded.cli import main; main()"
     )
     assert done.returncode == 0
-    for command in ("demo", "check", "compile", "replay", "identify", "exit codes"):
+    for command in ("new", "demo", "check", "compile", "replay", "identify", "exit codes"):
         assert command in done.stdout
 
 
@@ -136,6 +143,33 @@ def test_check_says_in_one_line_that_a_function_of_the_robot_fails(tmp_path, mon
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(file)
     assert "'speed'" in line
+
+
+MESSAGES = """
+import dataclasses
+from mpc_banded.robots.messages import STATES
+from mpc_banded.robots.unicycle import unicycle
+topic = dataclasses.replace(STATES["odometry"], type="nobodys_msgs/msg/Pose")
+robot = dataclasses.replace(unicycle, state_message=(topic,))
+"""
+
+
+@pytest.mark.ros
+def test_check_refuses_messages_that_are_not_installed_as_the_node_does(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "messages_robots.py").write_text(MESSAGES)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert cli.main(["check", parameters(tmp_path, robot="messages_robots:robot")]) == cli.REFUSED
+    assert "nobodys_msgs/msg/Pose are not installed" in capsys.readouterr().err
+
+
+def test_check_without_ros_says_what_it_left_out(tmp_path):
+    file = parameters(tmp_path, robot="unicycle")
+    hide = "sys.modules['rclpy'] = None; from mpc_banded.cli import main; sys.exit(main())"
+    done = run("check", file, code=hide)
+    assert done.returncode == cli.DONE
+    assert check.NO_ROS in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize(

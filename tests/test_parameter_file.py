@@ -122,6 +122,19 @@ def test_what_the_node_cannot_use_is_refused(file, case):
     assert place in str(error.value)
 
 
+@pytest.mark.parametrize("flag", ["use_sim_time", "autostart"])
+@pytest.mark.parametrize("value", ["1", "'true'", "[true]"])
+def test_a_switch_of_the_node_takes_true_or_false(file, flag, value):
+    file.write_text(f"{HEAD}    horizon: 20\n    {flag}: {value}\n", encoding="utf-8")
+    with pytest.raises(ParameterFileError, match=rf"{flag} is .* in line 4; allowed are true"):
+        read(file)
+
+
+def test_a_misspelt_switch_is_a_parameter_of_the_robot_and_not_left_out(file):
+    file.write_text(f"{HEAD}    autostarts: false\n", encoding="utf-8")
+    assert read(file) == {"autostarts": False}
+
+
 @pytest.mark.ros
 @pytest.mark.parametrize("case", AMBIGUOUS)
 def test_what_the_node_would_read_otherwise_than_meant_is_refused(file, case):

@@ -20,8 +20,9 @@ Scalar = bool | int | float | str
 Value = Scalar | list[Scalar]
 
 NODE = "mpc_node"
-#: Parameters that rclpy and the lifecycle node declare themselves.
-FOREIGN = ("use_sim_time", "start_type_description_service", "qos_overrides.", "autostart")
+#: Parameters that rclpy and the lifecycle node declare themselves: true or false, or below a key.
+FLAGS = ("use_sim_time", "start_type_description_service", "autostart")
+FOREIGN_SECTION = "qos_overrides."
 KEY = "ros__parameters"
 _TRUE = re.compile(r"y|Y|yes|Yes|YES|true|True|TRUE|on|On|ON")
 _FALSE = re.compile(r"n|N|no|No|NO|false|False|FALSE|off|Off|OFF")
@@ -147,7 +148,18 @@ def _values(path: Path, sections: list[Section]) -> dict[str, Value]:
                     f"{path} has {name} twice, {_line(found[name][1])} and {_line(node)}"
                 )
             found[name] = _value(path, name, node), node
-    return {name: value for name, (value, _) in found.items() if not name.startswith(FOREIGN)}
+    for name in FLAGS:
+        if name in found and not isinstance(found[name][0], bool):
+            raise ParameterFileError(
+                f"{path}: {name} is {_written(found[name][1])} {_line(found[name][1])}; allowed "
+                "are true and false"
+            )
+    return {name: value for name, (value, _) in found.items() if not is_foreign(name)}
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a parameter is one that rclpy or the lifecycle node declares itself."""
+    return name in FLAGS or name.startswith(FOREIGN_SECTION)
 
 
 def _flat(path: Path, tree: yaml.MappingNode, above: str) -> Iterator[tuple[str, yaml.Node]]:

@@ -21,7 +21,7 @@ from rclpy.parameter import Parameter
 from mpc_banded.control.build import build_transcription
 from mpc_banded.control.config import Config, ConfigError
 from mpc_banded.control.errors import described
-from mpc_banded.control.parameter_file import FOREIGN
+from mpc_banded.control.parameter_file import is_foreign
 from mpc_banded.control.parameters import Entry
 from mpc_banded.control.text import printable
 
@@ -40,7 +40,7 @@ def given(node: Node) -> dict[str, Any]:
     return {
         name: [] if parameter.value is None else parameter.value
         for name, parameter in overrides.items()
-        if not name.startswith(FOREIGN)
+        if not is_foreign(name)
     }
 
 
