@@ -129,7 +129,7 @@ def run_bare(executor_class: Callable[[], Any]) -> int:
     node = Node("mpc_node")
     loop = ControlLoop(config)
     states = {topic.topic for topic in config.robot.state_topics}
-    for topic, kind in interfaces.heard_types(loop.input_topics).items():
+    for topic, kind in interfaces.installed_types(loop.input_topics).items():
         quality = interfaces.NEWEST if topic in states else 1
         node.create_subscription(kind, topic, _ignore, quality)
     port = interfaces.CommandPort(config)
@@ -191,11 +191,11 @@ class Watch:
         for name in self._counts:
             topic = f"mpc_node/telemetry/{name}"
             self.node.create_subscription(Float64, topic, partial(self._count, name), 100)
-        self.node.create_subscription(DiagnosticArray, "mpc_node/cycle", self._hear, 100)
+        self.node.create_subscription(DiagnosticArray, "mpc_node/cycle", self._take, 100)
         self.node.create_timer(AGAIN_S, self._publish)
         self._points = figure_of_eight()
 
-    def _hear(self, message: Any) -> None:
+    def _take(self, message: Any) -> None:
         values = {pair.key: pair.value for pair in message.status[0].values}
         cycle = Cycle.parse(values)
         self.cycles.append(

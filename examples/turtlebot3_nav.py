@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TurtleBot3 whose pose and twist come on two topics, and whose commands nobody recorded.
+"""A TurtleBot3 whose pose and twist come on two topics, and whose commands were not recorded.
 
 ``burger`` is the built-in unicycle with other topics. ``planned`` takes for its command what the
 local planner of Nav2 (DWB) asks for: the length and the turn of the trajectory that it has chosen,

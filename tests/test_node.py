@@ -189,7 +189,7 @@ def test_others_on_the_command_topic_are_named(unicycle):
     other = Watcher("")  # one participant of DDS cannot have both types
     try:
         other.listen(Twist, "cmd_vel", print)
-        unicycle.until(lambda: "do not hear each other" in unicycle.reason, "warned of the type")
+        unicycle.until(lambda: "cannot exchange messages" in unicycle.reason, "warned of the type")
     finally:
         other.close()
 
@@ -204,10 +204,10 @@ def test_who_does_not_hear_or_is_not_heard_is_named_with_the_reason(unicycle):
         PathMessage, "plan", hasty, event_callbacks=NO_EVENTS
     )
     told = (
-        "observer does not hear /cmd_vel of mpc_node: volatile publisher and transient local",
-        "mpc_node does not hear /plan of observer: best effort publisher and reliable",
+        "observer does not receive /cmd_vel from mpc_node: volatile publisher and transient local",
+        "mpc_node does not receive /plan from observer: best effort publisher and reliable",
     )
     unicycle.until(lambda: all(text in unicycle.reason for text in told), "warned of both")
     unicycle.observer.destroy_subscription(deaf)
     unicycle.observer.destroy_publisher(mute)
-    unicycle.until(lambda: "not hear" not in unicycle.reason, "no warning")
+    unicycle.until(lambda: "not receive" not in unicycle.reason, "no warning")

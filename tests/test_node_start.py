@@ -125,7 +125,7 @@ def test_node_warns_that_nobody_listens(folder):
     watcher, told = Watcher("lonely", node), []
     try:
         watcher.listen(DiagnosticArray, "/diagnostics", told.append, 10)
-        lonely = "nobody listens to /lonely/cmd_vel"
+        lonely = "/lonely/cmd_vel has no subscriber"
         watcher.until(lambda: any(lonely in m.status[0].message for m in told), "a warning")
         assert told[-1].status[0].level == DiagnosticStatus.WARN
     finally:

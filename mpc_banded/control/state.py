@@ -52,7 +52,7 @@ class StateEstimate:
         frame: Frame of its pose; empty if unknown.
         changed_ns: Time at which it last changed.
         rejected: Why the last message was rejected, None if it was accepted.
-        remark: What is wrong with the stamp of the last message; empty if nothing is.
+        remark: Fault of the stamp of the last message; empty if there is none.
         relocations: Number of jumps accepted.
     """
 

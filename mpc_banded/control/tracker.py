@@ -43,7 +43,7 @@ class Tracker:
     Attributes:
         reference: The reference; None before the first one.
         rejected: Why a message gave no reference; None if none was rejected.
-        errands: Number of times that the reference began to lead somewhere else, or began anew.
+        errands: Number of times that the reference changed its goal, or came after none.
         lacks_frame: Whether the pose of the frame of the newest message is unknown.
     """
 

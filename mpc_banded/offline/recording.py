@@ -181,7 +181,7 @@ class Recording:
     ) -> None:
         """Append a message that ``fill`` writes into; a header gets stamp and frame.
 
-        A type that nobody has defined is left out.
+        A message whose type has no definition is left out.
         """
         if kind not in self._types(kind).types:
             return

@@ -131,7 +131,7 @@ class Replay:
         if config is not None and first is not None:
             self._what_if |= any(config.values.get(k) != v for k, v in first.changed.items())
         if self._what_if or not self.exact:
-            # The recorded robot did not hear these commands, and need not move as they say.
+            # The recorded robot did not get these commands, and need not follow them.
             base = base.changed({"max_frozen_time": 0.0})
         self.loop = ControlLoop(base.changed(overrides) if overrides else base)
         self.loop.transform = self._frames = TransformTree()
@@ -295,7 +295,7 @@ class Replay:
         cycle = self._journal.cycle(
             tick, deadline=deadline_s is not None, enabled=self.loop.enabled
         )
-        # Records come later than the tick: by then another command has been heard.
+        # Records come after the tick, when another command may have been recorded already.
         recorded = dict(self._recorded if original is None else original.command)
         state = self.loop.state
         reference, errors = _reference(self.loop, tick, state, self._options.window_s)

@@ -355,7 +355,7 @@ def array_command(topic: str, names: tuple[str, ...]) -> CommandTopic:
 
 @dataclass(frozen=True)
 class SpeedLimit:
-    """The speed that somebody allows at present.
+    """The speed that is allowed at present.
 
     Attributes:
         value: In m/s, or in percent of the fastest that the robot drives; 0 is no limit.

@@ -51,7 +51,7 @@ class Bond:
         self._own, self._other = str(uuid.uuid4()), ""
         self._begun_s = time.monotonic()
         self._publisher = self._node.create_publisher(self._status, TOPIC, 5)
-        self._subscription = self._node.create_subscription(self._status, TOPIC, self._hear, 100)
+        self._subscription = self._node.create_subscription(self._status, TOPIC, self._take, 100)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self._node.create_timer(self._period_s, self._beat, clock=steady)
 
@@ -75,7 +75,7 @@ class Bond:
         else:
             self._say(active=True)
 
-    def _hear(self, status: Any) -> None:
+    def _take(self, status: Any) -> None:
         if self._timer is None or status.id != self._node.get_name():
             return
         if status.instance_id == self._own or self._other not in ("", status.instance_id):

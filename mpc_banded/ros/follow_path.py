@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nav2's action ``follow_path``: a client hands over a path, and hears how it went.
+"""Nav2's action ``follow_path``: a client sends a path, and receives feedback and the result.
 
 The node takes the place of Nav2's controller server. The server turns a goal into a path for the
 control loop, and the loop's decisions into feedback and a result. Definitions of the action

@@ -33,14 +33,14 @@ def _about_commands(node: Node, topic: str, shared: bool) -> list[str]:
     foreign = {end.topic_type for end in (*subscriptions, *publishers)} - own
     found = []
     if not any(subscription.topic_type in own for subscription in subscriptions):
-        found.append(f"nobody listens to {topic}")
+        found.append(f"{topic} has no subscriber")
     if len(publishers) > 1 and not shared:
         others = sorted({p.node_name for p in publishers if not _belongs_to(node, p)})
         found.append(f"{topic} is published by others as well: {', '.join(others)}")
     if foreign and own:
         found.append(
             f"{topic} is {', '.join(sorted(own))} here and {', '.join(sorted(foreign))} "
-            "elsewhere, which do not hear each other"
+            "elsewhere, which cannot exchange messages"
         )
     return found
 
@@ -48,7 +48,7 @@ def _about_commands(node: Node, topic: str, shared: bool) -> list[str]:
 def _qos_mismatches(node: Node, topic: str) -> list[str]:
     """Name the pairs of a publisher and a subscription, one of them ours, that do not match."""
     return [
-        f"{subscription.node_name} does not hear {topic} of {publisher.node_name}: "
+        f"{subscription.node_name} does not receive {topic} from {publisher.node_name}: "
         + why.replace("ERROR: ", "").strip("; ").replace(";", ", ").lower()
         for subscription in node.get_subscriptions_info_by_topic(topic)
         for publisher in node.get_publishers_info_by_topic(topic)

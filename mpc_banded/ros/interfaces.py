@@ -42,7 +42,7 @@ def message_class(name: str) -> Any:
         raise ValueError(f"messages of type {name} are not installed: {error}") from error
 
 
-def heard_types(topics: Mapping[str, str]) -> dict[str, Any]:
+def installed_types(topics: Mapping[str, str]) -> dict[str, Any]:
     """Return the classes of the message types of topics, without those that need not be installed.
 
     Raises:

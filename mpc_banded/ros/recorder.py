@@ -13,7 +13,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 
 from mpc_banded.offline.recording import FLUSH_S, Recording, RecordingError
 from mpc_banded.ros import executable
-from mpc_banded.ros.interfaces import RECORDS, heard_types, is_unreliable, message_class
+from mpc_banded.ros.interfaces import RECORDS, installed_types, is_unreliable, message_class
 
 #: The depth of the queue bridges a busy disk. A best-effort subscription receives states and scans
 #: from reliable and from best-effort publishers.
@@ -64,7 +64,7 @@ class RecorderTask:
         robot, command = self._loop.robot, self._loop.config.command_topic
         states = {topic.topic for topic in robot.state_topics}
         kinds = self._loop.input_topics
-        for topic in heard_types(kinds):
+        for topic in installed_types(kinds):
             unreliable = topic in states or is_unreliable(kinds[topic])
             self._subscribe(topic, kinds[topic], STATES if unreliable else OTHERS)
         self._subscribe(command.topic, command.type, OTHERS)

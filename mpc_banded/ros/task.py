@@ -64,7 +64,7 @@ class MpcTask:
                 f"{error.measured} or more: {error}"
             ) from error
         self._port = interfaces.CommandPort(config)
-        inputs = interfaces.heard_types(self._loop.input_topics)
+        inputs = interfaces.installed_types(self._loop.input_topics)
         inputs.pop(GOAL_PATH.topic, None)  # the node itself publishes it
         node.get_logger().info(_summary(config, self._loop))
         self._clock = CycleClock(config.period_s)

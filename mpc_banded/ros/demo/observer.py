@@ -73,11 +73,11 @@ class Observer:
         name = self.node.resolve_topic_name(topic)
         message_type = message_class(kind)
 
-        def hear(data: bytes) -> None:
+        def pass_on(data: bytes) -> None:
             now_ns = self.node.get_clock().now().nanoseconds
             self._listener(name, kind, now_ns, data, deserialize_message(data, message_type))
 
-        self.node.create_subscription(message_type, topic, hear, BEST_EFFORT, raw=True)
+        self.node.create_subscription(message_type, topic, pass_on, BEST_EFFORT, raw=True)
 
 
 class Monitor:
@@ -117,10 +117,10 @@ class Monitor:
 
     @property
     def driving(self) -> bool:
-        """Whether a command other than the stop has been heard."""
+        """Whether a command other than the stop has been received."""
         return "command" in self.first_s
 
-    def hear(self, topic: str, kind: str, now_ns: int, data: bytes, message: Any) -> None:
+    def take(self, topic: str, kind: str, now_ns: int, data: bytes, message: Any) -> None:
         """Take one message."""
         self._recording.write(topic, kind, now_ns, data)
         now_s = 1e-9 * now_ns

@@ -253,7 +253,7 @@ def _drive(
     began_s = time.time()
     with Recording(bag) as recording, _processes(file) as processes:
         monitor = Monitor(config, recording)
-        observer = Observer(monitor.topics, monitor.hear, reference)
+        observer = Observer(monitor.topics, monitor.take, reference)
         try:
             _wait_for_motion(monitor, observer, processes, console)
             with Progress(*COLUMNS, console=console) as progress:
