@@ -50,10 +50,10 @@ def _find_messages(loop: ControlLoop) -> bool:
         ValueError: The package of a type is not installed, so the node would refuse to start.
     """
     try:
-        from mpc_banded.ros.interfaces import heard_types, message_class
+        from mpc_banded.ros.interfaces import installed_types, message_class
     except ModuleNotFoundError:
         return False
-    heard_types(loop.input_topics)
+    installed_types(loop.input_topics)
     message_class(loop.config.command_topic.type)
     return True
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpc_banded.control.ahead import UNUSED, Ahead, Cloud
+from mpc_banded.control.obstacles_ahead import UNUSED, Ahead, Cloud
 from mpc_banded.robots.planar import Footprint
 
 STAGES, COVER = 5, 0.05

@@ -20,8 +20,8 @@ from mpc_banded.control.frames import Frames
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
 from mpc_banded.control.obstacles import Obstacles
-from mpc_banded.control.sources import read_circles
 from mpc_banded.control.state import StateEstimate
+from mpc_banded.robots.obstacle_messages import read_circles
 
 NAMES = ("x", "y", "radius", "vx", "vy")
 NOW = 100.0

@@ -12,7 +12,7 @@ from loop_messages import AHEAD, fields, grid, ns, odometry, scan, update
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.tick import Reason
-from mpc_banded.robots.sensors import MOST_CELLS, read_costmap, read_grid, read_scan
+from mpc_banded.robots.obstacle_messages import MOST_CELLS, read_costmap, read_grid, read_scan
 
 INF, NAN = math.inf, math.nan
 

@@ -12,9 +12,9 @@ import numpy as np
 from benchmarks.pages import ROOT
 from mpc_banded.codegen.build import NoCompiler, c_compiler
 from mpc_banded.codegen.cache import LibraryCache
-from mpc_banded.control.ahead import UNUSED
 from mpc_banded.control.build import build_problem
 from mpc_banded.control.config import Config
+from mpc_banded.control.obstacles_ahead import UNUSED
 from mpc_banded.control.path import PathReference
 from mpc_banded.control.reference import stacked
 from mpc_banded.ocp.compiled import compile_evaluator

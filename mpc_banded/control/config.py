@@ -32,8 +32,8 @@ from mpc_banded.ocp.transcription import check_scheme
 from mpc_banded.robots import Robot, load_robot
 from mpc_banded.robots.messages import CommandTopic
 from mpc_banded.robots.modules import look_beside
+from mpc_banded.robots.obstacle_messages import SOURCES
 from mpc_banded.robots.planar import Footprint
-from mpc_banded.robots.sensors import SOURCES
 
 __all__ = ["Config", "ConfigError"]
 

@@ -14,7 +14,7 @@ from enum import Enum
 
 import numpy as np
 
-from mpc_banded.control.ahead import Ahead
+from mpc_banded.control.obstacles_ahead import Ahead
 
 #: Farthest sideways move, and step of the search for it, in m.
 FARTHEST, STEP = 2.5, 0.05

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded.control.ahead import Ahead
 from mpc_banded.control.config import Config
 from mpc_banded.control.detour import Detour
 from mpc_banded.control.errors import user_code
 from mpc_banded.control.joints import JointReference
 from mpc_banded.control.obstacles import Obstacles
+from mpc_banded.control.obstacles_ahead import Ahead
 from mpc_banded.control.reference import Reference, stacked
 from mpc_banded.ocp.problem import OptimalControlProblem, Trajectory
 from mpc_banded.robots import Planar

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded.control.ahead import Ahead
 from mpc_banded.control.config import Config
 from mpc_banded.control.frames import Frames
-from mpc_banded.control.sources import Source
-from mpc_banded.robots.sensors import SOURCES
+from mpc_banded.control.obstacle_sources import Source
+from mpc_banded.control.obstacles_ahead import Ahead
+from mpc_banded.robots.obstacle_messages import SOURCES
 
 #: Distance in m beside a way up to which obstacles matter; no detour leads farther.
 BESIDE = 3.0

@@ -20,7 +20,7 @@ import numpy as np
 from mpc_banded.ocp.solver import SolverOptions
 from mpc_banded.ocp.transcription import SCHEMES
 from mpc_banded.robots import Robot
-from mpc_banded.robots.sensors import SOURCES
+from mpc_banded.robots.obstacle_messages import SOURCES
 
 Value = bool | int | float | str | list[float] | list[str]
 

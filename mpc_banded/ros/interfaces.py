@@ -11,7 +11,7 @@ from builtin_interfaces.msg import Time
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from mpc_banded.robots import messages
-from mpc_banded.robots.sensors import OPTIONAL_PACKAGES
+from mpc_banded.robots.obstacle_messages import OPTIONAL_PACKAGES
 
 if TYPE_CHECKING:
     from mpc_banded.control.config import Config

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads obstacles from laser scans, occupancy grids and Nav2's costmaps.
+"""Reads obstacles from messages: circles, laser scans, occupancy grids and Nav2's costmaps.
 
-The definitions of the messages say what counts as a hit:
+A PointCloud2 holds circles, one for each point, with the fields x, y and radius in m and, if they
+move, vx and vy in m/s. No other standard message names all of these together with a frame and a
+stamp: markers have no velocity, and the messages of detectors are not part of ROS itself. RViz and
+Foxglove draw it as it is.
+
+In the other messages, hits are obstacles, by the definitions of the messages:
 
 - A ray of a scan is a hit if its range lies within [range_min, range_max]. Infinity is a ray
   without a hit; NaN and ranges below range_min carry no information (REP 117).
@@ -32,6 +37,12 @@ SOURCES = {
     "costmap_raw_updates": "nav2_msgs/msg/CostmapUpdate",
 }
 OPTIONAL_PACKAGES = ("map_msgs", "nav2_msgs")
+#: Largest number of circles.
+MOST_POINTS = 100_000
+#: Datatypes of sensor_msgs/PointField, from 1 on.
+_DATATYPES = ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8")
+#: Columns of a circle.
+CIRCLE = ("x", "y", "radius", "vx", "vy")
 #: Largest number of rays in a scan and of cells in a grid.
 MOST_RAYS, MOST_CELLS = 100_000, 4_000_000
 #: Smallest and largest size of a cell, and farthest place of a grid, in m.
@@ -40,6 +51,58 @@ FINEST, COARSEST, FARTHEST = 1e-3, 100.0, 1e7
 OVERLAP = 2.0
 #: Values of nav2_msgs/Costmap -> those of nav_msgs/OccupancyGrid, as Nav2's own publisher does.
 _COSTS = np.array([0, *(1 + 97 * (cost - 1) // 251 for cost in range(1, 253)), 99, 100, -1])
+
+
+def read_circles(message: Any) -> np.ndarray:
+    """Return rows x, y, radius, vx, vy of a PointCloud2, (M, 5).
+
+    The sizes in the message are compared with its data before any memory is allocated.
+
+    Raises:
+        ValueError: A field is missing or lies outside of a point, the sizes contradict the data, a
+            value is not finite, or a radius is negative.
+    """
+    fields = {field.name: field for field in message.fields if field.name in CIRCLE}
+    missing = [name for name in CIRCLE[:3] if name not in fields]
+    if missing:
+        names = sorted(field.name for field in message.fields)
+        raise ValueError(f"obstacles has no fields {missing}; it has {names}")
+    count, step, size = message.height * message.width, message.point_step, len(message.data)
+    if message.height > 1:
+        raise ValueError(f"obstacles has height {message.height}; allowed is one row of points")
+    if count > MOST_POINTS:
+        raise ValueError(f"obstacles has {count} points; allowed are up to {MOST_POINTS}")
+    if size < count * step:
+        raise ValueError(f"obstacles has {size} bytes; {count} points need {count * step}")
+    if not count:
+        return np.empty((0, len(CIRCLE)))
+    kinds = {name: _kind(field, message.is_bigendian, step) for name, field in fields.items()}
+    data = np.frombuffer(bytes(message.data), dtype=np.uint8)
+    rows = data[: count * step].reshape(count, step)
+    result = np.zeros((count, len(CIRCLE)))
+    for name, kind in kinds.items():
+        offset = fields[name].offset
+        part = np.ascontiguousarray(rows[:, offset : offset + kind.itemsize])
+        result[:, CIRCLE.index(name)] = part.view(kind)[:, 0]
+    if not np.isfinite(result).all() or (result[:, 2] < 0.0).any():
+        raise ValueError("obstacles has positions, radii or velocities that make no sense")
+    return result
+
+
+def _kind(field: Any, is_bigendian: bool, step: int) -> np.dtype[Any]:
+    """Return the type of a field; raises ValueError if it is unknown or lies outside a point."""
+    if not 1 <= field.datatype <= len(_DATATYPES):
+        raise ValueError(
+            f"obstacles has field {field.name!r} of datatype {field.datatype}; allowed are 1 to "
+            f"{len(_DATATYPES)}"
+        )
+    kind = np.dtype((">" if is_bigendian else "<") + _DATATYPES[field.datatype - 1])
+    if not 0 <= field.offset <= step - kind.itemsize:
+        raise ValueError(
+            f"obstacles has field {field.name!r} at byte {field.offset}; a point has {step} bytes "
+            f"and the field needs {kind.itemsize}"
+        )
+    return kind
 
 
 def read_scan(message: Any) -> np.ndarray:

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources of obstacles: the newest obstacles of each one, moved into the frame of the state.
 
-- ``obstacles`` holds circles, one for each point, with the fields x, y and radius in m and, if
-  they move, vx and vy in m/s. No other standard message names all of these together with a frame
-  and a stamp: markers have no velocity, and the messages of detectors are not part of ROS itself.
-  RViz and Foxglove draw it as it is.
-- ``scan`` holds hits; only those of the newest scan count.
-- ``costmap`` and ``costmap_raw`` hold grids; an update of a part renews the age of the whole.
+Only the circles of the newest ``obstacles`` and the hits of the newest ``scan`` count. An update
+of a part of a ``costmap`` renews the age of the whole.
 """
 
 from __future__ import annotations
@@ -16,69 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from mpc_banded.control.ahead import Cloud
 from mpc_banded.control.config import Config
 from mpc_banded.control.frames import Frames, Pose
+from mpc_banded.control.obstacles_ahead import Cloud
 from mpc_banded.robots.messages import frame_of, stamp_ns_of
-from mpc_banded.robots.sensors import Grid, read_costmap, read_grid, read_scan
-
-#: Most points of a message.
-MOST_POINTS = 100_000
-#: Datatypes of sensor_msgs/PointField, from 1 on.
-_DATATYPES = ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8")
-_COLUMNS = ("x", "y", "radius", "vx", "vy")
-
-
-def read_circles(message: Any) -> np.ndarray:
-    """Return rows x, y, radius, vx, vy of a PointCloud2, (M, 5).
-
-    The sizes in the message are compared with its data before any memory is allocated.
-
-    Raises:
-        ValueError: A field is missing or lies outside of a point, the sizes contradict the data, a
-            value is not finite, or a radius is negative.
-    """
-    fields = {field.name: field for field in message.fields if field.name in _COLUMNS}
-    missing = [name for name in _COLUMNS[:3] if name not in fields]
-    if missing:
-        names = sorted(field.name for field in message.fields)
-        raise ValueError(f"obstacles has no fields {missing}; it has {names}")
-    count, step, size = message.height * message.width, message.point_step, len(message.data)
-    if message.height > 1:
-        raise ValueError(f"obstacles has height {message.height}; allowed is one row of points")
-    if count > MOST_POINTS:
-        raise ValueError(f"obstacles has {count} points; allowed are up to {MOST_POINTS}")
-    if size < count * step:
-        raise ValueError(f"obstacles has {size} bytes; {count} points need {count * step}")
-    if not count:
-        return np.empty((0, len(_COLUMNS)))
-    kinds = {name: _kind(field, message.is_bigendian, step) for name, field in fields.items()}
-    data = np.frombuffer(bytes(message.data), dtype=np.uint8)
-    rows = data[: count * step].reshape(count, step)
-    result = np.zeros((count, len(_COLUMNS)))
-    for name, kind in kinds.items():
-        offset = fields[name].offset
-        part = np.ascontiguousarray(rows[:, offset : offset + kind.itemsize])
-        result[:, _COLUMNS.index(name)] = part.view(kind)[:, 0]
-    if not np.isfinite(result).all() or (result[:, 2] < 0.0).any():
-        raise ValueError("obstacles has positions, radii or velocities that make no sense")
-    return result
-
-
-def _kind(field: Any, is_bigendian: bool, step: int) -> np.dtype[Any]:
-    """Return the type of a field; raises ValueError if it is unknown or lies outside a point."""
-    if not 1 <= field.datatype <= len(_DATATYPES):
-        raise ValueError(
-            f"obstacles has field {field.name!r} of datatype {field.datatype}; allowed are 1 to "
-            f"{len(_DATATYPES)}"
-        )
-    kind = np.dtype((">" if is_bigendian else "<") + _DATATYPES[field.datatype - 1])
-    if not 0 <= field.offset <= step - kind.itemsize:
-        raise ValueError(
-            f"obstacles has field {field.name!r} at byte {field.offset}; a point has {step} bytes "
-            f"and the field needs {kind.itemsize}"
-        )
-    return kind
+from mpc_banded.robots.obstacle_messages import (
+    CIRCLE,
+    Grid,
+    read_circles,
+    read_costmap,
+    read_grid,
+    read_scan,
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +50,7 @@ class Seen:
         return Seen(rows, Cloud(self.cloud.hits @ turn + [x, y], self.cloud.cover))
 
 
-NOTHING = Seen(np.empty((0, len(_COLUMNS))), Cloud(np.empty((0, 2))))
+NOTHING = Seen(np.empty((0, len(CIRCLE))), Cloud(np.empty((0, 2))))
 
 
 class Source:
