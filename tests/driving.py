@@ -23,6 +23,7 @@ class Trip:
         name: Of the parameter file.
         start: First state.
         delay_s: Of the commands; the loop knows it.
+        compiled: Whether to compile the derivatives, where there is a compiler.
         changes: Parameters; two underscores are a dot. No obstacles unless given.
 
     Attributes:
@@ -30,13 +31,14 @@ class Trip:
         ticks: Of each cycle.
     """
 
-    def __init__(self, name, start, delay_s=0.0, **changes):
+    def __init__(self, name, start, delay_s=0.0, compiled=True, **changes):
         changes = {"obstacles": [], "actuation_delay": delay_s} | changes
         values = {key.replace("__", "."): value for key, value in changes.items()}
         self.config = Config.load(CONFIG / f"{name}.yaml", values)
         self.loop = ControlLoop(self.config)
-        with suppress(NoCompiler):
-            self.loop.controller.compile()
+        if compiled:
+            with suppress(NoCompiler):
+                self.loop.controller.compile()
         self.base = Simulation(self.config, substep_s=0.025, delay_s=delay_s)
         self.base.state = np.array(start, dtype=float)
         self._states, self.ticks = [], []

@@ -60,8 +60,8 @@ class Solve:
     weights: Mapping[str, float]
 
 
-#: Poses of a goal that differ by less than this are the same, in m and rad.
-SAME_GOAL = 0.01
+#: Poses of a goal that differ by less than this are the same, in m and rad: noise of a planner.
+SAME_GOAL = 0.05
 #: Overlap of a plan and an obstacle that counts as none, in m.
 TOUCHING = 0.01
 #: Time in s that a robot without progress stands until it tries again.
@@ -245,7 +245,7 @@ class NotArrived:
         goal = getattr(reference, "goal", None)
         if reference is None or not values or goal is None:
             return None
-        if self._goal is None or math.dist(goal, self._goal) > SAME_GOAL:
+        if self._goal is None or not _is_same(goal, self._goal):
             self._goal = goal
             self._checker.reset()
         ended = reference.ended(1e-9 * instant.effect_ns)
@@ -257,6 +257,23 @@ class NotArrived:
         facing = math.degrees(math.remainder(yaw, math.tau))
         why = f"arrived at ({x:.2f}, {y:.2f}) facing {facing:.0f} degrees"
         return self._fallback.wait(instant, Reason.ARRIVED, why)
+
+
+def _is_same(goal: Pose, known: Pose) -> bool:
+    turned = abs(math.remainder(goal[2] - known[2], math.tau))
+    return math.dist(goal[:2], known[:2]) <= SAME_GOAL and turned <= SAME_GOAL
+
+
+class CanFollow:
+    """Stops a car in front of a path that leads away behind it, and says so."""
+
+    def __init__(self, tracker: Tracker, fallback: Fallback) -> None:
+        self._tracker, self._fallback = tracker, fallback
+
+    def __call__(self, instant: Instant) -> Tick | None:
+        """Return a stop, or None."""
+        why = self._tracker.trouble()
+        return self._fallback.wait(instant, Reason.BLOCKED, why) if why else None
 
 
 class PlanClear:
@@ -355,7 +372,7 @@ class Drive:
         """Return the command of the plan, and keep the plan; a fallback if there is none."""
         step, reference = solve.step, self._tracker.reference
         try:
-            command = self._limiter.command_of(step.plan, speed=self._tracker.allowed_speed)
+            command = self._limiter.command_of(step.plan, speed=self._tracker.top_speed)
         except UserCodeError as error:
             return replace(self._fallback.fall_back(instant, str(error)), step=step)
         self._fallback.keep_plan(step.plan, instant.effect_ns)

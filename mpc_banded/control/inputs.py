@@ -49,8 +49,7 @@ class Inputs:
         for state in robot.state_topics:
             self._add(state.topic, state.type, partial(self._take_state, state))
         for reference in robot.reference_topics:
-            take = partial(reason_for_rejection, tracker.take, reference)
-            self._add(reference.topic, reference.type, take)
+            self._add(reference.topic, reference.type, partial(tracker.receive, reference))
         if robot.reference_message == "path":
             take = partial(reason_for_rejection, tracker.take_goal, GOAL_PATH)
             self._add(GOAL_PATH.topic, GOAL_PATH.type, take)

@@ -26,6 +26,8 @@ from mpc_banded.robots.robot import Robot
 SAME_PLACE = 8e-3
 #: Distance in m between the poses that are examined for reversals; larger than any noise.
 SPACING = 0.04
+#: Length of the chords that give the direction of a path, in m: noise turns shorter ones.
+CHORD = 0.1
 #: Cosine of the angle between two edges below which a path reverses; no corner with noise has it.
 REVERSAL = -0.25
 #: A pose looks along the path, or against it, where the cosine of the difference is larger.
@@ -95,7 +97,7 @@ class Leg:
         edges = np.diff(self.points, axis=0)
         arc = np.concatenate([[0.0], np.cumsum(np.hypot(edges[:, 0], edges[:, 1]))])
         object.__setattr__(self, "arc", arc)
-        object.__setattr__(self, "tangents", np.unwrap(np.arctan2(edges[:, 1], edges[:, 0])))
+        object.__setattr__(self, "tangents", _tangents(self.points))
 
     @property
     def is_turn(self) -> bool:
@@ -233,10 +235,25 @@ def _flips(points: np.ndarray, yaws: np.ndarray) -> list[int]:
     return [int(coarse[k]) for k in told[1:][np.diff(np.sign(along[told])) != 0.0]]
 
 
+def _tangents(points: np.ndarray) -> np.ndarray:
+    """Return the unwrapped direction in rad of a chord at the middle of each edge (M - 1,)."""
+    edges = np.diff(points, axis=0)
+    arc = np.concatenate([[0.0], np.cumsum(np.hypot(edges[:, 0], edges[:, 1]))])
+    middles = 0.5 * (arc[:-1] + arc[1:])
+
+    def point(s: np.ndarray) -> np.ndarray:
+        return np.stack([np.interp(s, arc, points[:, i]) for i in range(2)], axis=-1)
+
+    begins = np.clip(middles - 0.5 * CHORD, 0.0, max(0.0, arc[-1] - CHORD))
+    chords = point(begins + CHORD) - point(begins)
+    short = np.hypot(chords[:, 0], chords[:, 1]) < 0.25 * np.minimum(CHORD, arc[-1])
+    chords[short] = edges[short]  # the path folds there
+    return np.unwrap(np.arctan2(chords[:, 1], chords[:, 0]))
+
+
 def _leg(points: np.ndarray, yaws: np.ndarray | None, base: Base, before: Leg | None) -> Leg:
     """Return a stretch with the headings at which the base drives it."""
-    edges = np.diff(points, axis=0)
-    tangents = np.unwrap(np.arctan2(edges[:, 1], edges[:, 0]))
+    tangents = _tangents(points)
     tangent = np.append(tangents, tangents[-1])
     if yaws is not None and base.strafes:
         return Leg(points, yaws)

@@ -19,6 +19,7 @@ from mpc_banded.control.errors import UserCodeError, user_code
 from mpc_banded.control.fallback import Fallback
 from mpc_banded.control.frames import Frames, Pose
 from mpc_banded.control.gates import (
+    CanFollow,
     Drive,
     FirstPlan,
     Gate,
@@ -90,6 +91,7 @@ class ControlLoop:
             self._fresh,
             ReferenceKnown(self.tracker, self._fallback),
             self._not_arrived,
+            CanFollow(self.tracker, self._fallback),
             ObstaclesKnown(self.obstacles, self._fallback),
             NotStuck(self._estimate, self._stuck, self._fallback),
         ]

@@ -25,6 +25,8 @@ WINDOW, WINDOW_S = 0.3, 1.0
 AMBIGUITY = 0.2
 #: Distance between places that are the same on a path and on its successor, in m.
 AWAY = 0.2
+#: Heading error in rad beyond which a car does not get onto a path by steering.
+TURNED_AWAY = 1.4
 #: Distance between the ends of two paths that lead to the same goal, in m.
 SAME_GOAL = 0.3
 
@@ -154,6 +156,26 @@ class LegReference:
             return self._angle_left <= TURNED
         return self._along >= last.length - END
 
+    def trouble(self, state: Mapping[str, float]) -> str | None:
+        """Return why the base cannot follow from where it is: a car that looks elsewhere."""
+        if self._base.pivots or self._base.strafes or "yaw" not in state:
+            return None
+        index, s = self._leg, self._along
+        if s is None:
+            index, s = self._first(np.array([state["x"], state["y"]]))
+        leg = self.legs[index]
+        if leg.is_turn:
+            return None
+        wanted = float(np.interp(s, leg.arc, leg.yaws))
+        error = math.remainder(state["yaw"] - wanted, math.tau)
+        if abs(error) <= TURNED_AWAY:
+            return None
+        facing, off = (math.degrees(math.remainder(a, math.tau)) for a in (wanted, abs(error)))
+        return (
+            f"the path is driven facing {facing:.0f} degrees here, and the robot, which cannot "
+            f"turn on the spot, is {off:.0f} degrees off; send a path that begins as it stands"
+        )
+
     def take_over(self, before: LegReference, position: np.ndarray) -> None:
         """Continue from the progress on a path that this one replaces.
 
@@ -189,6 +211,8 @@ class LegReference:
                 if gap <= self._cut.tolerance:
                     index, s = after, 0.0
         self._leg, self._along = index, s
+        if was.is_turn and self.legs[index].is_turn:
+            self._pivot, self._angle_left = before._pivot, before._angle_left
 
     def _place(self, driven: float) -> tuple[int, float]:
         """Return leg and arc length of the place that is ``driven`` m from the start."""

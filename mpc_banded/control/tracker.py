@@ -107,6 +107,12 @@ class Tracker:
         path = self._inner
         return path.length - (path.progress or 0.0) if isinstance(path, LegReference) else None
 
+    @property
+    def top_speed(self) -> float:
+        """The fastest speed of any command, in m/s: catching up is no reason for a faster one."""
+        path = self._inner
+        return path.speed if isinstance(path, LegReference) else self.allowed_speed
+
     def limit_speed(self, message: Any, received_ns: int) -> None:
         """Take a nav2_msgs/SpeedLimit; raises ValueError if it limits nothing in a known way."""
         del received_ns
@@ -128,7 +134,7 @@ class Tracker:
         if self._waiting is None or self._estimate.state is None:
             return
         topic, message, received_ns = self._waiting
-        self.rejected = reason_for_rejection(self.take, topic, message, received_ns)
+        self.receive(topic, message, received_ns)
         if self._waiting is not None and now_ns - received_ns > PATIENCE_NS:
             self._waiting = None  # self.rejected says what it waited for
 
@@ -141,6 +147,12 @@ class Tracker:
     def _inner(self) -> Reference | None:
         """The reference in its own frame."""
         return inner(self.reference)
+
+    def receive(self, topic: ReferenceTopic, message: Any, received_ns: int) -> str | None:
+        """Take a message; returns why it was rejected, or None."""
+        rejected = reason_for_rejection(self.take, topic, message, received_ns)
+        self.rejected = rejected or self.rejected
+        return rejected
 
     def take(self, topic: ReferenceTopic, message: Any, received_ns: int) -> None:
         """Take a message.
@@ -196,13 +208,21 @@ class Tracker:
 
     def _position(self, placed: Reference) -> np.ndarray | None:
         """Return the position of the robot in the frame of a reference."""
-        state = self._estimate.state
-        if state is None:
+        values = self._there(placed)
+        return np.array([values["x"], values["y"]]) if values else None
+
+    def _there(self, placed: Reference) -> dict[str, float]:
+        """Return the state by name in the frame of a reference; empty before the first one."""
+        values = self._estimate.values
+        return {**values, **placed.there(values)} if isinstance(placed, MovedReference) else values
+
+    def trouble(self) -> str | None:
+        """Return why the robot cannot follow its path from where it is, or None."""
+        path, placed = self._inner, self.reference
+        if not isinstance(path, LegReference) or placed is None:
             return None
-        values = dict(zip(self._robot.states, state, strict=True))
-        if isinstance(placed, MovedReference):
-            values = {**values, **placed.there(values)}
-        return np.array([values["x"], values["y"]])
+        values = self._there(placed)
+        return path.trouble(values) if values else None
 
     def _start(self, pose: Callable[[], Pose] | None) -> Pose | None:
         """Return the pose of the robot in the frame of a goal; None if unknown."""
