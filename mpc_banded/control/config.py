@@ -95,6 +95,12 @@ class Config:
                     f"limit, each infinite or up to {LARGEST:g}"
                 )
         self._check_surroundings()
+        for name in ("command_deadline", "command_lease"):
+            if 0.0 < (time_s := getattr(self.parameters, name)) < self.period_s:
+                raise ConfigError(
+                    f"{name} is {time_s:g}; allowed are 0 and the {self.period_s:g} s of a cycle "
+                    "or more"
+                )
         self._check_functions()
         try:
             check_scheme(self.transcription, self.parameters.substeps)

@@ -240,6 +240,22 @@ class Parameters:
     enable_stamped_cmd_vel: bool = parameter(
         True, "Publish TwistStamped; Twist if false.", read_only=True
     )
+    command_deadline: float = parameter(
+        0.0,
+        "Longest time between two commands that is offered to subscribers; 0 offers none.",
+        "s",
+        0.0,
+        60.0,
+        read_only=True,
+    )
+    command_lease: float = parameter(
+        0.0,
+        "Time without a cycle after which subscribers are told that the commands are dead; 0: never.",
+        "s",
+        0.0,
+        60.0,
+        read_only=True,
+    )
     reference_speed: float = parameter(0.5, "Speed along a path.", "m/s", 0.0, 100.0)
     path_orientation: str = parameter(
         "auto",

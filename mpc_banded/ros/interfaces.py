@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from builtin_interfaces.msg import Time
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.duration import Duration
+from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
 from mpc_banded.robots import messages
 from mpc_banded.robots.obstacle_messages import OPTIONAL_PACKAGES
@@ -61,6 +62,21 @@ def installed_types(topics: Mapping[str, str]) -> dict[str, Any]:
 def is_unreliable(kind: str) -> bool:
     """Whether messages of a type are published with best effort, so that others hear nothing."""
     return kind in _UNRELIABLE
+
+
+def command_quality(config: Config) -> QoSProfile:
+    """Return what a subscriber of the commands can ask for: the newest one, in time, or word.
+
+    The liveliness is the topic's: a process whose loop hangs does not look alive.
+    """
+    quality = QoSProfile(depth=1)
+    parameters = config.parameters
+    if parameters.command_deadline:
+        quality.deadline = Duration(seconds=parameters.command_deadline)
+    if parameters.command_lease:
+        quality.liveliness = LivelinessPolicy.MANUAL_BY_TOPIC
+        quality.liveliness_lease_duration = Duration(seconds=parameters.command_lease)
+    return quality
 
 
 class CommandPort:

@@ -75,7 +75,9 @@ class MpcTask:
         self._frame = ""
         self._timer: Timer | None = None
         self._activations = 0  # each has its own timer
-        self._commands = node.create_publisher(self._port.message_class, self._port.topic, 1)
+        self._commands = node.create_publisher(
+            self._port.message_class, self._port.topic, interfaces.command_quality(config)
+        )
         self._records = RecordPublisher(node)
         self._telemetry = Telemetry(node, self._loop.controller.problem.cost_names)
         self._diagnostics = Diagnostics(node, self._loop, self._commands, self._rebuild)
@@ -215,6 +217,7 @@ class MpcTask:
         tick = self._loop.tick(now_ns, deadline_s=deadline_s, latency_s=self._clock.latency_s)
         if self._follow_path is None or not self._follow_path.is_silent:
             self._send(tick.command)
+        self._commands.assert_liveliness()  # also where there is nothing to send
         timing = self._clock.end()
         self._diagnostics.count(tick, timing)
         record = self._journal.cycle(tick, deadline=True, enabled=self._loop.enabled)
