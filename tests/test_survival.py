@@ -6,9 +6,14 @@ import time
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import TwistStamped
 from rcl_interfaces.srv import SetParameters
+from rclpy.context import Context
+from rclpy.duration import Duration
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.qos import LivelinessPolicy, QoSProfile
 from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
 
@@ -17,6 +22,11 @@ from mpc_banded.ros.executable import Executor
 from mpc_banded.ros.interfaces import CommandPort
 from mpc_banded.ros.lifecycle import ManagedNode
 from mpc_banded.ros.node import TaskBuilder
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
 
 pytestmark = pytest.mark.ros
 PATIENCE_S = 60.0
@@ -102,6 +112,53 @@ def test_node_goes_on_whatever_its_callbacks_raise():
         response = rig.ask(Trigger, "asked", Trigger.Request())
         assert (response.success, response.message) == (False, "so far")
         assert rig.managed.failures == sum(task.calls.values())
+    finally:
+        rig.close()
+
+
+def test_subscriber_hears_that_commands_stop_or_that_the_loop_hangs():
+    rig = Rig(TaskBuilder(), horizon=4, compile="false", command_deadline=0.5, command_lease=0.5)
+    told = {"deadline": 0, "alive": 0, "not alive": 0}
+
+    def changed(event):
+        told["alive"], told["not alive"] = event.alive_count, event.not_alive_count
+
+    def missed(event):
+        told["deadline"] = event.total_count
+
+    try:
+        assert rig.managed.begin()
+        context = Context()
+        rclpy.init(context=context)
+        monitor = Node("monitor", context=context)
+        lease = Duration(seconds=0.5)
+        asked = QoSProfile(
+            depth=1,
+            deadline=lease,
+            liveliness=LivelinessPolicy.MANUAL_BY_TOPIC,
+            liveliness_lease_duration=lease,
+        )
+        events = SubscriptionEventCallbacks(deadline=missed, liveliness=changed)
+        heard = []
+        monitor.create_subscription(
+            TwistStamped, "cmd_vel", heard.append, asked, event_callbacks=events
+        )
+        listener = SingleThreadedExecutor(context=context)
+        listener.add_node(monitor)
+
+        def both():
+            listener.spin_once(timeout_sec=0.0)
+            return told["alive"] == 1 and len(heard) > 3
+
+        rig.until(both)
+        end = time.monotonic() + PATIENCE_S  # nobody spins the node: its loop hangs
+        while not (told["deadline"] and told["not alive"]):
+            listener.spin_once(timeout_sec=0.05)
+            assert time.monotonic() < end, told
+        rig.until(both)
+        listener.shutdown()
+        monitor.destroy_node()
+        rclpy.shutdown(context=context)
     finally:
         rig.close()
 

@@ -250,7 +250,7 @@ class Parameters:
     )
     command_lease: float = parameter(
         0.0,
-        "Time without a cycle after which subscribers are told that the commands are dead; 0: never.",
+        "Time without a cycle after which subscribers are told that commands are dead; 0: never.",
         "s",
         0.0,
         60.0,
