@@ -25,7 +25,7 @@ PYTEST := $(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=8 --dist=l
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup check-system demo test test-fast bench lint architecture clean
+.PHONY: help setup check-system demo test test-fast fuzz soak bench lint architecture clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -40,6 +40,12 @@ test: $(READY)  ## run all tests, on all cores (ARGS="-k comb -x", one process: 
 
 test-fast: $(READY)  ## run the tests that start no node and compile little
 	@$(PYTEST) -m "not ros and not slow" $(ARGS)
+
+fuzz: $(READY)  ## feed readers, parameter files and command lines with nonsense (ARGS="-k bag")
+	@nice -n 19 $(PYTEST) tests/test_fuzz.py --hypothesis-profile=fuzz $(ARGS)
+
+soak: $(READY)  ## random cycles of all robots, offline, on all cores; goes on where it stopped (ARGS="--seed 7")
+	@PYTHONPATH=tests $(VENV_PYTHON) tests/soak.py $(ARGS)
 
 bench: $(READY)  ## all figures, about an hour (ARGS="--task bicycle50 --peers mpc_banded,acados")
 	@$(VENV_PYTHON) -m benchmarks $(ARGS)
@@ -56,7 +62,7 @@ architecture: $(READY)  ## draw docs/images/architecture.svg from the imports in
 	@$(VENV_PYTHON) docs/architecture.py
 
 clean:  ## remove what the other targets made, .venv included
-	@rm -rf .venv build install log out *.egg-info .benchmarks .hypothesis .*_cache
+	@rm -rf .venv build install log out *.egg-info .benchmarks .hypothesis .soak.json .*_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Incremental where .venv is of this Python and this ROS, from zero otherwise.

@@ -14,7 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from mpc_banded.codegen.cache import LibraryCache
 
@@ -24,6 +24,10 @@ DOMAINS = 101
 # Every run tries the same examples, and a slow machine fails none of them.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+# `make fuzz` tries other examples each time, many of them, and keeps those that failed.
+settings.register_profile(
+    "fuzz", max_examples=5000, deadline=None, suppress_health_check=HealthCheck
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
