@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags that tests write themselves: typed messages, one after the other."""
+"""Writes bags for tests: typed messages, one after the other."""
 
 import math
 

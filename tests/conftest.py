@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: one thread, seeds, a private ROS domain, compiled libraries, the bags."""
+"""Fixtures of all tests: one thread, seeds, a private ROS domain, compiled libraries, bags."""
 
 import os
 import shutil

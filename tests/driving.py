@@ -17,7 +17,7 @@ CONFIG = Path(__file__).resolve().parents[1] / "config"
 
 
 class Trip:
-    """A base of a parameter file that drives where it is told.
+    """A base of a parameter file in closed loop with a simulation.
 
     Args:
         name: Of the parameter file.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the fault tests share: a robot whose state passes through our hands, and the laws."""
+"""Fixtures and laws of the fault tests: a robot whose state passes through the test."""
 
 import copy
 
@@ -23,7 +23,7 @@ EASY = {
 
 
 class RelayedRobot(Robot):
-    """A unicycle whose node hears the state from the tests, which hand on what the simulator says.
+    """A unicycle whose node gets the state through the test, which relays the simulator's.
 
     Attributes:
         fault: Message -> what is handed on instead; None hands on as it is.
@@ -46,11 +46,11 @@ class RelayedRobot(Robot):
             self._relay.publish(each)
 
     def moves(self):
-        """Whether the simulator says that the robot is on its way."""
+        """Whether the simulated robot moves."""
         return bool(self.states) and self.states[-1].twist.twist.linear.x > 0.3
 
     def drive(self):
-        """Be on the way, with nothing wrong."""
+        """Drive until the robot moves without faults."""
         self.fault = None
         self.publish_plan(AHEAD)
         self.until(lambda: self.code == DRIVING and self.moves(), "driving")
@@ -70,7 +70,7 @@ def edited(message, **changes):
 
 
 def assert_robot_does_as_it_says(robot):
-    """Every command is allowed, and what each cycle did is what its reason code says.
+    """Check that every command is allowed, and that each cycle does what its reason code says.
 
     Holding is the stop, slowing is no faster than before, and whoever has just been held drives
     only after a plan.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carries out scalar graphs with NumPy, node by node: another way to what they compute."""
+"""Evaluates scalar graphs with NumPy, node by node: the slow twin of their machine code."""
 
 import math
 

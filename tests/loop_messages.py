@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages for the control loop, as plain fields."""
+"""Messages for the control loop, as objects with plain fields."""
 
 from types import SimpleNamespace
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages of messages, built where no distribution brings them.
+"""Builds packages of messages that no wheel provides.
 
-``python message_packages.py DIR NAME ...`` builds some of them. No wheels of them exist. The
-generators of ROS 2 come with those of rclpy, so that they can be made as colcon makes them: Python
-classes, and type support that DDS takes. The definitions are those of Jazzy and Kilted.
+``python message_packages.py DIR NAME ...`` builds some of them, as colcon does: Python classes and
+type support for DDS. The generators of ROS 2 come with the wheels of rclpy. The definitions are
+those of Jazzy and Kilted.
 """
 
 import importlib.metadata

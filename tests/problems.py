@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ARG001, ARG005
-"""Small optimal control problems for the tests, and slow, obvious ways to look at them."""
+"""Small optimal control problems for the tests, with slow, obvious evaluations of them."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -181,7 +181,7 @@ def van_der_pol(horizon: int = 12, dt: float = 0.25, **options) -> Case:
 def tangled(
     nx: int, nu: int, horizon: int, seed: int = 0, inequalities: int = 2, **options
 ) -> Case:
-    """Random and smooth; every function couples all that it is given."""
+    """A random, smooth problem whose functions couple all their arguments."""
     generator = torch.Generator().manual_seed(seed)
 
     def bowl(rows: int, columns: int) -> Callable:
@@ -228,7 +228,7 @@ CASES: dict[str, Callable[..., Case]] = {
 
 
 def random_point(transcription: Transcription, case: Case, seed: int = 0) -> np.ndarray:
-    """A vector z near the state, that obeys nothing."""
+    """A vector z near the state that satisfies no constraint."""
     random = np.random.default_rng(seed)
     problem = case.problem
     stages = 0.3 * random.standard_normal((problem.horizon, problem.nu + problem.nx))
@@ -298,12 +298,12 @@ def standing(case: Case) -> np.ndarray:
 
 
 def source_of(evaluator: Evaluator) -> str:
-    """C source of the kernels of what is evaluated."""
+    """Return the C source of the kernels of an evaluator's problem."""
     return kernel_source(evaluator.transcription, evaluator.half_bandwidth)
 
 
 def compiled_evaluator(evaluator: Evaluator, library: Library) -> CompiledEvaluator:
-    """Evaluates the same by a library."""
+    """Return a compiled evaluator of the same problem."""
     return CompiledEvaluator(evaluator.transcription, library, evaluator.half_bandwidth)
 
 
@@ -315,7 +315,7 @@ def solver_of(case: Case, scheme: str = "midpoint", **options) -> NewtonSolver:
 
 
 def solve(case: Case, scheme: str = "midpoint", start=None, weights=None, **options) -> Solution:
-    """By a new solver, from standing still if no start is given."""
+    """Solve with a new solver, by default from standing still."""
     solver = solver_of(case, scheme, **options)
     data = case.data(solver.evaluator.transcription, weights)
     return solver.solve(standing(case) if start is None else start, data)
@@ -338,7 +338,7 @@ def assert_same_bits(one: ControlStep, other: ControlStep) -> None:
 
 
 def next_state(problem, scheme, substeps, x, u, p) -> np.ndarray:
-    """Where the scheme takes one state (nx,) in one interval."""
+    """Return the state (nx,) that the scheme reaches in one interval."""
 
     def defect(candidate: np.ndarray) -> np.ndarray:
         arguments = (torch.as_tensor(v) for v in (x, u, candidate))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives what a demo drives, without processes: the same references, plant and demands."""
+"""Drives a demo without processes: with the same references, plant and demands."""
 
 from contextlib import suppress
 

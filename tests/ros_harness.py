@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Node and simulator as processes of their own, and an observer that watches and prods them."""
+"""Runs node and simulator as processes, with an observer that watches them and sends messages."""
 
 import os
 import signal
@@ -111,7 +111,7 @@ class Process:
 
 
 class Watcher:
-    """Listens and asks in a namespace, from a context of its own.
+    """Subscribes and calls services in a namespace, in a context of its own.
 
     Args:
         namespace: Where it lives.
@@ -146,7 +146,7 @@ class Watcher:
         return ""
 
     def drain(self):
-        """Take in what has been sent by now."""
+        """Receive the messages sent so far."""
         for _ in range(200):
             self._executor.spin_once(timeout_sec=0.005)
 
@@ -182,7 +182,7 @@ class Watcher:
 
 
 class Robot(Watcher):
-    """A node with its simulator in one namespace, and what an observer hears of them.
+    """A node with its simulator in one namespace, and their messages as an observer receives them.
 
     Args:
         name: Of the robot, whose parameter file is used.
@@ -256,7 +256,7 @@ class Robot(Watcher):
         return f"reason {self.reason!r}"
 
     def hear_more(self, count=10):
-        """Listen to that many further commands."""
+        """Wait for that many further commands."""
         wanted = len(self.commands) + count
         self.until(lambda: len(self.commands) >= wanted, f"{count} further commands")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scipy's sequential quadratic programming: another method for the same problems."""
+"""SciPy's sequential quadratic programming: another method for the same problems."""
 
 import warnings
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies ahead, compared with looking at every obstacle at every stage."""
+"""Gaps and slots of obstacles agree with a look at every obstacle at every stage."""
 
 import numpy as np
 import pytest

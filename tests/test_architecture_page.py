@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/architecture.md and its picture say what the code is."""
+"""docs/architecture.md and its picture agree with the code."""
 
 import ast
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a robot has arrived, and when it does not get on."""
+"""Goal checker and progress checker: when a robot has arrived, and when it makes no progress."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command that compiles, on its own and from another process, and the switch to its result."""
+"""Compiling beside the control loop, in a thread or another process, and the switch after it."""
 
 import json
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kind of recording is read alike, and what cannot be read is told in one sentence."""
+"""Every kind of recording is read alike; one that cannot be read is refused in one sentence."""
 
 import contextlib
 import shlex
@@ -325,7 +325,7 @@ A = [("/a", FLOAT64, 1000 + 10 * k, raw(k)) for k in range(100)]
         ("loop_msgs/msg/L", ("ros2msg", "loop_msgs/L again")),
     ],
 )
-def test_a_topic_that_nobody_asks_for_stops_nothing(kind, schema, tmp_path):
+def test_a_topic_that_is_not_needed_stops_nothing(kind, schema, tmp_path):
     rows = [*A, ("/other", kind, 1005, b"\0\1\0\0")]
     file = write_mcap(tmp_path / "one.mcap", rows, {kind: schema})
     assert read(file) == EXPECTED

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ARG005
-"""Slacks are minimisers, derivatives are slopes, and nothing leaves its bounds."""
+"""Slacks are minimisers, derivatives are slopes, and no step leaves its bounds."""
 
 import math
 from functools import cached_property

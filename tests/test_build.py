@@ -54,7 +54,7 @@ def test_compiler_is_the_one_that_was_asked_for_or_the_first_of_the_usual(compil
         c_compiler()
 
 
-def test_lack_of_a_compiler_is_said(compilers, tmp_path):
+def test_lack_of_a_compiler_is_reported(compilers, tmp_path):
     compilers()
     with pytest.raises(NoCompiler, match="no C compiler: cc, gcc and clang are not in PATH"):
         compile_library("", tmp_path / "kernel.so")
@@ -66,7 +66,7 @@ def test_what_a_compiler_says_when_it_fails_is_passed_on(compilers, tmp_path):
         compile_library("", tmp_path / "kernel.so")
 
 
-def test_a_compiler_that_fails_without_a_word_is_told_by_its_exit_status(compilers, tmp_path):
+def test_a_compiler_that_fails_silently_is_reported_by_its_exit_status(compilers, tmp_path):
     compilers("cc", text="#!/bin/sh\nexit 3\n")
     with pytest.raises(NoCompiler, match=r"cc .* failed: exit status 3"):
         compile_library("", tmp_path / "kernel.so")
@@ -77,7 +77,7 @@ def test_source_that_is_no_c_is_an_error(tmp_path):
         compile_library("this is no C", tmp_path / "kernel.so")
 
 
-def test_compiler_that_is_killed_or_cannot_be_run_is_said(compilers, tmp_path):
+def test_compiler_that_is_killed_or_cannot_be_run_is_reported(compilers, tmp_path):
     compilers("cc", text="#!/bin/sh\nkill -9 $$\n")
     with pytest.raises(NoCompiler, match="was ended by SIGKILL"):
         compile_library("", tmp_path / "kernel.so")
@@ -86,7 +86,7 @@ def test_compiler_that_is_killed_or_cannot_be_run_is_said(compilers, tmp_path):
         compile_library("", tmp_path / "kernel.so")
 
 
-def test_command_that_is_none_is_said(monkeypatch):
+def test_missing_command_is_reported(monkeypatch):
     monkeypatch.setenv("CC", "gcc 'half a quote")
     with pytest.raises(NoCompiler, match="which is no command: No closing quotation"):
         c_compiler()

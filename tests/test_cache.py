@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache loads what was built for this very machine, and builds anew whatever was touched."""
+"""The cache loads only what was built for this machine, and rebuilds damaged entries."""
 
 import ctypes
 import errno
@@ -147,7 +147,7 @@ def test_link_to_a_folder_is_refused(folder, tmp_path):
         LibraryCache(folder)
 
 
-def test_folder_of_somebody_else_is_refused(folder, monkeypatch):
+def test_folder_of_another_user_is_refused(folder, monkeypatch):
     LibraryCache(folder)
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
@@ -156,7 +156,7 @@ def test_folder_of_somebody_else_is_refused(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(("mode", "safe"), [(0o755, True), (0o1777, True), (0o757, False)])
-def test_nobody_else_can_put_a_folder_in_its_place(tmp_path, mode, safe):
+def test_folder_that_others_can_replace_is_refused(tmp_path, mode, safe):
     above = tmp_path / "above"
     above.mkdir()
     above.chmod(mode)
@@ -187,7 +187,7 @@ def test_group_may_write_above_only_if_it_is_the_users_own(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
-def test_folder_below_that_of_somebody_else_is_refused(tmp_path):
+def test_folder_below_that_of_another_user_is_refused(tmp_path):
     above = tmp_path / "above"
     LibraryCache(above / "cache")
     os.chown(above, 65534, 65534)
@@ -297,7 +297,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_entry_that_was_touched_is_never_loaded_but_built_anew_and_that_is_said(
+def test_changed_entry_is_never_loaded_but_rebuilt_with_a_message(
     folder, entry, builds, monkeypatch, caplog, fault
 ):
     loads, good = [], entry.read_bytes()
@@ -419,7 +419,7 @@ def test_builders_of_the_same_take_turns_and_the_second_finds_it(folder, builds)
     assert len(builds) == 1
 
 
-def test_build_that_hangs_holds_up_no_other_and_one_of_the_same_is_told(folder, monkeypatch):
+def test_build_that_hangs_delays_no_other_and_is_reported_to_one_of_the_same(folder, monkeypatch):
     cache, waits = LibraryCache(folder), threading.Event()
 
     def patient(text, path, started=None):
@@ -500,7 +500,7 @@ def test_build_that_ends_before_its_record_is_in_place_counts_as_none(
     assert "it is rebuilt" in caplog.text
 
 
-def test_full_disk_is_said_and_leaves_nothing(folder, monkeypatch):
+def test_full_disk_is_reported_and_leaves_nothing(folder, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ARG005
-"""A problem whose derivatives are not what they claim to be is refused, and no other."""
+"""Problems with wrong derivatives are refused, and no others."""
 
 import numpy as np
 import pytest

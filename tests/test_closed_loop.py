@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the robots do in closed loop, against a plant that knows nothing of the transcription."""
+"""The robots in closed loop, against a plant that does not use the transcription."""
 
 from contextlib import suppress
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bands from combs agree with the dense Hessian, at the stated cost, or an error says why not."""
+"""Bands from combs equal the dense Hessian, at the stated cost, or an error says why not."""
 
 import pickle
 import warnings
@@ -367,7 +367,7 @@ def test_errors_survive_pickling():
     assert "couples variables 7 and 12, half bandwidth 5 measured" in str(error)
 
 
-def test_bands_of_another_point_are_told_from_a_bandwidth_too_small():
+def test_bands_of_another_point_are_distinguished_from_a_bandwidth_too_small():
     f, z = coupled(2), point(12).requires_grad_()
     (gradient,) = torch.autograd.grad(f(z), z, create_graph=True)
     bands = banded_hessian(f, z, 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A result is held against a stored one: what differs first, by how much, and what is allowed."""
+"""A result is compared with a stored one: the first difference, its size, and tolerances."""
 
 import csv
 import json

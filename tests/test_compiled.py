@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ARG005
-"""Machine code finds what torch finds, and is as robust."""
+"""Machine code finds the results of torch, and is as robust."""
 
 import re
 import shutil
@@ -373,7 +373,7 @@ def system_tells(system):
     ],
     ids=["log", "sqrt", "overflow", "slope", "division"],
 )
-def test_what_is_not_finite_is_said_so(machine, dynamics, cost, state):
+def test_values_that_are_not_finite_have_a_status(machine, dynamics, cost, state):
     case = scalar(dynamics, cost, horizon=2)
     case = Case(case.problem, np.array([state]))
     solver = solver_of(case)
@@ -548,9 +548,7 @@ def test_what_the_compiler_gets_wrong_is_found(monkeypatch, libraries):
         compile_evaluator(eager, libraries)
 
 
-def test_a_library_that_the_compiler_got_wrong_is_built_anew_at_the_next_start(
-    monkeypatch, tmp_path
-):
+def test_a_library_with_wrong_results_is_rebuilt_at_the_next_start(monkeypatch, tmp_path):
     _, eager = problem_of("double_integrator")
     right = cache_module.compile_library
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One table of parameters: its defaults hold, its ranges bind, and every reader reads alike."""
+"""One table of parameters: its defaults and ranges hold for every reader."""
 
 import math
 from dataclasses import fields
@@ -263,7 +263,7 @@ def test_extreme_values_are_taken_or_refused_in_one_short_line_with_the_range(ro
         assert taken < len(EXTREMES) / 2, key
 
 
-def test_names_that_nobody_knows_are_refused_in_one_short_line():
+def test_unknown_names_are_refused_in_one_short_line():
     for name in ("", "x" * 10**6, "limits.\x1b[2J", "\n"):
         with pytest.raises(ConfigError) as error:
             Config({name: [1.0] * 10**6})

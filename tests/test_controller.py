@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever happens the command is finite and inside its bounds; otherwise it is optimal."""
+"""Commands are always finite and inside their bounds, and optimal where a solve converges."""
 
 import copy
 import pickle
@@ -207,7 +207,7 @@ def test_after_a_failure_few_iterations_a_cycle_are_enough_to_recover(limit):
     np.testing.assert_allclose(step.command, plan.inputs[0], atol=1e-4)
 
 
-def test_a_long_pause_begins_anew():
+def test_a_long_pause_discards_the_plan():
     case = unicycle(horizon=5)
     controller = controller_of(case)
     first = controller.step(case.state, case.parameters)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ARG005
-"""The plan is a solution of its problem, moves with the time, and follows live changes."""
+"""The plan solves its problem, moves forward with time, and follows live changes."""
 
 import numpy as np
 import pytest

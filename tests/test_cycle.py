@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a cycle comes back exactly, and says all that a replay must know."""
+"""The record of a cycle is read back exactly, and holds all that a replay needs."""
 
 import math
 from types import SimpleNamespace

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defaults that protect somebody: a change is a decision that users are told of, never a slip.
+"""Defaults that protect people or machines: changing one fails a test and needs a decision.
 
-The tables repeat the values on purpose. The laws below them say what the values add up to.
+The tables repeat the values on purpose. The laws below them relate the values to each other.
 """
 
 import math

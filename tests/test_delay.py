@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A delay that the controller knows costs it little, whatever part of the way it lies on."""
+"""A known delay costs the controller little, whichever part of the way causes it."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A demo sends any robot a reference that it can follow, and judges what it did."""
+"""A demo sends any robot a reference that it can follow, and judges its drive."""
 
 import math
 from dataclasses import replace

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Closed loops among obstacles that are seen by a laser or on a map, with delay and lag."""
+"""Closed loops among obstacles that a laser or a map shows, with delay and lag."""
 
 from contextlib import suppress
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a base does with goals and paths, in closed loop with its lag and a delay."""
+"""A base follows goals and paths in closed loop, with a lag and a delay."""
 
 import math
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ARG005
-"""Every derivative that a Newton step takes is the one that torch finds densely."""
+"""Every derivative of a Newton step is the one that torch finds densely."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kernel does over the stages what its function does at one of them."""
+"""A kernel does for all stages what its function does for one."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples are robots as a user writes them: they load, check, and read what they fill."""
+"""The examples are robots as users write them: they load, pass their checks and read messages."""
 
 import sys
 from pathlib import Path

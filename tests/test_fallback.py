@@ -93,7 +93,7 @@ def test_state_that_comes_back_is_driven_on_from_every_grade():
         assert abs(again.command["v"] - tick.command["v"]) < 0.2  # it does not lurch
 
 
-def test_planning_anew_while_moving_goes_on_slowing():
+def test_new_first_plan_while_moving_goes_on_slowing():
     loop, simulation, now = driving(**{"fallback.follow_time": 0.0})
     *_, last = left_alone(loop, now, 0.6)
     assert last.code is Reason.SLOWING

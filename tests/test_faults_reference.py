@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of the reference, and of the world around a robot that drives."""
+"""Faults of references and obstacles while a robot drives."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solves that take many times their budget: counted, said, and over with the cycle."""
+"""Solves that exceed their budget many times are counted, reported, and end with the cycle."""
 
 import numpy as np
 import pytest

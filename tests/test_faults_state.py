@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of the state while a robot drives: it stands or drives as it says, and drives on after.
+"""Faults of the state while a robot drives: it does as its reason says, and drives on after.
 
-The simulator is a process of its own; what it says passes through the test, which spoils it.
+The simulator is a separate process; its messages pass through the test, which falsifies them.
 """
 
 import math
@@ -117,7 +117,7 @@ def test_single_wild_states_are_rejected_while_the_robot_drives(robot):
     robot.until(lambda: robot.states[-1].pose.pose.position.x > start + 1.0, "driven on")
 
 
-def test_robot_that_was_put_elsewhere_plans_anew_from_there(robot):
+def test_robot_that_was_moved_plans_from_there(robot):
     robot.fault = lambda m: [edited(m, further=10.0)]
     robot.until(lambda: "jumped by" in robot.node.output, "rejected at first")
 

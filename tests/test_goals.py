@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Nav2 asks of the control loop: paths of goals, sent again and ended, and speed limits."""
+"""Nav2's use of the control loop: paths of goals, sent again and ended, and speed limits."""
 
 import numpy as np
 import pytest

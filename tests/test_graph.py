@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs hold each node once, and fold what is known."""
+"""Graphs hold each node once, and fold constants."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Delay, lag and gain: the truth is found, as often as the intervals say, and nothing else is."""
+"""Delay, lag and gain are found as often as the intervals promise, and no relation is made up."""
 
 import functools
 import json

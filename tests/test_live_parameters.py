@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters that change while the robot drives: at once or not at all, and it does not notice."""
+"""Parameters that change while the robot drives change at once or not at all, without a jump."""
 
 import math
 from contextlib import suppress

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever the loop is told, and whenever: it answers with an allowed command and its reason."""
+"""The loop answers every sequence of events with an allowed command and its reason."""
 
 import math
 from dataclasses import replace

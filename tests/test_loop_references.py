@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever the reference is, it is followed in the right frame and time, or refused with a why."""
+"""Every reference is followed in the right frame and time, or refused with a reason."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written into a message is read back, whoever made the message."""
+"""Messages are read back as they were written, by rclpy and by rosbags."""
 
 import itertools
 import math

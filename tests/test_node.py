@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A unicycle drives a figure of eight; what node and simulator say over DDS is looked at."""
+"""A unicycle drives a figure of eight; node and simulator are judged by their messages."""
 
 import json
 import math
@@ -194,7 +194,7 @@ def test_others_on_the_command_topic_are_named(unicycle):
         other.close()
 
 
-def test_who_does_not_hear_or_is_not_heard_is_named_with_the_reason(unicycle):
+def test_endpoints_that_do_not_match_are_named_with_the_reason(unicycle):
     lasting = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     hasty = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
     deaf = unicycle.observer.create_subscription(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node drives while a compiler runs, then goes over to the result, unnoticed."""
+"""The node drives while a compiler runs, and switches to the result without a jump."""
 
 import signal
 import time

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""References in other frames are moved into that of the state, by what tf2_ros knows."""
+"""References in other frames are transformed into that of the state, by tf2_ros."""
 
 import numpy as np
 import pytest

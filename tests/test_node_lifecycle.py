@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lifecycle manager takes the node through its states, over the services of any such node."""
+"""A lifecycle manager takes the node through its states, by the usual services."""
 
 import gc
 import threading

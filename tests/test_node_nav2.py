@@ -186,7 +186,7 @@ def test_speed_limit_slows_the_robot_and_zero_lifts_it(robot, navigator):
     assert navigator.end_of(handle)[0] == CANCELED
 
 
-def test_goal_in_an_obstacle_is_aborted_and_the_next_one_begins_anew(robot, navigator):
+def test_goal_in_an_obstacle_is_aborted_and_the_next_one_starts_over(robot, navigator):
     begin = x(robot)
     assert not robot.set_at_once(obstacles=[begin + 1.0, 0.5, 0.5], movement_time_allowance=1.5)
     handle = navigator.send((begin, 0.5), (begin + 1.0, 0.5))

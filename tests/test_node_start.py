@@ -44,7 +44,7 @@ def two_unicycles(folder):
         robot.close()
 
 
-def test_two_namespaces_do_not_hear_each_other(two_unicycles):
+def test_two_namespaces_do_not_disturb_each_other(two_unicycles):
     left, right = two_unicycles
     left.publish_plan(figure_of_eight())
     left.until(left.is_driving, "driving")
@@ -120,7 +120,7 @@ def test_arm_follows_a_joint_trajectory(folder):
         robot.close()
 
 
-def test_node_warns_that_nobody_listens(folder):
+def test_node_warns_if_its_commands_have_no_subscriber(folder):
     node = Process("node", folder / "lonely.log", "-r", "__ns:=/lonely")
     watcher, told = Watcher("lonely", node), []
     try:

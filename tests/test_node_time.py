@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Node and simulator on simulated time: it runs, stands still, and jumps both ways."""
+"""Node and simulator on simulated time that runs, stands still, and jumps both ways."""
 
 import pytest
 from builtin_interfaces.msg import Time

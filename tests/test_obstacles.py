@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Obstacles from a topic: read from any layout, carried along the horizon, forgotten in time."""
+"""Obstacles from a topic are read from any layout, moved along the horizon, and forgotten."""
 
 import math
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures, plots and recordings of a run, and the command line that needs no ROS."""
+"""Metrics, plots and recordings of a run, and the commands that need no ROS."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths: where they are cut, how they are driven, and how they survive being sent again."""
+"""Paths are cut, followed, and keep their progress when they are sent again."""
 
 import math
 from itertools import pairwise
@@ -170,7 +170,7 @@ def test_path_sent_again_twenty_times_a_second_is_driven_once(points, base):
     assert length(way) < 1.1 * whole
 
 
-def test_pruned_path_goes_on_and_a_new_goal_begins_anew():
+def test_pruned_path_keeps_its_progress_and_a_new_goal_starts_over():
     points = polyline((0, 0), (5, 0))
     before = PathReference(points, 0.5, base=DIFF_DRIVE)
     way, before = drive(before, (0.0, 0.0, 0.0), 5.0)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ARG005
-"""A problem says what it is, and every argument that cannot be right is named."""
+"""A problem checks its arguments, and names each one that is wrong."""
 
 import copy
 import pickle

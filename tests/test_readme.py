@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's code runs, and the files, commands, topics and exit codes that it names exist."""
+"""The README's code runs, and the files, commands, topics and exit codes in it exist."""
 
 import json
 import re

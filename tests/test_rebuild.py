@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A change of parameters is built aside, costs a cycle nothing, and never costs the compiler."""
+"""A controller for changed parameters is built beside the loop, and stays compiled."""
 
 import logging
 import time

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What drove over DDS and was recorded beside it gives the same commands offline."""
+"""A recorded drive over DDS gives the same commands offline."""
 
 import json
 import signal

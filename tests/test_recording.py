@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was recorded survives a killed process and a full disk, and everyone can read it."""
+"""Recordings survive a killed process and a full disk, and every reader can read them."""
 
 import resource
 import signal
@@ -117,7 +117,7 @@ def test_other_readers_agree(flush_s, tmp_path):
     assert "&" not in (folder / "metadata.yaml").read_text(encoding="utf-8")
 
 
-def test_a_type_that_nobody_defines_is_recorded_as_it_came(tmp_path):
+def test_a_type_without_definition_is_recorded_as_it_came(tmp_path):
     with Recording(tmp_path / "drive") as recording:
         recording.write("/own", "own_msgs/msg/Own", 5, b"\0\1\0\0\7")
         recording.number("/level", 6, 1.0)

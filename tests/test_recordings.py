@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded runs of five robots, flaws and all: replayed with the examples, and identified."""
+"""Recorded runs of five robots, with their flaws, replayed with the examples and identified."""
 
 import csv
 from dataclasses import dataclass

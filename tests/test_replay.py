@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A replay steps the loop as the node would have, the same bits each time; or refuses in words."""
+"""A replay steps the loop as the node would have, bit for bit, or is refused in a sentence."""
 
 import csv
 import json
@@ -186,7 +186,7 @@ def test_what_the_bag_lacks_of_the_record_is_named(tmp_path):
     assert "cycles 30 to 30 are not on record" in text
 
 
-def test_a_record_that_begins_late_is_said_and_needs_parameters(tmp_path, params):
+def test_a_record_that_begins_late_is_reported_and_needs_parameters(tmp_path, params):
     messages, _ = live(Config(SHORT), disturb=False)
     begin = [k for k, m in enumerate(messages) if m[0] == "/mpc_node/cycle"][5]
     path = bags.write(tmp_path / "bag", messages[begin:])
@@ -307,7 +307,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_replayed_is_told_in_one_sentence(case, params, tmp_path, capsys):
+def test_a_replay_that_is_impossible_is_refused_in_one_sentence(case, params, tmp_path, capsys):
     messages, arguments, words = BAD[case]
     path = bags.write(tmp_path / "bag", messages)
     output = tmp_path / "out" / "result"
@@ -380,7 +380,7 @@ def test_an_earlier_result_stays_until_the_next_one_is_whole(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_million_messages_that_nobody_needs_cost_no_memory(params, tmp_path):
+def test_a_million_messages_that_are_not_needed_cost_no_memory(params, tmp_path):
     """Peak memory of a replay does not grow with the length of the bag."""
 
     def messages(seconds, others):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings as people have them, and as strangers make them: what a replay does and says."""
+"""Replays of flawed and of hostile recordings: their results and their messages."""
 
 import itertools
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Laws of the built-in robots, and a robot of a user's own from outside the package."""
+"""Laws of the built-in robots, and a user's robot from outside the package."""
 
 import math
 import sys

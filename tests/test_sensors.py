@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans and maps as obstacles: what counts as a hit, what is refused, and what drives on it."""
+"""Scans and maps as obstacles: what counts as a hit, what is refused, and how robots drive."""
 
 import math
 import re

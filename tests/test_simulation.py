@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulated robots obey the laws of their dynamics, and an integrator of someone else's."""
+"""The simulated robots obey the laws of their dynamics, and agree with another integrator."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ARG005
-"""Solutions are those of independent methods, and have the properties of solutions."""
+"""Solutions equal those of independent methods, and have the properties of solutions."""
 
 from dataclasses import replace
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ARG001, ARG005
-"""Every way to end is deserved, and wrong options are named."""
+"""Every status of a solve occurs when it should, and wrong options are named."""
 
 import time
 
@@ -134,7 +134,7 @@ def test_one_slow_iteration_does_not_bar_all_later_ones(monkeypatch):
     ],
     ids=["log", "sqrt", "division", "overflow", "slope"],
 )
-def test_what_is_not_finite_is_said_so(dynamics, cost):
+def test_values_that_are_not_finite_have_a_status(dynamics, cost):
     case = scalar(dynamics, cost)
     state = Case(case.problem, np.array([-1.0 if "log" in dynamics.__code__.co_names else 1.0]))
     solution = solve(state)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No state is believed that is old, repeated, impossible or somebody else's."""
+"""States that are old, repeated, impossible or from another source are rejected."""
 
 import math
 
@@ -73,7 +73,7 @@ def test_state_of_before_the_last_one_is_refused_until_nothing_else_comes():
     assert take(judge, NOW + 1.0, stamp_s=NOW - 0.05) is None
 
 
-def test_frozen_state_is_told_from_a_robot_that_stands():
+def test_frozen_state_is_distinguished_from_a_robot_that_stands():
     moving, standing = watch(), watch()
     told = [take(moving, NOW + 0.05 * k, v=0.5) for k in range(10)]
     assert told[0] is None
@@ -101,7 +101,7 @@ def test_single_wild_states_are_never_taken():
     assert judge.relocations == 0
 
 
-def test_robot_may_move_as_fast_as_it_can_and_for_as_long_as_nobody_looks():
+def test_robot_may_move_at_full_speed_through_any_pause_of_the_states():
     judge = watch(**{"limits.v": [-0.3, 2.0], "jump_margin": 0.1})
     take(judge, NOW)
     assert take(judge, NOW + 0.1, x=0.29) is None
@@ -124,7 +124,7 @@ def test_frame_is_that_of_the_parameter_or_of_the_first_state():
     assert named.frame == "map"
 
 
-def test_clock_that_goes_back_makes_a_new_beginning():
+def test_clock_that_goes_back_resets_the_estimate():
     judge = watch()
     take(judge, NOW, x=3.0)
     assert judge.age_s(ns(NOW - 5.0)) == -5.0
@@ -167,7 +167,7 @@ def test_robot_drives_on_after_each_fault():
         now += 0.5
 
 
-def test_no_solve_is_asked_about_a_state_that_is_too_old(monkeypatch):
+def test_a_state_that_is_too_old_is_never_solved_from(monkeypatch):
     loop = ControlLoop(Config({"horizon": 8, "dt": 0.1, "max_state_age": 0.2}))
     loop.on_message("plan", AHEAD, ns(NOW))
     drive(loop, NOW)
@@ -178,7 +178,7 @@ def test_no_solve_is_asked_about_a_state_that_is_too_old(monkeypatch):
         assert "max_state_age is 0.2 s" in tick.reason
 
 
-def test_robot_that_does_not_move_as_told_is_held_and_tried_again():
+def test_robot_that_does_not_follow_commands_is_held_and_tried_again():
     """A source that froze while the robot stood, or a robot that is blocked."""
     loop = ControlLoop(Config({"horizon": 8, "dt": 0.1, "max_frozen_time": 1.0}))
     loop.on_message("plan", AHEAD, ns(NOW))

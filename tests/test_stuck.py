@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A state that stays the same although the robot was told to move, and what it costs to look."""
+"""A state that stays the same despite commands is detected, at a bounded cost."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_held_robot_drives_as_soon_as_its_state_changes():
     assert first(looks(watched, 0.5, 0.9, HERE + 1e-6, began=2.0, changed=2.0)) is None
 
 
-def test_time_in_which_nobody_looked_counts_for_nothing():
+def test_time_without_checks_does_not_count():
     """The node was inactive; its last command is long over."""
     watched = watch()
     looks(watched, 0.5, 0.8)
@@ -79,7 +79,7 @@ def test_zero_allows_any_time():
     assert first(looks(watch(max_frozen_time=0.0), 0.5, 10.0)) is None
 
 
-def test_model_that_explodes_says_nothing():
+def test_model_that_diverges_decides_nothing():
     watched = watch()
     assert first(looks(watched, np.nan, 10.0)) is None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node outlives what its callbacks raise, and its parameters cannot hold it up."""
+"""A node survives exceptions in its callbacks, and changes of parameters cannot delay it."""
 
 import time
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A grid of parameters is replayed alike by one process, by several, and by a Dask cluster."""
+"""A grid of parameters gives the same results in one process, in several, and on Dask."""
 
 import csv
 import sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mpc_banded new` writes robots that work, whole or not at all, and never over another file."""
+"""`mpc_banded new` writes robots that work, completely or not at all, and overwrites nothing."""
 
 import runpy
 import sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting, computing and jitter of cycles are measured apart, on clocks that the test moves."""
+"""Waiting, computing and jitter of cycles are measured separately, on clocks of the test."""
 
 import pytest
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ARG005
-"""A trace is the function: values and derivatives by its graph are those that torch finds."""
+"""A trace is its function: its graph has the values and derivatives that torch finds."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor

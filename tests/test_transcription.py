@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ARG001, ARG005
-"""The flat vector is the trajectory, the band is as wide as it says, the schemes are of order."""
+"""The flat vector is the trajectory, the band has its derived width, schemes their order."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of the user may raise anything: the message is rejected, or the robot falls back."""
+"""When functions of the user raise, the message is rejected or the robot falls back."""
 
 from dataclasses import replace
 
