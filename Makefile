@@ -32,7 +32,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## install everything into .venv (PYTHON=python3.12 names another Python)
 
-demo: $(READY)  ## drive a simulated robot over DDS (ROBOT=unicycle|bicycle|cartpole|joint_space, or PARAMS=my.yaml, ARGS="...")
+demo: $(READY)  ## drive a simulated robot over DDS (ROBOT=unicycle|omni|bicycle|cartpole|joint_space, or PARAMS=my.yaml, ARGS="...")
 	@$(VENV_PYTHON) -m mpc_banded demo $(if $(PARAMS),--params $(PARAMS),--robot $(ROBOT)) $(ARGS)
 
 test: $(READY)  ## run all tests, on all cores (ARGS="-k comb -x", one process: ARGS="-n 0")

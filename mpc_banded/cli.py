@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     pass
 
 #: Built-in robots that ``demo`` can drive.
-ROBOTS = ("unicycle", "bicycle", "cartpole", "joint_space")
+ROBOTS = ("unicycle", "omni", "bicycle", "cartpole", "joint_space")
 #: What ``new`` can start from.
 BASES = ("unicycle", "bicycle", "omni", "joints")
 #: Shapes of paths that ``demo --reference`` knows.

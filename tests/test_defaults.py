@@ -53,6 +53,14 @@ LIMITS = {
         "linear_acceleration": (-1.0, 1.0),
         "angular_acceleration": (-4.0, 4.0),
     },
+    "omni": {
+        "v": (-1.0, 1.0),
+        "vy": (-1.0, 1.0),
+        "w": (-1.8, 1.8),
+        "linear_acceleration": (-1.0, 1.0),
+        "lateral_acceleration": (-1.0, 1.0),
+        "angular_acceleration": (-4.0, 4.0),
+    },
     "bicycle": {"v": (0.0, 8.0), "acceleration": (-4.0, 3.0), "steering": (-0.5, 0.5)},
     "cartpole": {"cart": (-2.0, 2.0), "force": (-15.0, 15.0)},
     "joint_space": {
@@ -62,7 +70,11 @@ LIMITS = {
     },
 }
 #: Radius of the footprint, margin beyond it, both in m, and the penalty of the clearance.
-CLEARANCES = {"unicycle": (0.25, 0.05, (1000.0, 1000.0)), "bicycle": (1.0, 0.2, (1000.0, 1000.0))}
+CLEARANCES = {
+    "unicycle": (0.25, 0.05, (1000.0, 1000.0)),
+    "omni": (0.3, 0.05, (1000.0, 1000.0)),
+    "bicycle": (1.0, 0.2, (1000.0, 1000.0)),
+}
 
 
 @pytest.mark.parametrize(("key", "value"), PROTECTING.items())
@@ -88,11 +100,13 @@ def test_limits_of_a_robot_are_those_of_its_table_and_its_file(name):
 @pytest.mark.parametrize("name", CLEARANCES)
 def test_plan_keeps_the_margin_between_the_rim_and_an_obstacle(name):
     robot, (radius, margin, penalty) = load_robot(name), CLEARANCES[name]
-    assert (robot.radius, robot.penalties) == (radius, {"clearance": penalty})
+    assert (robot.radius, robot.penalties["clearance"]) == (radius, penalty)
     obstacles = torch.tensor([[3.0, 4.0, 0.5]], dtype=torch.float64)
     x = torch.zeros(len(robot.states), dtype=torch.float64)
     u = torch.zeros(len(robot.inputs), dtype=torch.float64)
-    free = robot.inequalities["clearance"](x, u, {"obstacles": obstacles})
+    footprint = torch.tensor([[0.0, radius]], dtype=torch.float64)
+    p = {"obstacles": obstacles, "footprint": footprint}
+    free = robot.inequalities["clearance"](x, u, p)
     np.testing.assert_allclose(free, [5.0 - 0.5 - radius - margin], atol=1e-6)
 
 

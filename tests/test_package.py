@@ -12,10 +12,12 @@ import pytest
 from catkin_pkg.changelog import get_changelog_from_path
 from catkin_pkg.package import Package, parse_package
 
+from mpc_banded.robots.robot import BUILT_IN
+
 NAME = "mpc_banded"
 EXECUTABLES = {"mpc_banded", "mpc_node", "recorder_node", "simulator_node"}
 LAUNCH_FILES = {"mpc.launch.py"}
-CONFIG_FILES = {"unicycle.yaml", "bicycle.yaml", "cartpole.yaml", "joint_space.yaml"}
+CONFIG_FILES = {f"{robot}.yaml" for robot in BUILT_IN}
 
 
 @pytest.fixture(scope="module")

@@ -181,7 +181,7 @@ def test_planar_geometry_finds_the_pose_by_name_in_any_order(states, generator):
 
 def test_only_robots_with_a_position_in_the_plane_are_planar():
     found = {name for name in BUILT_IN if load_robot(name).planar is not None}
-    assert found == {"unicycle", "bicycle"}
+    assert found == {"unicycle", "omni", "bicycle"}
     car = load_robot("bicycle")
     assert not car.planar.pivots
     assert car.planar.turning_radius({"steering": (-0.4, 0.5)}, {"wheelbase": 2.0}) == (
@@ -316,7 +316,10 @@ def test_robot_from_outside_the_package_has_its_parameters_checked(own_module):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("hovercraft", r"allowed are \['unicycle', 'bicycle', 'cartpole', 'joint_space'\]"),
+        (
+            "hovercraft",
+            r"allowed are \['unicycle', 'omni', 'bicycle', 'cartpole', 'joint_space'\]",
+        ),
         ("nowhere.to_be:found", "ModuleNotFoundError: No module named 'nowhere'"),
         ("elsewhere.slides:glider", "AttributeError: .* no attribute 'glider'"),
         ("elsewhere.broken:slider", "AttributeError: 'Robot' object has no attribute 'bogus'"),

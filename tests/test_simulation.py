@@ -13,6 +13,7 @@ from mpc_banded.robots.robot import BUILT_IN
 
 COMMANDS = {
     "unicycle": {"v": 0.7, "vy": 0.0, "w": 0.9},
+    "omni": {"v": 0.5, "vy": -0.6, "w": 0.9},
     "bicycle": {"v": 4.0, "vy": 0.0, "w": 0.5},
     "cartpole": {"force": 7.0},
     "joint_space": {

@@ -36,11 +36,15 @@ class Side(Enum):
 class Detour:
     """Chooses a side, and keeps it.
 
+    Args:
+        strafes: Whether the robot passes sideways, with its heading; it turns aside otherwise.
+
     Attributes:
         side: Side on which the reference passes; None if it is clear, or blocked on both sides.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, strafes: bool = False) -> None:
+        self._strafes = strafes
         self.side: Side | None = None
         self._clear_cycles = 0
 
@@ -84,7 +88,8 @@ class Detour:
             return dict(columns)
         assert self.side is not None
         moved = points + self.side.value * offsets[:, None] * normals
-        return {**columns, **_retimed(moved, edges, lengths, columns["yaw"])}
+        led = {**columns, **_retimed(moved, edges, lengths, columns["yaw"])}
+        return _sideways(columns, led) if self._strafes else led
 
     def _better(self, found: Mapping[Side, np.ndarray | None]) -> Side | None:
         sizes = {s: float(o.max()) for s, o in found.items() if o is not None}
@@ -137,3 +142,13 @@ def _retimed(
     at = np.concatenate([[0.0], np.cumsum(lengths)])
     columns = {"x": moved[:, 0], "y": moved[:, 1], "yaw": yaw + turned}
     return {name: np.interp(at, arc, values) for name, values in columns.items()}
+
+
+def _sideways(
+    columns: Mapping[str, np.ndarray], led: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Turn the velocity v, vy of columns that lead aside in place of the heading."""
+    turned = led["yaw"] - columns["yaw"]
+    v, vy = (columns.get(name, np.zeros(len(turned))) for name in ("v", "vy"))
+    cos, sin = np.cos(turned), np.sin(turned)
+    return {**led, "yaw": columns["yaw"], "v": cos * v - sin * vy, "vy": sin * v + cos * vy}

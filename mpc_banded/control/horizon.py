@@ -42,7 +42,7 @@ class Horizon:
         self.columns: dict[str, np.ndarray] = {}
         self.ahead: Ahead | None = None
         self._plan: tuple[Trajectory, int] | None = None
-        self._detour = Detour()
+        self._detour = Detour(self.planar.strafes)
         self.adopt(config)
 
     def adopt(self, config: Config) -> None:

@@ -335,7 +335,8 @@ def base_of(robot: Robot, parameters: Parameters) -> Base:
     """Return the abilities of a robot's base, by the names and limits of its states and inputs.
 
     ``v`` is the forward speed, ``vy`` the sideways speed and ``w`` the turn rate; the inputs that
-    ``Robot.braking`` names for them are their accelerations.
+    ``Robot.braking`` names for them are their accelerations. A base that strafes may drive any leg
+    in any direction, so that its smallest limits count.
     """
     limits = parameters.limits
 
@@ -350,11 +351,16 @@ def base_of(robot: Robot, parameters: Parameters) -> Base:
         return min(largest(rate, 1.0), largest(rate, -1.0))
 
     planar = robot.planar
+    forward, backward, change = largest("v", 1.0), largest("v", -1.0), acceleration("v")
+    if planar is not None and planar.strafes:
+        forward = backward = min(forward, backward, largest("vy", 1.0), largest("vy", -1.0))
+        change = min(change, acceleration("vy"))
+    fastest = parameters.model.get("max_speed", math.inf)
     return Base(
         MotionLimits(
-            largest("v", 1.0),
-            largest("v", -1.0),
-            acceleration("v"),
+            min(forward, fastest),
+            min(backward, fastest),
+            change,
             min(largest("w", 1.0), largest("w", -1.0)),
             acceleration("w"),
             parameters.command_lead,

@@ -26,7 +26,7 @@ from mpc_banded.robots import messages, modules
 from mpc_banded.robots.messages import CommandTopic, ReferenceTopic, StateTopic, Values
 from mpc_banded.robots.planar import Limits, Planar
 
-BUILT_IN = ("unicycle", "bicycle", "cartpole", "joint_space")
+BUILT_IN = ("unicycle", "omni", "bicycle", "cartpole", "joint_space")
 
 
 #: Units of the names that ROS gives a meaning to (REP 103).

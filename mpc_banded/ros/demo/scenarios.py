@@ -15,7 +15,7 @@ import numpy as np
 
 from mpc_banded.control.config import Config
 from mpc_banded.control.path import PathReference
-from mpc_banded.offline.drive import Run, Target, tracking_error
+from mpc_banded.offline.drive import SETTLING_S, Run, Target, tracking_error
 from mpc_banded.ros.demo.references import (
     Reference,
     motion,
@@ -59,9 +59,11 @@ def lane_change() -> np.ndarray:
     return np.column_stack([x, 3.0 * share**3 * (10.0 - 15.0 * share + 6.0 * share**2)])
 
 
-def along(points: np.ndarray) -> Callable[[Config], Reference]:
+def along(points: np.ndarray, yaw: float | None = None) -> Callable[[Config], Reference]:
     """Follow a path through positions (M, 2) in m."""
-    return lambda config: path(config, with_headings(points))
+    if yaw is None:
+        return lambda config: path(config, with_headings(points))
+    return lambda config: path(config, np.column_stack([points, np.full(len(points), yaw)]))
 
 
 #: Joint angles of the arm in rad as multiples of a fan-shaped posture, and when they are reached.
@@ -86,6 +88,15 @@ def upright_since(run: Run) -> float:
     return float(run.state_times[tilted].max(initial=0.0)) if not tilted[-1] else math.inf
 
 
+#: Heading in rad that the omnidirectional base keeps all the way.
+OMNI_YAW = 0.5
+
+
+def largest_turn(run: Run) -> float:
+    """Return how far the heading is from OMNI_YAW at most after the first 3 s, in rad."""
+    return float(np.abs(run.state("yaw") - OMNI_YAW)[run.state_times > SETTLING_S].max())
+
+
 ALWAYS: Demands = {
     "every command within its bounds": lambda s, _: s["bound_violations"] == 0,
     "node and simulator ended with code 0": lambda s, _: not any(s["exit_codes"]),
@@ -98,6 +109,17 @@ SCENARIOS = {
             "RMS error below 0.05 m away from the obstacle": lambda s, _: (
                 s["rms_tracking_error_m"] < 0.05
             ),
+            "no contact": lambda s, _: s["min_obstacle_clearance_m"] > 0.0,
+        },
+    ),
+    "omni": Scenario(
+        along(figure_of_eight(), yaw=OMNI_YAW),
+        20.0,
+        {
+            "RMS error below 0.05 m away from the obstacle": lambda s, _: (
+                s["rms_tracking_error_m"] < 0.05
+            ),
+            "heading within 0.1 rad after 3 s": lambda _, run: largest_turn(run) < 0.1,
             "no contact": lambda s, _: s["min_obstacle_clearance_m"] > 0.0,
         },
     ),
