@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks a parameter file as the node reads it, and describes the problem that it makes."""
+"""Checks a parameter file as the node reads it, and describes its problem."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpc_banded.control.loop import ControlLoop
 
 #: Exit codes.
 DONE, REFUSED = 0, 2
-#: What is added where the types of messages cannot be looked for.
+#: Remark if the types of messages cannot be checked.
 NO_ROS = "  ROS is not installed here, so whether the types of its messages are was not checked"
 
 
@@ -44,7 +44,7 @@ def run_check(file: Path, as_json: bool) -> int:
 
 
 def _find_messages(loop: ControlLoop) -> bool:
-    """Look for the types of all topics where ROS is installed, and return whether it is.
+    """Check the types of all topics if ROS is installed; returns whether it is.
 
     Raises:
         ValueError: The package of a type is not installed, so the node would refuse to start.

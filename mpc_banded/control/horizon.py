@@ -112,7 +112,7 @@ class Horizon:
         return columns
 
     def _planned_way(self, state: np.ndarray, effect_ns: int, times: np.ndarray) -> np.ndarray:
-        """Where the last plan takes the robot, x, y, yaw (N + 1, 3); it stands without one."""
+        """Return the poses x, y, yaw (N + 1, 3) of the last plan; without one the robot stands."""
         here = self.planar.poses(state)
         if self._plan is None:
             return np.tile(here, (len(times), 1))

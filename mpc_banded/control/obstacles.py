@@ -83,6 +83,6 @@ class Obstacles:
         return Ahead(circles, clouds, ways[0][0], self._footprint)
 
     def _rows(self, now_ns: int) -> np.ndarray:
-        """All circles at ``now_ns`` as x, y, radius, vx, vy, (M, 5)."""
+        """Return all circles at ``now_ns`` as x, y, radius, vx, vy, (M, 5)."""
         seen = [source.seen(now_ns).rows for source in self._sources.values()]
         return np.concatenate([self._static, *seen])

@@ -158,7 +158,7 @@ def _values(path: Path, sections: list[Section]) -> dict[str, Value]:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a parameter is one that rclpy or the lifecycle node declares itself."""
+    """Return whether rclpy or the lifecycle node declares a parameter itself."""
     return name in FLAGS or name.startswith(FOREIGN_SECTION)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was heard of one run, and the metrics that judge it."""
+"""The messages of one run, and the metrics that judge it."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Target:
 
 @dataclass
 class Run:
-    """What was heard of one run; times in seconds on one clock.
+    """The messages of one run; times are in seconds on one clock.
 
     Attributes:
         states: (time, name -> value) of each state message.
         commands: (time, name -> value) of each command message.
-        telemetry: Name of the figure -> list of (time, value).
-        started_s: When the robot began to drive.
+        telemetry: Name of a metric -> list of (time, value).
+        started_s: Time at which the robot began to drive.
     """
 
     states: list[tuple[float, Mapping[str, float]]] = field(default_factory=list)
@@ -54,16 +54,16 @@ class Run:
     started_s: float = 0.0
 
     def state(self, name: str) -> np.ndarray:
-        """Return one value of all states, (M,)."""
+        """Return one state over time, (M,)."""
         return np.array([values[name] for _, values in self.states])
 
     @property
     def state_times(self) -> np.ndarray:
-        """Seconds since the start of each state, (M,)."""
+        """Times of the states since the start, (M,) in s."""
         return np.array([time for time, _ in self.states]) - self.started_s
 
     def figure(self, name: str) -> np.ndarray:
-        """Values of one telemetry figure while driving, (K,)."""
+        """Return the values of one metric while the robot drives, (K,)."""
         pairs = self.telemetry.get(name, [])
         return np.array([value for time, value in pairs if time >= self.started_s])
 
@@ -114,10 +114,10 @@ def _rms(values: np.ndarray) -> float | None:
 def tracking_error(run: Run, target: PathReference | Target) -> np.ndarray | None:
     """Return the distance from a path in m, or the largest of a state from its target; (M,).
 
-    A goal in the plane counts as a place, and a target that moves counts where it is at the time.
+    A goal in the plane counts by its position, and a moving target by its place at that time.
 
     Returns:
-        None where there is nothing to be at.
+        None if there is neither a path nor a target.
     """
     if isinstance(target, Target):
         if not target.values:
@@ -132,7 +132,7 @@ def tracking_error(run: Run, target: PathReference | Target) -> np.ndarray | Non
 
 
 def _wanted(target: Target, name: str, run: Run) -> np.ndarray:
-    """The value that a state should have at each time, (M,)."""
+    """Return the value that a state should have at each time, (M,)."""
     if target.times_s is None:
         return np.full(len(run.states), target.values[name])
     return np.interp(run.state_times, target.times_s, target.columns[name])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Picture of one run: from above, and every state and command over time within its limits."""
+"""Plots one run: the view from above, and each state and command over time with its limits."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from matplotlib.figure import Figure  # isort: skip
 from matplotlib.patches import Circle  # isort: skip
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter  # isort: skip
 
-#: Lines in one panel at most.
+#: Most lines in one panel.
 MOST_LINES = 8
-#: A limit is drawn where it lies no further from the data than this many times their range.
+#: A limit is drawn if its distance from the data is at most this multiple of their range.
 NEAR_LIMIT = 3.0
-#: Clearance in m from which on it is not drawn.
+#: Clearance in m above which it is not drawn.
 FAR = 2.0
 
 
@@ -37,9 +37,9 @@ class Panel:
     """States or commands that share a unit and limits.
 
     Attributes:
-        names: At least one.
-        unit: Empty if it is unknown.
-        limits: Lower and upper, infinite where there are none.
+        names: At least one name.
+        unit: Unit; empty if unknown.
+        limits: Lower and upper limit, infinite if there are none.
         is_command: Whether they are values of the command.
     """
 
@@ -89,9 +89,9 @@ def plot(run: Run, config: Config, target: PathReference | Target, title: str, f
     """Draw a run into a PNG.
 
     Args:
-        run: What was heard.
+        run: The messages of the run.
         config: Configuration of the robot: names, units, limits and obstacles.
-        target: What the robot was to follow or reach.
+        target: Path or values that the robot had to follow or reach.
         title: Headline.
         file: The picture.
     """
@@ -207,7 +207,7 @@ def _draw_panel(
 
 
 def _draw_wanted(axes: Axes, name: str, target: PathReference | Target, color: str) -> None:
-    """Draw where a state should be, dashed."""
+    """Draw the wanted values of a state, dashed."""
     if not isinstance(target, Target) or name not in target.values:
         return
     if target.times_s is None:
@@ -217,7 +217,7 @@ def _draw_wanted(axes: Axes, name: str, target: PathReference | Target, color: s
 
 
 def _first_point(values: Mapping[str, float]) -> dict[str, float]:
-    """Velocities of the first point of a trajectory; any other command as it is."""
+    """Return velocities of the first point of a trajectory; any other command as it is."""
     first = min((name.partition("@")[2] for name in values), key=_seconds, default="")
     suffix = f"_velocity@{first}"
     if not first:

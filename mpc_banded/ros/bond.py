@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bond with Nav2's lifecycle manager: a heartbeat that tells it that the node is alive.
+"""Keeps a bond with Nav2's lifecycle manager, a heartbeat that shows that the node is alive.
 
 The protocol is that of bondcpp (github.com/ros/bond_core): both ends of a bond publish their
-status on one topic with the same ``id``, and each breaks it by saying that it is no longer active.
-As in Nav2's servers, a manager that falls silent does not end the node.
+status on one topic with the same ``id``, and each breaks it by a status that is no longer active.
+As in Nav2's servers, the node goes on if the manager falls silent.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from rclpy.subscription import Subscription
 from rclpy.timer import Timer
 
 TOPIC = "bond"
-#: Constants of bondcpp and of Nav2's lifecycle node: how long the first sign of the other end is
-#: waited for, and the silence that this end announces to bear, in s.
+#: Constants of bondcpp and of Nav2's lifecycle node: the wait for the first status of the other
+#: end, and the longest silence that this end announces to accept, in s.
 CONNECT_TIMEOUT_S, HEARTBEAT_TIMEOUT_S = 10.0, 4.0
-#: How long the end of the bond waits at most until the other end knows of it, in s.
+#: Longest wait until the other end knows that the bond has ended, in s.
 FAREWELL_S = 0.1
 #: Shortest period of the heartbeat, in s.
 SHORTEST_S = 0.01
@@ -47,7 +47,7 @@ class Bond:
         self._subscription: Subscription[Any] | None = None
 
     def form(self) -> None:
-        """Begin to show that the node is alive."""
+        """Start the heartbeat."""
         self._own, self._other = str(uuid.uuid4()), ""
         self._begun_s = time.monotonic()
         self._publisher = self._node.create_publisher(self._status, TOPIC, 5)

@@ -26,9 +26,9 @@ from mpc_banded.control.tick import Reason, Tick
 from mpc_banded.robots import messages
 
 ACTION = "follow_path"
-#: For how long the result of a goal is kept, in s. A client that replans sends goals all the time.
+#: Time for which the result of a goal is kept, in s; a client that replans sends many goals.
 RESULT_KEPT_S = 10
-#: Reasons of a goal that gets on.
+#: Reasons of a goal that makes progress.
 WELL = (Reason.DRIVING, Reason.PLANNING, Reason.FOLLOWING, Reason.ARRIVED)
 #: Error codes of other reasons, once they have lasted too long.
 ERRORS = {
@@ -39,10 +39,10 @@ ERRORS = {
 
 
 class DeferredServer(ActionServer):  # type: ignore[type-arg]
-    """An action server whose goals are executed in the cycles of the node, and end when it says.
+    """An action server whose goals are executed in the cycles of the node, which ends them.
 
-    As rclpy means it, a callback executes a goal from beginning to end. One that waits meanwhile
-    needs a thread of its own, or is polled without a pause by the executor.
+    In rclpy's own server a callback executes a goal from beginning to end. If it waits meanwhile, it
+    needs a thread of its own, or the executor polls it without a pause.
     """
 
     def notify_execute(self, goal_handle: Any, execute_callback: Any) -> None:
@@ -53,8 +53,8 @@ class DeferredServer(ActionServer):  # type: ignore[type-arg]
 
         Args:
             goal_handle: The goal.
-            end: Brings it into its last state.
-            result: For its client.
+            end: Function that brings it into its last state.
+            result: Result for its client.
         """
 
         def execute(_: Any) -> Any:
@@ -73,14 +73,14 @@ class FollowPath:
     """Serves the action for a task.
 
     One goal is followed at a time; a newer one takes over, with the progress on the path of the
-    one before. Once a client has been seen, paths come from goals alone, and the node is silent
-    while there is none: other nodes may drive the robot then.
+    one before. Once there has been a client, paths come from goals alone, and without a goal the
+    node sends no commands: other nodes may drive the robot then.
 
     Args:
         node: The node.
         loop: The control loop that follows the paths.
         hand_over: Hands a path to the loop; returns why it was rejected, or None.
-        begin: Called before the robot is driven after a pause.
+        begin: Called before the robot is driven again after a pause.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class FollowPath:
 
     @property
     def has_client(self) -> bool:
-        """Whether a client has been seen."""
+        """Whether there has been a client."""
         if not self._has_client and self._node.count_subscribers(self._heard_by):
             self._has_client = True
             self._node.get_logger().info(
@@ -136,7 +136,7 @@ class FollowPath:
         return self._has_client
 
     def report(self, tick: Tick, header: Header) -> None:
-        """Tell the client what a cycle did, and end the goal if that was its last.
+        """Send feedback on a cycle to the client, and end the goal if that was its last.
 
         Args:
             tick: The newest tick.
@@ -208,7 +208,7 @@ class FollowPath:
             self._end(self._goal.canceled)
 
     def _error(self, tick: Tick) -> str:
-        """Return the error code of a goal that has not got on for too long, or an empty one."""
+        """Return the error code of a goal without progress for too long; empty otherwise."""
         if tick.code in WELL:
             self._trouble_since_ns = None
             return ""
@@ -228,7 +228,7 @@ class FollowPath:
         self._forget_path()
 
     def _end(self, end: Callable[[], None], error: str = "NONE", why: str = "") -> None:
-        """End the goal; one whose client has asked for that is canceled."""
+        """End the goal, as canceled if its client has asked for that."""
         goal, self._goal = self._goal, None
         result = self._type.Result()
         _fill(result, error_code=getattr(self._type.Result, error, 0), error_msg=why)
@@ -259,7 +259,7 @@ class FollowPath:
 
 
 def _fill(message: Any, **values: Any) -> None:
-    """Set those fields that a message has."""
+    """Set the fields that a message has."""
     for name, value in values.items():
         if hasattr(message, name):
             setattr(message, name, value)

@@ -60,7 +60,7 @@ def installed_types(topics: Mapping[str, str]) -> dict[str, Any]:
 
 
 def is_unreliable(kind: str) -> bool:
-    """Whether messages of a type are published with best effort, so that others hear nothing."""
+    """Return whether messages of a type are published with best effort."""
     return kind in _UNRELIABLE
 
 

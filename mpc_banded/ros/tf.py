@@ -36,14 +36,14 @@ class _TransformBuffer:
         self._listener = tf2_ros.TransformListener(self._buffer, node)
 
     def at(self, target: str, source: str, stamp_ns: int) -> tuple[float, float, float]:
-        """The pose at a time; the newest one where tf does not reach that far."""
+        """Return the pose at a time, or the newest one if tf does not reach that far."""
         try:
             return self._look_up(target, source, Time(nanoseconds=stamp_ns))
         except self._transform_error:
             return self(target, source)
 
     def __call__(self, target: str, source: str) -> tuple[float, float, float]:
-        """The newest pose."""
+        """Return the newest pose."""
         try:
             return self._look_up(target, source, Time())
         except self._transform_error as error:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Robots to start from: a module and a parameter file each, which ``mpc_banded new`` copies.
 
-They are what a user's own robot is, and are tested as such. In a copy the name of the robot takes
-the place of ``my_<base>``.
+They are tested like robots of users. In a copy, the name of the robot replaces ``my_<base>``.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import keyword
 from importlib import resources
 from pathlib import Path
 
-#: What a robot can start from, and what it is, in words.
+#: Name of a base to start from -> its description.
 BASES = {
     "unicycle": "turns on the spot, as with two driven wheels",
     "bicycle": "steers like a car",
@@ -26,10 +25,10 @@ class NewRobotError(ValueError):
 
 
 def write_robot(folder: Path, base: str) -> tuple[Path, Path]:
-    """Write a robot that is named after its folder; all of it, or nothing.
+    """Write a robot that is named after its folder, completely or not at all.
 
     Args:
-        folder: Made if it does not exist.
+        folder: Folder, created if it does not exist.
         base: A key of ``BASES``.
 
     Returns:

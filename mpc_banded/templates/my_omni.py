@@ -63,12 +63,12 @@ def keep_clear(x, u, p):
 
 
 def command(x, u, model):
-    """Velocities that the plan reaches a moment later."""
+    """Return the velocities that the plan reaches a moment later."""
     return {"v": x[3], "vy": x[4], "w": x[5]}
 
 
 def actuate(x, command, model):
-    """Accelerations of a base that follows its velocities with a lag: for the simulator."""
+    """Return the accelerations of a base that follows its velocities with a lag."""
     return np.array([command["v"] - x[3], command["vy"] - x[4], command["w"] - x[5]]) / LAG
 
 

@@ -57,12 +57,12 @@ def keep_clear(x, u, p):
 
 
 def command(x, u, model):
-    """Velocities that the plan reaches a moment later."""
+    """Return the velocities that the plan reaches a moment later."""
     return {"v": x[3], "w": x[4]}
 
 
 def actuate(x, command, model):
-    """Accelerations of a base that follows its velocities with a lag: for the simulator."""
+    """Return the accelerations of a base that follows its velocities with a lag."""
     return np.array([command["v"] - x[3], command["w"] - x[4]]) / LAG
 
 

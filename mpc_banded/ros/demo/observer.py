@@ -89,9 +89,9 @@ class Monitor:
 
     Attributes:
         run: States, commands and telemetry so far.
-        facts: What the node said last in its diagnostics, by name, and in "message".
-        first_s: When the first state, cycle and command other than the stop were heard, by these
-            words, on the clock of the messages.
+        facts: The newest values in the node's diagnostics by name, and its sentence as "message".
+        first_s: Times of the first "state", "cycle" and "command" other than the stop, on the
+            clock of the messages.
     """
 
     def __init__(self, config: Config, recording: Recording) -> None:
@@ -146,7 +146,7 @@ class Monitor:
                 self.first_s.setdefault("cycle", now_s)
 
     def _moves(self, command: Mapping[str, float]) -> bool:
-        """Whether a command is not the one that stops the robot where it is."""
+        """Return whether a command differs from the one that stops the robot where it is."""
         return any(
             value != self._stop.get(name, 0.0)
             for name, value in command.items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""References that a demo can send to any robot: shapes, goals, and what a CSV file holds."""
+"""References that a demo can send to any robot: shapes, goals, and those of CSV files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mpc_banded.offline.drive import Target
 from mpc_banded.robots import messages
 from mpc_banded.robots.planar import Planar
 
-#: How long a shape takes, about, and a line, in s.
+#: Approximate duration of a shape, and of a line, in s.
 SHAPE_S, LINE_S = 25.0, 10.0
 #: Curves of a shape are wider than the turning radius by this factor.
 ROOM = 1.3
@@ -32,9 +32,9 @@ ROOM = 1.3
 EIGHT_LENGTH, EIGHT_RADIUS = 6.0972, 0.2087
 #: Distance of the points of a shape, as a share of its length.
 STEP = 1.0 / 600.0
-#: Distance of the points at which a motion is judged and drawn, in s.
+#: Time between the points at which a motion is judged and drawn, in s.
 SHOWN_S = 0.02
-#: Farthest and shortest move of a joint without a word of the user, in rad or m.
+#: Farthest and shortest default move of a joint, in rad or m.
 FARTHEST_MOVE, SHORTEST_MOVE_S = 0.5, 2.0
 
 
@@ -44,14 +44,14 @@ class UnfitReferenceError(ValueError):
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference that is published once, and what it means.
+    """The reference that is published once, and its target.
 
     Attributes:
         topic: Relative name of its topic.
         kind: Type of its message.
         message: Makes the message from the time of publication.
-        target: What the states are judged by.
-        duration_s: How long it takes at the wanted speed.
+        target: Path or values by which the states are judged.
+        duration_s: Duration at the wanted speed.
     """
 
     topic: str
@@ -106,7 +106,7 @@ def motion(
         config: Configuration of the robot.
         times_s: Increasing times (M,) from the start, in s.
         columns: Name of a joint, or ``<name>_velocity`` -> values (M,).
-        topic: Where it is sent.
+        topic: Topic to publish it on.
     """
     begin = dict(zip(config.robot.states, config.initial_state().tolist(), strict=True))
     unit = joint_unit(config)
@@ -143,7 +143,7 @@ def reference_of(config: Config, words: Sequence[str]) -> Reference | None:
         words: One of the shapes, ``goal X Y YAW``, or the name of a CSV file.
 
     Returns:
-        None for a robot that needs no reference, or takes none that we know how to fill.
+        None for a robot that needs no reference, or takes none of a known type.
 
     Raises:
         UnfitReferenceError: It does not fit the robot, or cannot be read.
@@ -177,13 +177,13 @@ def reference_of(config: Config, words: Sequence[str]) -> Reference | None:
 
 
 def start_of(config: Config) -> tuple[float, float, float]:
-    """Pose x, y, yaw at which the simulated robot begins."""
+    """Return the pose x, y, yaw at which the simulated robot begins."""
     planar = config.robot.planar
     return planar.pose(config.initial_state()) if planar else (0.0, 0.0, 0.0)
 
 
 def radius_of(config: Config) -> float:
-    """Smallest turning radius in m; 0 if the base turns on the spot, or if it is unknown."""
+    """Return the smallest turning radius in m; 0 if it is unknown or the base can pivot."""
     planar = config.robot.planar or Planar((0, 1))
     return planar.turning_radius(config.parameters.limits, config.parameters.model)
 
@@ -192,13 +192,13 @@ def radius_of(config: Config) -> float:
 
 
 def line(config: Config) -> np.ndarray:
-    """Straight ahead."""
+    """Return a line straight ahead."""
     length = config.parameters.reference_speed * LINE_S
     return _placed(config, np.column_stack([np.linspace(0.0, length, 100), np.zeros(100)]))
 
 
 def figure8(config: Config) -> np.ndarray:
-    """Lemniscate of Gerono, once round."""
+    """Return a lemniscate of Gerono, once around."""
     length = config.parameters.reference_speed * SHAPE_S
     half_width = max(length / EIGHT_LENGTH, ROOM * radius_of(config) / EIGHT_RADIUS)
     t = np.linspace(0.0, math.tau, round(1.0 / STEP))
@@ -207,7 +207,7 @@ def figure8(config: Config) -> np.ndarray:
 
 
 def square(config: Config) -> np.ndarray:
-    """Four sides, with corners as round as the base needs them."""
+    """Return four sides, with corners as round as the base needs them."""
     planar = config.robot.planar
     side = config.parameters.reference_speed * SHAPE_S / 4.0
     corner = ROOM * radius_of(config)
@@ -255,13 +255,13 @@ def with_headings(points: np.ndarray) -> np.ndarray:
 
 
 def joints_of(config: Config) -> list[str]:
-    """Columns of the reference that are positions."""
+    """Return the columns of the reference that are positions."""
     names = config.robot.reference
     return [name for name in names if not _is_rate(name, names)]
 
 
 def joint_unit(config: Config) -> str:
-    """Unit of the joints of the reference; empty if unknown, or if they differ."""
+    """Return the unit of the joints of the reference; empty if unknown, or if they differ."""
     units = {config.robot.unit(name) for name in joints_of(config)}
     return units.pop() if len(units) == 1 else ""
 
@@ -270,7 +270,7 @@ def postures(config: Config, topic: str) -> Reference | None:
     """Move each joint to one side, to the other, and to rest between them.
 
     Returns:
-        None for a robot that comes to rest at zero by itself, and begins elsewhere.
+        None for a robot that moves to zero without a reference, and begins elsewhere.
     """
     robot, limits = config.robot, config.parameters.limits
     begin = dict(zip(robot.states, config.initial_state().tolist(), strict=True))

@@ -44,11 +44,11 @@ from mpc_banded.ros.demo.scenarios import (
 
 #: Exit codes: all demands are met, one is not, there was no drive.
 DONE, MISSED, REFUSED = 0, 1, 2
-#: How long a node that runs its cycles may stand until the demo gives up, in seconds.
+#: Time in s for which a running node may stand still until the demo gives up.
 PATIENCE_S = 30.0
-#: How long the demo waits for the end of a process, in seconds.
+#: Longest wait for the end of a process, in s.
 FAREWELL_S = 10.0
-#: How often it says what it is waiting for, and from when on a start was slow, in seconds.
+#: Time in s between messages while it waits; a start that takes longer counts as slow.
 REPEAT_S, SLOW_START_S = 15.0, 10.0
 COLUMNS = (
     TextColumn("{task.description}"),
@@ -68,7 +68,7 @@ class Drive:
 
     Attributes:
         run: States, commands and telemetry.
-        facts: What the diagnostics of the node said last.
+        facts: The newest diagnostics of the node.
         starts_s: Times from the start of the processes to the first state, cycle and command.
         exit_codes: Exit codes of simulator and node.
     """
@@ -92,8 +92,8 @@ def run_demo(
         robot: Name of a built-in scenario, which has its own parameter file; or None.
         params: Parameter file of any robot, if ``robot`` is None.
         words: The reference (references.py); empty leaves it to the scenario or the kind of robot.
-        duration_s: How long to drive; None takes the scenario's.
-        output: Folder of the results; it is replaced when all of them are there, and not before.
+        duration_s: Duration of the drive; None takes the scenario's.
+        output: Folder of the results; it is replaced once all of them are complete.
     """
     console = Console(highlight=False)
     try:

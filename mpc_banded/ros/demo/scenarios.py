@@ -25,7 +25,7 @@ from mpc_banded.ros.demo.references import (
 )
 
 Summary = Mapping[str, Any]
-#: True if it is fulfilled; False, or a text that says by how much not.
+#: True if a demand is met; False, or a text that says by how much it is missed.
 Verdict = bool | str
 Demands = dict[str, Callable[[Summary, Run], Verdict]]
 
@@ -35,10 +35,10 @@ class Scenario:
     """The task of a robot.
 
     Attributes:
-        reference: Makes the reference from the configuration, or only says what the states are
-            judged by if the robot needs none.
-        duration_s: How long it drives.
-        demands: Sentence -> whether summary and run fulfil it.
+        reference: Makes the reference from the configuration, or only the target of the states
+            if the robot needs no reference.
+        duration_s: Duration of the drive.
+        demands: Sentence -> function that says whether summary and run meet it.
     """
 
     reference: Callable[[Config], Reference | Target]
@@ -47,13 +47,13 @@ class Scenario:
 
 
 def figure_of_eight() -> np.ndarray:
-    """Lemniscate of Gerono, 5 m wide, one and a half times round; (M, 2) in m."""
+    """Return a lemniscate of Gerono, 5 m wide, one and a half times around; (M, 2) in m."""
     angle = np.linspace(0.0, 3.0 * np.pi, 900)
     return np.column_stack([2.5 * np.sin(angle), 2.5 * np.sin(angle) * np.cos(angle)])
 
 
 def lane_change() -> np.ndarray:
-    """Straight on, then 3 m to the left between 45 m and 65 m; (M, 2) in m."""
+    """Return a line that shifts 3 m to the left between 45 m and 65 m; (M, 2) in m."""
     x = np.linspace(0.0, 130.0, 800)
     share = np.clip((x - 45.0) / 20.0, 0.0, 1.0)
     return np.column_stack([x, 3.0 * share**3 * (10.0 - 15.0 * share + 6.0 * share**2)])
@@ -152,11 +152,11 @@ SCENARIOS = {
 
 #: Change of a state that counts as a move.
 MOVED = 0.01
-#: Distance in rad or m from where a joint should be at the end.
+#: Largest error of a joint at the end, in rad or m.
 JOINT_TOLERANCE = 0.05
-#: Seconds that a reference may take longer than at full speed, and the share of its time.
+#: Extra time for a reference beyond that at full speed, in s, and as a share of its time.
 EXTRA_S, EXTRA_SHARE = 8.0, 0.3
-#: How long a robot without a reference drives.
+#: Duration of a drive without a reference, in s.
 ALONE_S = 10.0
 
 
@@ -166,7 +166,7 @@ def scenario_of(config: Config, words: Sequence[str], duration_s: float | None) 
     Args:
         config: Configuration of the robot.
         words: The reference, as ``reference_of`` takes it.
-        duration_s: How long it drives; None leaves enough time for the reference.
+        duration_s: Duration of the drive; None leaves enough time for the reference.
 
     Raises:
         UnfitReferenceError: The reference does not fit the robot.
