@@ -14,14 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from mpc_banded import __version__
-
-if TYPE_CHECKING:
-    pass
 
 #: Built-in robots that ``demo`` can drive.
 ROBOTS = ("unicycle", "omni", "bicycle", "cartpole", "joint_space")

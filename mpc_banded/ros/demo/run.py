@@ -47,7 +47,7 @@ DONE, MISSED, REFUSED = 0, 1, 2
 #: Time in s for which a running node may stand still until the demo gives up.
 PATIENCE_S = 30.0
 #: Longest wait for the end of a process, in s.
-FAREWELL_S = 10.0
+FAREWELL_S = 30.0
 #: Time in s between messages while it waits; a start that takes longer counts as slow.
 REPEAT_S, SLOW_START_S = 15.0, 10.0
 COLUMNS = (
@@ -138,7 +138,7 @@ def _results(
     sent = made if isinstance(made, Reference) else None
     target = made.target if isinstance(made, Reference) else made
     duration_s = duration_s or scenario.duration_s
-    drive = _drive(config, file, sent, duration_s, folder / "bag", console)
+    drive = _drive(config, file, sent, duration_s, scenario.until_arrival, folder / "bag", console)
     summary: dict[str, Any] = {"robot": config.robot.name}
     summary |= summarise(drive.run, config, target) | _remarks(drive)
     text = json.dumps(summary, indent=2) + "\n"
@@ -240,6 +240,7 @@ def _drive(
     file: Path,
     reference: Reference | None,
     duration_s: float,
+    until_arrival: bool,
     bag: Path,
     console: Console,
 ) -> Drive:
@@ -263,6 +264,8 @@ def _drive(
                     _check_alive(processes)
                     observer.spin_once(0.05)
                     progress.update(task, completed=passed_s, line=monitor.line())
+                    if until_arrival and monitor.facts.get("code") == "ARRIVED":
+                        break
         finally:
             observer.close()
     if not (monitor.run.states and monitor.run.figure("solve_time_ms").size):

@@ -39,11 +39,13 @@ class Scenario:
             if the robot needs no reference.
         duration_s: Duration of the drive.
         demands: Sentence -> function that says whether summary and run meet it.
+        until_arrival: Whether the drive ends once the node says that the robot has arrived.
     """
 
     reference: Callable[[Config], Reference | Target]
     duration_s: float
     demands: Demands = field(default_factory=dict)
+    until_arrival: bool = False
 
 
 def figure_of_eight() -> np.ndarray:
@@ -194,7 +196,7 @@ def scenario_of(config: Config, words: Sequence[str], duration_s: float | None) 
         demands |= _at_rest(reference.target, driven_s)
     elif is_long_enough:
         demands |= _at_goal(config, reference.target)
-    return Scenario(lambda _: reference, driven_s, demands)
+    return Scenario(lambda _: reference, driven_s, demands, until_arrival=duration_s is None)
 
 
 def _moved(_: Summary, run: Run) -> Verdict:
