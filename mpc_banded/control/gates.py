@@ -250,7 +250,9 @@ class NotArrived:
             self._checker.reset()
         ended = reference.ended(1e-9 * instant.effect_ns)
         path = inner(reference)
-        left = path.left if isinstance(path, PathReference) else 0.0
+        left = 0.0
+        if isinstance(path, PathReference):
+            left = path.length - (path.progress or 0.0)
         if not self._checker.check(goal, values, ended, instant.now_ns, left):
             return None
         x, y, yaw = goal

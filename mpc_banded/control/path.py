@@ -93,11 +93,6 @@ class LegReference:
         """Distance driven in m; None before the first search for the base."""
         return None if self._along is None else float(self._begins[self._leg] + self._along)
 
-    @property
-    def left(self) -> float:
-        """Way to the end in m."""
-        return self.length - (self.progress or 0.0)
-
     def distance(self, position: np.ndarray) -> float:
         """Return the distance in m from a position (2,) to the whole path."""
         return float(min(leg.project(np.asarray(position))[0].min() for leg in self.legs))
@@ -193,10 +188,8 @@ class LegReference:
             return
         from_end = self.length - (before.length - before.progress)
         index, s = self._place(from_end)
-        if (
-            math.dist(self._point(index, s), before._point(before._leg, before._along or 0.0))
-            > AWAY
-        ):
+        there = before._point(before._leg, before._along or 0.0)
+        if math.dist(self._point(index, s), there) > AWAY:
 
             def error(place: tuple[int, float]) -> float:
                 return abs(self._begins[place[0]] + place[1] - from_end)
