@@ -47,11 +47,12 @@ fuzz: $(READY)  ## feed readers, parameter files and command lines with nonsense
 soak: $(READY)  ## random cycles of all robots, offline, on all cores; goes on where it stopped (ARGS="--seed 7")
 	@PYTHONPATH=tests $(VENV_PYTHON) tests/soak.py $(ARGS)
 
-bench: $(READY)  ## all figures, about an hour (ARGS="--task bicycle50 --peers mpc_banded,acados")
+bench: $(READY)  ## all figures, about two hours (ARGS="--task bicycle50 --peers mpc_banded,acados")
 	@$(VENV_PYTHON) -m benchmarks $(ARGS)
 	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.hessian_study)
 	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.performance)
 	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.node)
+	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.drill)
 
 lint: $(READY)  ## ruff and mypy
 	@$(VENV_PYTHON) -m ruff check .

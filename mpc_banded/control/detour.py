@@ -9,6 +9,7 @@ the reference is clear again, so that the robot does not dither.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import Enum
 
@@ -22,6 +23,10 @@ FARTHEST, STEP = 2.5, 0.05
 SLOPE = 1.0
 #: The reference changes sides if the other side needs less than this share of the move.
 BETTER = 0.5
+#: Length of the chords that give the direction of the reference, in m.
+CHORD = 0.3
+#: How far along the way around the robot may be already, in m.
+AHEAD = 0.5
 #: Times the reference must be clear in a row until the side is forgotten.
 CLEAR_CYCLES = 10
 
@@ -49,7 +54,11 @@ class Detour:
         self._clear_cycles = 0
 
     def lead(
-        self, columns: Mapping[str, np.ndarray], obstacles: Ahead, clearance: float
+        self,
+        columns: Mapping[str, np.ndarray],
+        obstacles: Ahead,
+        clearance: float,
+        robot: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Return the columns of a planar reference, moved to one side of the obstacles on it.
 
@@ -57,6 +66,7 @@ class Detour:
             columns: Columns with x, y, yaw (N + 1,), in m and rad.
             obstacles: Obstacles at these times.
             clearance: Distance that the rim of the robot keeps from each of them, in m.
+            robot: Its position (2,) in m.
         """
         points = np.stack([columns["x"], columns["y"]], axis=1)
         edges = np.diff(points, axis=0)
@@ -73,10 +83,7 @@ class Detour:
                 self.side = None
             return dict(columns)
         self._clear_cycles = 0
-        last = int(np.flatnonzero(moving)[-1])
-        tangents = edges / np.maximum(lengths, 1e-9)[:, None]
-        tangents = np.vstack([tangents, tangents[last]])
-        tangents[last + 1 :] = tangents[last]
+        tangents = _tangents(points, lengths)
         normals = np.stack([-tangents[:, 1], tangents[:, 0]], axis=1)
         found = {
             side: _offsets(poses, side.value * normals, obstacles, clearance, lengths, moving)
@@ -87,8 +94,8 @@ class Detour:
         if offsets is None:
             return dict(columns)
         assert self.side is not None
-        moved = points + self.side.value * offsets[:, None] * normals
-        led = {**columns, **_retimed(moved, edges, lengths, columns["yaw"])}
+        moved = _unfolded(points + self.side.value * offsets[:, None] * normals, tangents)
+        led = {**columns, **_retimed(moved, edges, lengths, columns["yaw"], robot)}
         return _sideways(columns, led) if self._strafes else led
 
     def _better(self, found: Mapping[Side, np.ndarray | None]) -> Side | None:
@@ -99,6 +106,31 @@ class Detour:
         if self.side in sizes and sizes[best] > BETTER * sizes[self.side]:
             return self.side
         return best
+
+
+def _tangents(points: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return unit vectors along the chords before and behind each point, (N + 1, 2).
+
+    Paths of planners on grids zigzag, and moves along their normals would cross each other.
+    """
+    arc = np.concatenate([[0.0], np.cumsum(lengths)])
+    arc += 1e-9 * np.arange(len(arc))
+    ends = [
+        np.stack([np.interp(arc + far, arc, points[:, i]) for i in range(2)], axis=1)
+        for far in (-CHORD, CHORD)
+    ]
+    chords = ends[1] - ends[0]
+    return chords / np.maximum(np.hypot(chords[:, 0], chords[:, 1]), 1e-9)[:, None]
+
+
+def _unfolded(points: np.ndarray, tangents: np.ndarray) -> np.ndarray:
+    """Return points (N + 1, 2) without those that lie behind one before: a corner cut inside."""
+    kept = [0]
+    for k in range(1, len(points)):
+        if (points[k] - points[kept[-1]]) @ tangents[k] >= 0.0:
+            kept.append(k)
+    every = np.arange(len(points))
+    return np.stack([np.interp(every, kept, points[kept, i]) for i in range(2)], axis=1)
 
 
 def _offsets(
@@ -130,16 +162,25 @@ def _offsets(
 
 
 def _retimed(
-    moved: np.ndarray, edges: np.ndarray, lengths: np.ndarray, yaw: np.ndarray
+    moved: np.ndarray, edges: np.ndarray, lengths: np.ndarray, yaw: np.ndarray, robot: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return x, y, yaw along the longer way at the speed of the shorter one."""
+    """Return x, y, yaw along the longer way at the speed of the shorter one.
+
+    It begins where the robot is on the longer way: one that began behind it would wait for it to
+    catch up, in each cycle anew.
+    """
     longer = np.diff(moved, axis=0)
     turned = np.arctan2(longer[:, 1], longer[:, 0]) - np.arctan2(edges[:, 1], edges[:, 0])
     turned = np.append(np.where(lengths > 1e-6, turned, 0.0), 0.0)
     turned = np.arctan2(np.sin(turned), np.cos(turned))
     arc = np.concatenate([[0.0], np.cumsum(np.hypot(longer[:, 0], longer[:, 1]))])
     arc += 1e-9 * np.arange(len(arc))  # increasing where it stands
-    at = np.concatenate([[0.0], np.cumsum(lengths)])
+    squares = np.maximum((longer**2).sum(axis=1), 1e-12)
+    share = np.clip(((robot - moved[:-1]) * longer).sum(axis=1) / squares, 0.0, 1.0)
+    apart = np.linalg.norm(moved[:-1] + share[:, None] * longer - robot, axis=1)
+    nearest = int(np.argmin(np.where(arc[:-1] <= AHEAD, apart, np.inf)))
+    begin = arc[nearest] + share[nearest] * math.sqrt(squares[nearest])
+    at = begin + np.concatenate([[0.0], np.cumsum(lengths)])
     columns = {"x": moved[:, 0], "y": moved[:, 1], "yaw": yaw + turned}
     return {name: np.interp(at, arc, values) for name, values in columns.items()}
 

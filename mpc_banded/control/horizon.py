@@ -104,7 +104,7 @@ class Horizon:
             ways.append(np.stack([columns["x"], columns["y"], yaw], axis=1))
         self.ahead = self._obstacles.ahead(effect_ns, times, ways)
         if leads:
-            columns = self._detour.lead(columns, self.ahead, KEPT)
+            columns = self._detour.lead(columns, self.ahead, KEPT, ways[0][0, :2])
             ways[1] = np.stack([columns[name] for name in POSE], axis=1)
         slots, _ = problem.parameters["obstacles"]
         parameters["obstacles"] = self.ahead.chosen(ways, slots)
