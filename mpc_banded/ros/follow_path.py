@@ -41,8 +41,8 @@ ERRORS = {
 class DeferredServer(ActionServer):  # type: ignore[type-arg]
     """An action server whose goals are executed in the cycles of the node, which ends them.
 
-    In rclpy's own server a callback executes a goal from beginning to end. If it waits meanwhile, it
-    needs a thread of its own, or the executor polls it without a pause.
+    In rclpy's own server a callback executes a goal from beginning to end. If it waits meanwhile,
+    it needs a thread of its own, or the executor polls it without a pause.
     """
 
     def notify_execute(self, goal_handle: Any, execute_callback: Any) -> None:
