@@ -13,8 +13,10 @@ import torch
 
 from mpc_banded.control import fallback, gates, state
 from mpc_banded.control.config import Config
+from mpc_banded.control.parameters import entries_of
 from mpc_banded.ocp.problem import STATE_BOUND_PENALTY
 from mpc_banded.robots import load_robot
+from mpc_banded.robots.robot import BUILT_IN
 
 FILES = Path(__file__).resolve().parents[1] / "config"
 PROTECTING = {
@@ -35,6 +37,15 @@ PROTECTING = {
     "yaw_goal_tolerance": 0.25,
     "trans_stopped_velocity": 0.25,
     "rot_stopped_velocity": 0.25,
+    "required_movement_radius": 0.5,
+    "required_movement_angle": 0.5,
+    "movement_time_allowance": 10.0,
+    "compile": True,
+    "enable_stamped_cmd_vel": True,
+    "substeps": 1,
+    "bandwidth": 0,
+    "simulator.frequency": 100.0,
+    "simulator.actuation_delay": 0.0,
     "fallback.follow_time": 0.3,
     "fallback.slow_time": 3.0,
     "actuation_delay": 0.0,
@@ -69,6 +80,45 @@ LIMITS = {
         **{f"joint{i}_acceleration": (-5.0, 5.0) for i in range(1, 8)},
     },
 }
+WEIGHTS = {
+    "unicycle": {
+        "position": 10.0,
+        "heading": 1.0,
+        "speed": 1.0,
+        "turning": 0.01,
+        "effort": 0.02,
+        "arrival": 50.0,
+    },
+    "bicycle": {
+        "position": 1.0,
+        "heading": 5.0,
+        "speed": 1.0,
+        "acceleration": 0.1,
+        "steering": 2.0,
+        "arrival": 10.0,
+    },
+    "cartpole": {"cart": 1.0, "pole": 20.0, "rates": 0.02, "effort": 0.002, "arrival": 10.0},
+    "joint_space": {"position": 10.0, "velocity": 1.0, "effort": 0.02, "arrival": 50.0},
+}
+MODELS = {
+    "unicycle": {},
+    "bicycle": {"wheelbase": 2.5},
+    "cartpole": {"cart_mass": 1.0, "pole_mass": 0.1, "pole_length": 0.8, "gravity": 9.81},
+    "joint_space": {},
+}
+#: Scheme, intervals, their duration in s, and slots for obstacles.
+GRIDS = {
+    "unicycle": ("midpoint", 40, 0.05, 4),
+    "bicycle": ("rk4", 50, 0.05, 4),
+    "cartpole": ("midpoint", 40, 0.05, 0),
+    "joint_space": ("midpoint", 20, 0.05, 0),
+}
+#: Parameters that hold from the start on.
+READ_ONLY = {
+    "robot", "compile", "state_frame", "enable_stamped_cmd_vel", "command", "joints",
+    "simulator.frequency", "simulator.initial_state", "simulator.actuation_delay",
+    "simulator.command_timeout",
+}  # fmt: skip
 #: Radius of the footprint, margin beyond it, both in m, and the penalty of the clearance.
 CLEARANCES = {
     "unicycle": (0.25, 0.05, (1000.0, 1000.0)),
@@ -95,6 +145,19 @@ def test_limits_of_a_robot_are_those_of_its_table_and_its_file(name):
     assert dict(load_robot(name).limits) == LIMITS[name]
     config = Config.load(FILES / f"{name}.yaml")
     assert {key: tuple(config.values[f"limits.{key}"]) for key in LIMITS[name]} == LIMITS[name]
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_tuning_and_constants_of_a_robot_are_those_of_its_table(name):
+    robot = load_robot(name)
+    assert (robot.weights, robot.model) == (WEIGHTS[name], MODELS[name])
+    assert (robot.transcription, robot.horizon, robot.dt, robot.obstacles) == GRIDS[name]
+
+
+def test_parameters_that_are_read_at_the_start_cannot_change_while_a_robot_drives():
+    tables = [entries_of(load_robot(name)) for name in BUILT_IN]
+    found = {key for table in tables for key, entry in table.items() if entry.read_only}
+    assert found >= READ_ONLY
 
 
 @pytest.mark.parametrize("name", CLEARANCES)
