@@ -80,17 +80,13 @@ class ControlLoop:
         self._stuck = StuckCheck(config, self._motion)
         self._limiter = Limiter(config)
         self._fallback = Fallback(config, self._limiter)
-        self._fresh = StateFresh(config, self._estimate, self._fallback)
         self._first_plan = FirstPlan(self._fallback)
-        self._not_arrived = NotArrived(config, self._estimate, self.tracker, self._fallback)
-        self._plan_clear = PlanClear(config, self._horizon, self._estimate, self._fallback)
-        self._progressing = Progressing(config, self._estimate, self.tracker, self._fallback)
         self._gates: list[Gate] = [
             self._stop_if_disabled,
             StateKnown(self.robot, self._estimate, self._fallback),
-            self._fresh,
+            StateFresh(config, self._estimate, self._fallback),
             ReferenceKnown(self.tracker, self._fallback),
-            self._not_arrived,
+            NotArrived(config, self._estimate, self.tracker, self._fallback),
             CanFollow(self.tracker, self._fallback),
             ObstaclesKnown(self.obstacles, self._fallback),
             NotStuck(self._estimate, self._stuck, self._fallback),
@@ -98,16 +94,16 @@ class ControlLoop:
         self._judges: list[Judge] = [
             self._first_plan,
             SolveUsable(self._fallback),
-            self._plan_clear,
-            self._progressing,
+            PlanClear(config, self._horizon, self._estimate, self._fallback),
+            Progressing(config, self._estimate, self.tracker, self._fallback),
         ]
         self._drive = Drive(
             self.robot, self._estimate, self.tracker, self._limiter, self._fallback
         )
-        self._parts = (
+        self._parts: tuple[Any, ...] = (
             *(self._estimate, self.tracker, self.obstacles, self._horizon, self._motion),
-            *(self._prediction, self._stuck, self._limiter, self._fallback, self._fresh),
-            *(self._not_arrived, self._plan_clear, self._progressing),
+            *(self._prediction, self._stuck, self._limiter, self._fallback),
+            *(each for each in (*self._gates, *self._judges) if hasattr(each, "adopt")),
         )
         self._inputs = Inputs(self.robot, self._estimate, self.tracker, self.obstacles)
         self._ticked_ns: int | None = None
@@ -152,7 +148,7 @@ class ControlLoop:
         """
         before = self._estimate.relocations
         rejected = self._inputs.take(topic, message, received_ns)
-        if self._estimate.relocations > before:  # somebody moved the robot
+        if self._estimate.relocations > before:  # the robot was moved
             self.reset()
             self.tracker.relocate()
         return rejected
