@@ -4,7 +4,7 @@
 from dataclasses import replace
 
 import pytest
-from loop_messages import AHEAD, fields, ns, odometry
+from loop_messages import AHEAD, fields, header, ns, odometry
 
 from mpc_banded.control.config import Config
 from mpc_banded.control.errors import UserCodeError, user_code
@@ -133,3 +133,24 @@ def test_interrupts_pass():
     expected = pytest.raises(UserCodeError, match=r"^inner: ValueError\(1\)")
     with expected, user_code("outer"), user_code("inner"):
         raise ValueError(1)
+
+
+def test_messages_too_long_to_be_read_in_time_are_refused_by_their_length_alone():
+    class Long(list):
+        def __iter__(self):
+            raise AssertionError("read")
+
+    stamp, long = header(), Long([None] * 10_000_000)
+    base, arm = (ControlLoop(Config({"robot": n, "horizon": 3})) for n in ("unicycle", "cartpole"))
+    for loop, topic, message in (
+        (base, "plan", fields(header=stamp, poses=Long([None] * 200_000))),
+        (arm, "joint_states", fields(header=stamp, name=Long([""] * 10_000))),
+        (
+            arm,
+            "joint_trajectory",
+            fields(header=stamp, joint_names=Long([""] * 10_000), points=[]),
+        ),
+        (arm, "joint_trajectory", fields(header=stamp, joint_names=["pole"], points=long)),
+    ):
+        why = loop.on_message(topic, message, 0)
+        assert "; allowed are up to " in why

@@ -187,7 +187,11 @@ class OtherProcess:
         output, self.remarks = _lines(self._output), _lines(self._errors)
         if status == 0 and output:
             return Path(output[-1])  # the module of a robot may print, too
-        told = self.remarks.pop() if status > 0 and self.remarks else f"exit status {status}"
+        told = f"the process ended with exit status {status}"
+        if status < 0:
+            told = f"the process that compiles was killed by signal {-status}"
+        elif self.remarks:
+            told = self.remarks.pop()
         raise CompilationFailed(told.removeprefix(NOT_COMPILED))
 
     def cancel(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 
 Values = Mapping[str, float]
+#: Most poses of a path, points of a trajectory, or joints of a state: reading more of them would
+#: hold up the loop.
+MOST_POSES, MOST_JOINTS = 20_000, 1000
 #: Names of a pose in the plane.
 POSE = ("x", "y", "yaw")
 
@@ -118,6 +121,7 @@ def odometry_values(message: Any) -> dict[str, float]:
 
 def joint_values(message: Any) -> dict[str, float]:
     """Read each joint's position by name, and ``<name>_velocity``, of sensor_msgs/JointState."""
+    _check_count("joint_states", "names", message.name, MOST_JOINTS)
     values = {}
     for i, name in enumerate(message.name):
         if i < len(message.position):
@@ -206,8 +210,9 @@ def path_of(message: Any) -> PosePath:
     """Read a nav_msgs/Path.
 
     Raises:
-        ValueError: Its poses are in several frames.
+        ValueError: Its poses are in several frames, or are too many.
     """
+    _check_count("the path", "poses", message.poses, MOST_POSES)
     headers = [getattr(pose, "header", None) for pose in message.poses]
     frames = {frame_of(message), *(str(getattr(h, "frame_id", "")) for h in headers)} - {""}
     if len(frames) > 1:
@@ -223,6 +228,11 @@ def path_of(message: Any) -> PosePath:
         1e-9 * stamps if timed else None,
         next(iter(frames), ""),
     )
+
+
+def _check_count(what: str, kind: str, items: Sized, most: int) -> None:
+    if len(items) > most:
+        raise ValueError(f"{what} has {len(items)} {kind}; allowed are up to {most}")
 
 
 def fill_path(message: Any, points: np.ndarray, pose_type: Callable[[], Any]) -> None:
@@ -247,8 +257,10 @@ def joint_plan_of(message: Any) -> JointPlan:
     """Read a trajectory_msgs/JointTrajectory.
 
     Raises:
-        ValueError: It has no points, or a point does not fit the number of joints.
+        ValueError: It has no points or too many, or a point does not fit the number of joints.
     """
+    _check_count("the joint trajectory", "joints", message.joint_names, MOST_JOINTS)
+    _check_count("the joint trajectory", "points", message.points, MOST_POSES)
     names, points = list(message.joint_names), message.points
     if not points:
         raise ValueError("the joint trajectory has no points")
