@@ -27,7 +27,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter  # i
 #: Most lines in one panel.
 MOST_LINES = 8
 #: A limit is drawn if its distance from the data is at most this multiple of their range.
-NEAR_LIMIT = 3.0
+NEAR_LIMIT = 1.0
 #: Clearance in m above which it is not drawn.
 FAR = 2.0
 
@@ -161,7 +161,7 @@ def _draw_from_above(axes: Axes, run: Run, config: Config, target: PathReference
         offset = (7, 7) if word == "start" else (7, -14)
         axes.annotate(word, (x[index], y[index]), xytext=offset, textcoords="offset points")
     axes.set(xlabel="x [m]", ylabel="y [m]", title="From above")
-    if np.ptp(y) > 0.2 * np.ptp(x):  # a long road would be a line
+    if np.ptp(y) > 0.1 * np.ptp(x):  # a long road would be a line
         axes.set_aspect("equal", adjustable="datalim")
     else:
         axes.margins(y=0.4)
@@ -203,7 +203,9 @@ def _draw_panel(
             axes.axhline(bound, color=RED, lw=1, ls=":")
     axes.set_title(panel.title, fontsize=9)
     if len(panel.names) > 1:
-        axes.legend(loc="upper right", ncols=2 if len(panel.names) > 3 else 1, fontsize=7)
+        outside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # many would hide the lines
+        place = outside if len(panel.names) > 3 else {"loc": "upper right"}
+        axes.legend(**place, fontsize=7)
 
 
 def _draw_wanted(axes: Axes, name: str, target: PathReference | Target, color: str) -> None:
@@ -248,9 +250,9 @@ def _draw_error(
 
 
 def _draw_solve_time(axes: Axes, run: Run, config: Config) -> None:
-    pairs = run.telemetry.get("solve_time_ms", [])
+    pairs = [(time, x) for time, x in run.telemetry["solve_time_ms"] if time >= run.started_s]
     times = np.array([time for time, _ in pairs]) - run.started_s
-    values = np.array([value for _, value in pairs])
+    values = run.figure("solve_time_ms")
     axes.plot(times, values, ".", ms=3, color=GREEN)
     axes.axhline(1e3 * config.period_s, color=RED, lw=1, ls=":")
     axes.set_yscale("log")
