@@ -215,8 +215,7 @@ class ControlLoop:
     def _solve(self, instant: Instant) -> Solve:
         """Predict where the robot is when the command acts, and solve from there."""
         measured, measured_ns = self._estimate.state, self._estimate.time_ns
-        assert measured is not None  # the gates made sure
-        assert self.reference is not None
+        assert measured is not None and self.reference is not None  # noqa: PT018, the gates' work
         state = self._prediction.predict(measured, measured_ns, instant.effect_ns)
         parameters = self._horizon.parameters(
             self.reference, state, instant.effect_ns, self.controller.problem
