@@ -22,6 +22,7 @@ from std_msgs.msg import Header
 
 from mpc_banded.control.inputs import GOAL_PATH
 from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.text import printable
 from mpc_banded.control.tick import Reason, Tick
 from mpc_banded.robots import messages
 
@@ -173,7 +174,8 @@ class FollowPath:
         known, asked = self._loop.config.parameters.controller_plugins, request.controller_id
         if asked and asked not in known:
             return "INVALID_CONTROLLER", (
-                f"controller_id is {asked!r}; allowed are {known} (controller_plugins), or none"
+                f"controller_id is {printable(asked, 50)!r}; allowed are {known} "
+                "(controller_plugins), or none"
             )
         if not request.path.poses:
             return "INVALID_PATH", "the path has no poses"
@@ -231,8 +233,12 @@ class FollowPath:
         """End the goal, as canceled if its client has asked for that."""
         goal, self._goal = self._goal, None
         result = self._type.Result()
-        _fill(result, error_code=getattr(self._type.Result, error, 0), error_msg=why)
-        self._server.finish(goal, goal.canceled if goal.is_cancel_requested else end, result)
+        if goal.is_cancel_requested:
+            end = goal.canceled
+        else:
+            code = getattr(self._type.Result, error, 0)
+            _fill(result, error_code=code, error_msg=printable(why))
+        self._server.finish(goal, end, result)
 
     def _feedback(self, tick: Tick, header: Header) -> Any:
         feedback = self._type.Feedback()
