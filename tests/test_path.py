@@ -342,3 +342,11 @@ def test_cut_options_say_how_large_a_turn_is_a_leg():
     fine = PathReference(inner, 0.5, inner_yaws, base=DIFF_DRIVE, cut=CutOptions(rotation=0.3))
     assert [leg.is_turn for leg in coarse.legs] == [False]
     assert [leg.is_turn for leg in fine.legs] == [False, True, False]
+
+
+def test_way_of_a_car_to_a_far_goal_has_few_poses_and_leads_there():
+    goal = (9e6, -4e6, 1.0)
+    poses = dubins_path((0.0, 0.0, 0.0), goal, 2.0)
+    assert len(poses) < 10_000
+    assert np.linalg.norm(poses[-1, :2] - goal[:2]) < 1e-3
+    assert math.remainder(poses[-1, 2] - goal[2], math.tau) == pytest.approx(0.0, abs=1e-6)

@@ -16,6 +16,8 @@ import numpy as np
 Pose = tuple[float, float, float]
 #: Distance between the points of a path, in m.
 SPACING = 0.05
+#: Most poses of one arc or straight: a goal may be far away.
+MOST = 2000
 
 
 def dubins_path(start: Pose, goal: Pose, radius: float) -> np.ndarray:
@@ -63,7 +65,7 @@ def _word(
 
 def _arc(pose: np.ndarray, length: float, curvature: float) -> np.ndarray:
     """Return poses along an arc, without its first."""
-    s = np.linspace(0.0, length, max(2, math.ceil(length / SPACING) + 1))[1:]
+    s = np.linspace(0.0, length, max(2, min(MOST, math.ceil(length / SPACING) + 1)))[1:]
     x, y, yaw = pose
     angles = yaw + curvature * s
     if curvature == 0.0:
