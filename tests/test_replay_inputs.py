@@ -48,6 +48,20 @@ def drive(**options):
     return list(bags.drive(1.0, rate=20, **options))
 
 
+def test_goals_of_nav2_are_a_reference_until_they_end(tmp_path):
+    goal = "/received_global_plan"
+    messages = [(goal if topic == "/plan" else topic, t, m) for topic, t, m in drive()]
+    now = messages[-1][1]
+    ended = (goal, now - SECOND // 3, bags.path(0, np.empty((0, 2))))
+    messages = sorted([*messages, ended], key=lambda m: m[1])
+    found, made = replay(bags.write(tmp_path / "bag", messages))
+    assert "no reference" not in " ".join(made.remarks.notes)
+    codes = [r.tick.code.name for r in found]
+    assert "DRIVING" in codes
+    assert codes[-1] == "NO_REFERENCE"
+    assert found[-1].tick.reason.endswith("waiting for a goal of follow_path")
+
+
 @pytest.mark.parametrize("stray_s", [0, 1_699_000_000, 2_000_000_000])
 def test_a_time_gone_astray_costs_a_few_cycles_and_a_remark(stray_s, tmp_path):
     stray = ("/odom", stray_s * SECOND, bags.odometry(stray_s * SECOND, 0.0, 0.0))

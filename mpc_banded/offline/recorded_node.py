@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpc_banded.control.config import Config
+from mpc_banded.control.inputs import GOAL_PATH
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.record import Cycle
 from mpc_banded.offline.bag import Bag, BagError
@@ -109,7 +110,8 @@ def find_topics(
         if found := look(topic, kind, given.get(topic)):
             names[topic] = found
     references = [topic.topic for topic in robot.reference_topics]
-    if references and not (has_plan or set(references) & set(names)) and loop.reference is None:
+    has_reference = has_plan or {*references, GOAL_PATH.topic} & set(names)
+    if references and not has_reference and loop.reference is None:
         remarks.note(
             f"the bag has no reference on {' or '.join(references)}; name one with --topic, "
             "or give a path with --plan"
