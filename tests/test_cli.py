@@ -216,6 +216,19 @@ def test_executables_explain_themselves_and_refuse_other_words(name):
 
 
 @pytest.mark.ros
+@pytest.mark.parametrize("name", ["node", "simulator", "recorder"])
+def test_executables_end_without_the_teardown_of_their_modules(name, tmp_path):
+    """It takes Python and torch most of a second of processor time after the robot has stopped."""
+    code = "import atexit; atexit.register(print, 'torn down')\n"
+    code += f"from mpc_banded.ros.{name} import main; main()"
+    missing = str(tmp_path / "missing.yaml")
+    ended = run("--ros-args", "--params-file", missing, code=code)
+    assert ended.returncode == 2
+    assert missing in ended.stderr
+    assert "torn down" not in ended.stdout
+
+
+@pytest.mark.ros
 def test_a_demo_that_is_ended_leaves_nothing_half_written_and_no_process(tmp_path):
     output = tmp_path / "demo"
     command = [sys.executable, "-m", "mpc_banded", "demo", "--robot", "cartpole"]

@@ -187,14 +187,14 @@ def test_robot_that_does_not_follow_commands_is_held_and_tried_again():
     first = codes.index(Reason.FOLLOWING)
     assert codes[:first] == [Reason.DRIVING] * first
     assert 1.0 < 0.05 * first < 3.0
-    assert "has not changed for" in ticks[first].reason
+    assert "hardly changed for" in ticks[first].reason
     assert Reason.HOLDING in codes[first:]
     held = codes.index(Reason.HOLDING)
     assert not any(ticks[held].command.values())
     again = codes.index(Reason.DRIVING, held)
     assert 0.05 * (again - held) > 1.0  # not at once
     moving = [drive(loop, NOW + 15.0 + 0.05 * k, x=0.01 * k)[1].code for k in range(40)]
-    assert moving[5:] == [Reason.DRIVING] * 35
+    assert moving[7:] == [Reason.DRIVING] * 33  # further than noise explains
 
 
 def test_robot_that_stands_where_it_should_is_no_frozen_one():
@@ -204,3 +204,15 @@ def test_robot_that_stands_where_it_should_is_no_frozen_one():
         Reason.DRIVING,
         Reason.ARRIVED,
     }
+
+
+@pytest.mark.parametrize("name", ["v", "w"])
+def test_velocity_far_beyond_its_limits_is_refused_however_often_it_comes(name):
+    watched = watch()
+    low, high = watched.config.parameters.limits[name]
+    assert take(watched, NOW, **{name: 1.5 * high}) is None  # pushed, or noise
+    for k in range(1, 20):
+        value = (3.0 * high + 1.0) * (-1) ** k
+        why = take(watched, NOW + 0.05 * k, **{name: value})
+        assert f"far beyond limits.{name}" in why
+    assert take(watched, NOW + 1.0, **{name: low}) is None

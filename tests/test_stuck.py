@@ -65,7 +65,7 @@ def test_held_robot_is_tried_again_after_it_could_have_come_to_a_stop():
 def test_held_robot_drives_as_soon_as_its_state_changes():
     watched = watch()
     assert looks(watched, 0.5, 2.0)[-1]
-    assert first(looks(watched, 0.5, 0.9, HERE + 1e-6, began=2.0, changed=2.0)) is None
+    assert first(looks(watched, 0.5, 0.9, HERE + 0.06, began=2.0, changed=2.0)) is None
 
 
 def test_time_without_checks_does_not_count():
@@ -104,3 +104,20 @@ def test_what_was_sent_before_is_forgotten_on_reset():
     looks(watched, 0.5, 0.5)
     watched.reset()
     assert first(looks(watched, 0.0, 3.0, began=0.5)) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("moves", [False, True])
+def test_robot_that_is_stuck_is_told_from_one_that_moves_through_noise(seed, moves):
+    noise, watched = np.random.default_rng(seed), watch()
+    base = Simulation(Config({}))
+    base.state = HERE.copy()
+    said = []
+    for k in range(100):
+        now, seen = ns(PERIOD * k), base.state + noise.normal(0.0, 0.008, HERE.shape)
+        said.append(watched.check(seen, now, now, now))
+        command = {"v": 0.3, "w": 0.2}
+        watched.sent(command, now)
+        if moves:
+            base.advance(command, PERIOD)
+    assert any(said) is not moves

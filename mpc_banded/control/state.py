@@ -30,6 +30,8 @@ CLOCKS = "if the clocks differ, set use_header_stamps to false"
 FROZEN = 0.1
 #: A stuck state misses this much motion, in units of the states, in this time.
 MISSED, WINDOW_S = 0.1, 2.0
+#: Change of a position, in m or rad, that noise may explain; more is a motion.
+NOISE = 0.5 * MISSED
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ class StateEstimate:
         if not finite.all():
             bad = [n for n, good in zip(self._robot.states, finite, strict=True) if not good]
             raise ValueError(f"{', '.join(bad)} of the state message is not finite")
+        self._check_speeds(topic, state)
         time_ns = min(part.time_ns for part in parts.values())
         if self.state is not None:
             turns = np.round((self.state - state) / (2.0 * np.pi))
@@ -178,6 +181,20 @@ class StateEstimate:
             self.changed_ns = time_ns
         self.state, self.time_ns, self._accepted_ns = state, time_ns, received_ns
         self._elsewhere = None
+
+    def _check_speeds(self, topic: str, state: np.ndarray) -> None:
+        """Reject a velocity far beyond its limits: no robot was told to move like that."""
+        parameters = self.config.parameters
+        for name in {n for names in self._robot.velocities.values() for n in names}:
+            if name not in self._robot.states:
+                continue
+            low, high = parameters.limits[name]
+            value = state[self._robot.states.index(name)]
+            if max(low - value, value - high) > max(high, -low) + parameters.jump_margin:
+                raise ValueError(
+                    f"{topic} is not plausible: {name} is {value:.3g}, far beyond limits.{name} "
+                    f"[{low:g}, {high:g}]"
+                )
 
     def _check_frozen(self, topic: str, state: np.ndarray, time_ns: int) -> None:
         """Reject a state that names a speed and stays the same to the last bit."""
@@ -248,18 +265,23 @@ class StuckCheck:
         """Take over another configuration of the same robot."""
         self._config = config
         # All that a check may still have to integrate.
+        # Only of bases: what is unstable, like a pole, leaves its prediction while it is balanced.
+        robot = config.robot
+        self._positions = [] if robot.planar is None else list(robot.planar.position)
+        if robot.planar is not None and robot.planar.yaw is not None:
+            self._positions.append(robot.planar.yaw)
         self._kept_s = (
             config.parameters.max_frozen_time
             + config.parameters.actuation_delay
             + max(WINDOW_S, 2.0 * config.period_s)
         )
-        self._changed_ns: int | None = None  # what was integrated belongs to the model before
+        self._at: np.ndarray | None = None  # what was integrated belongs to the model before
 
     def reset(self) -> None:
         """Forget the commands, and whether the robot is stuck."""
         self._commands = SentCommands()
         self._command: Values | None = None
-        self._changed_ns = None
+        self._at = None
         self._held_until_ns: int | None = None
 
     def sent(self, command: Values, effect_ns: int) -> None:
@@ -278,16 +300,16 @@ class StuckCheck:
             effect_ns: When a command sent now takes effect.
         """
         limit_s = self._config.parameters.max_frozen_time
-        if changed_ns != self._changed_ns:
-            self._changed_ns, self._held_until_ns = changed_ns, None
+        if self._has_moved(state):
+            self._at, self._since_ns, self._held_until_ns = state, changed_ns, None
             self._begin(state, changed_ns)
-        unchanged_s = 1e-9 * (now_ns - changed_ns)
+        unchanged_s = 1e-9 * (now_ns - self._since_ns)
         if not 0.0 < limit_s < unchanged_s:
             return None
         seen_ns = effect_ns - round(1e9 * limit_s)  # the state should show motion up to then
         if self._held_until_ns is None:
             self._integrate(state, seen_ns)
-            missed = np.abs(self._integrated - state).max()
+            missed = np.abs(self._integrated - self._begun).max()
             if not MISSED <= missed < np.inf:  # a model that diverges tells nothing
                 return None
             standing_s = (
@@ -300,12 +322,20 @@ class StuckCheck:
             self._begin(state, seen_ns)
             return None
         return (
-            f"the state has not changed for {unchanged_s:.2f} s although the robot was told to "
+            f"the state has hardly changed for {unchanged_s:.2f} s although the robot was told to "
             f"move, max_frozen_time is {limit_s:g} s"
         )
 
+    def _has_moved(self, state: np.ndarray) -> bool:
+        """Return whether the robot is elsewhere, by more than the noise of its sensors."""
+        if self._at is None:
+            return True
+        if not self._positions:
+            return not np.array_equal(state, self._at)
+        return bool(np.abs(state - self._at)[self._positions].max() > NOISE)
+
     def _begin(self, state: np.ndarray, time_ns: int) -> None:
-        self._integrated = state
+        self._integrated = self._begun = state
         self._begun_ns = self._reached_ns = time_ns
 
     def _integrate(self, state: np.ndarray, until_ns: int) -> None:

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rclpy.node import Node
 
@@ -41,11 +40,11 @@ class TaskBuilder:
         return MpcTask(node, self._live)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run mpc_node; returns 0 when stopped by a signal, 2 if it refuses its configuration."""
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run mpc_node; the process ends with 0 after a signal, and with 2 if it is refused."""
     name = "mpc_node"
-    return executable.run(name, PURPOSE, lambda: ManagedNode(name, TaskBuilder()), arguments)
+    executable.run(name, PURPOSE, lambda: ManagedNode(name, TaskBuilder()), arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -121,12 +121,12 @@ class RecorderTask:
         self._has_ended = True
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run recorder_node; returns 0 when stopped by a signal, 2 if it refuses its configuration."""
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run recorder_node; the process ends with 0 after a signal, and with 2 if it is refused."""
     name = "recorder_node"
     make = partial(executable.PlainNode, name, RecorderTask)
-    return executable.run(name, PURPOSE, make, arguments)
+    executable.run(name, PURPOSE, make, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import math
-import sys
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from rclpy.node import Node
 from rclpy.timer import Timer
@@ -131,12 +130,12 @@ class SimulatorTask:
         return response
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run simulator_node; returns 0 when stopped by a signal, 2 if it refuses its parameters."""
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run simulator_node; the process ends with 0 after a signal, and with 2 if it is refused."""
     name = "simulator_node"
     make = partial(executable.PlainNode, name, SimulatorTask)
-    return executable.run(name, PURPOSE, make, arguments)
+    executable.run(name, PURPOSE, make, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
