@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages for the control loop, as objects with plain fields."""
+"""Messages for the control loop, as objects with plain fields, and a loop that is quick."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 
+from mpc_banded.control.config import Config
+from mpc_banded.control.loop import ControlLoop
 from mpc_banded.robots.messages import fill_odometry, set_yaw
+
+
+def quick_loop(config: Config) -> ControlLoop:
+    """A control loop with machine code, which finds the same commands, if there is a compiler."""
+    loop = ControlLoop(config)
+    if any(map(shutil.which, ("cc", "gcc", "clang"))):
+        loop.controller.compile()
+    return loop
 
 
 def fields(**values):

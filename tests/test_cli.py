@@ -80,7 +80,6 @@ def test_help_needs_nothing_that_is_slow_or_optional():
     ("arguments", "missing", "remedy"),
     [
         ("replay bag", "rich", "pip install 'mpc_banded[offline]'"),
-        ("replay bag", "rosbags", "pip install 'mpc_banded[offline]'"),
         ("identify bag --params file", "matplotlib", "pip install 'mpc_banded[offline]'"),
         ("demo", "rclpy", "source a ROS 2 distribution"),
         ("check file", "torch", "pip install torch"),

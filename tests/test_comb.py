@@ -79,10 +79,14 @@ def dense_twin(n, half_bandwidth, dtype):
 
 
 @pytest.mark.parametrize("recovery", RECOVERIES)
-@pytest.mark.parametrize("half_bandwidth", range(9))
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("half_bandwidth", "dtype"),
+    [*((b, "float64") for b in (0, 1, 2, 3, 4, 7, 8)), (1, "float32"), (4, "float32")],
+)
 def test_the_bands_are_those_of_the_dense_hessian(half_bandwidth, dtype, recovery):
-    for n in (*range(1, 11), 16, 17, 18, 27):
+    # About one and two half bandwidths, where combs get another tooth, and far beyond.
+    edges = {k * half_bandwidth + d for k in (1, 2) for d in (0, 1, 2)}
+    for n in sorted({1, 2, 3, 27} | edges - {0}):
         z = point(n, dtype)
         bands = banded_hessian(coupled(half_bandwidth), z, half_bandwidth, recovery)
         assert bands.shape == (half_bandwidth + 1, n)

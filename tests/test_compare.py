@@ -135,9 +135,9 @@ def test_what_holds_no_cycles_is_refused(tmp_path):
 
 
 def test_from_the_command_line_accept_repeat_and_differ(tmp_path, capsys):
-    bag = bags.write(tmp_path / "bag", bags.drive(2.0))
+    bag = bags.write(tmp_path / "bag", bags.drive(1.0))
     params = tmp_path / "params.yaml"
-    params.write_text("/**: {ros__parameters: {horizon: 10, dt: 0.1}}\n", encoding="utf-8")
+    params.write_text("/**: {ros__parameters: {horizon: 6, dt: 0.1}}\n", encoding="utf-8")
     common = ["replay", str(bag), "--params", str(params), "--eager"]
     common += ["--output", str(tmp_path / "out"), "--compare", str(tmp_path / "reference.csv")]
     assert main([*common, "--update"]) == 0

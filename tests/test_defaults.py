@@ -89,6 +89,14 @@ WEIGHTS = {
         "effort": 0.02,
         "arrival": 50.0,
     },
+    "omni": {
+        "position": 10.0,
+        "heading": 5.0,
+        "speed": 1.0,
+        "turning": 0.01,
+        "effort": 0.02,
+        "arrival": 50.0,
+    },
     "bicycle": {
         "position": 1.0,
         "heading": 5.0,
@@ -102,6 +110,7 @@ WEIGHTS = {
 }
 MODELS = {
     "unicycle": {},
+    "omni": {"max_speed": 1.0},
     "bicycle": {"wheelbase": 2.5},
     "cartpole": {"cart_mass": 1.0, "pole_mass": 0.1, "pole_length": 0.8, "gravity": 9.81},
     "joint_space": {},
@@ -109,6 +118,7 @@ MODELS = {
 #: Scheme, intervals, their duration in s, and slots for obstacles.
 GRIDS = {
     "unicycle": ("midpoint", 40, 0.05, 4),
+    "omni": ("midpoint", 40, 0.05, 4),
     "bicycle": ("rk4", 50, 0.05, 4),
     "cartpole": ("midpoint", 40, 0.05, 0),
     "joint_space": ("midpoint", 20, 0.05, 0),

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A known delay costs the controller little, whichever part of the way causes it."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loop_messages import ns, odometry, plan
+from loop_messages import ns, odometry, plan, quick_loop
 
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
@@ -25,13 +27,14 @@ DELAY, PERIOD = 0.15, 0.05
 BEGIN = 1000.0
 
 
+@cache
 def rms_error(known_s, delay_s=DELAY, state_lag=0, latency_s=0.0):
     """RMS distance from the path of a robot whose actuators answer late.
 
     The state is stamped as it was measured and comes ``state_lag`` periods later.
     """
     config = Config({"actuation_delay": known_s, "reference_speed": 0.8, "horizon": 25})
-    loop, robot = ControlLoop(config), Simulation(config, delay_s=delay_s + latency_s)
+    loop, robot = quick_loop(config), Simulation(config, delay_s=delay_s + latency_s)
     path = PathReference(figure_of_eight()[::5], 0.8)
     loop.on_message("plan", plan(*path.points), ns(BEGIN))
     seen, errors = [], []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_messages import ns, odometry, plan
+from loop_messages import ns, odometry, plan, quick_loop
 
 from mpc_banded.control.config import Config, ConfigError
 from mpc_banded.control.loop import ControlLoop
@@ -25,7 +25,7 @@ PERIOD = 0.05
 def driven(change=None, at=60, ticks=70, **parameters):
     """Commands and iterations of a drive that changes its parameters before the tick ``at``."""
     config = Config({"reference_speed": 0.8, "horizon": 30} | parameters)
-    loop, robot = ControlLoop(config), Simulation(config)
+    loop, robot = quick_loop(config), Simulation(config)
     loop.on_message("plan", plan(*figure_of_eight()[::5]), 0)
     result = []
     for k in range(ticks):

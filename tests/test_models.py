@@ -71,6 +71,14 @@ def test_base_rolls_along_its_heading(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_omnidirectional_base_moves_as_its_velocity_turned_by_its_heading(seed):
+    robot = load_robot("omni")
+    x, u, p = random_point(robot, seed)
+    there = torch.view_as_real(torch.polar(torch.ones_like(x[2]), x[2]) * torch.complex(*x[3:5]))
+    torch.testing.assert_close(robot.dynamics(x, u, p), torch.cat([there, x[5:], u]))
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_cart_and_pole_gain_the_momentum_and_the_energy_of_the_force(seed):
     robot = load_robot("cartpole")
     x, u, p = random_point(robot, seed)
@@ -121,6 +129,14 @@ COSTS = {
         "effort": squares("linear_acceleration", "angular_acceleration"),
         "arrival": lambda x, r: PLACE(x, r) + 0.2 * away(x, r),
     },
+    "omni": {
+        "position": PLACE,
+        "heading": away,
+        "speed": offsets("v", "vy"),
+        "turning": squares("w"),
+        "effort": squares("linear_acceleration", "lateral_acceleration", "angular_acceleration"),
+        "arrival": lambda x, r: PLACE(x, r) + 0.2 * away(x, r),
+    },
     "bicycle": {
         "position": PLACE,
         "heading": away,
@@ -168,6 +184,7 @@ def test_costs_are_what_their_names_say(name):
 #: Lag of the machine behind a commanded rate, in s.
 LAGS = {
     "unicycle": (load_robot("unicycle"), {"v": 0.1, "w": 0.1}),
+    "omni": (load_robot("omni"), {"v": 0.1, "vy": 0.1, "w": 0.1}),
     "car by twist": (load_robot("bicycle"), {"v": 0.2}),
     "car by angles": (car_with("ackermann"), {"v": 0.2}),
     "arm": (arm_with(("a", "b"), "velocity"), {"a_velocity": 0.1, "b_velocity": 0.1}),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loop_messages import AHEAD, header, ns, odometry
+from loop_messages import AHEAD, header, ns, odometry, quick_loop
 from rclpy.serialization import serialize_message
 from rosbags.typesys import Stores, get_typestore
 from sensor_msgs.msg import PointCloud2, PointField
@@ -187,7 +187,7 @@ def test_old_obstacles_are_forgotten_and_an_empty_message_forgets_at_once():
 def drive(obstacle, seconds=5.0, known=True):
     """Drive ahead while a circle moves; the smallest gap to it, and all ticks."""
     config = Config({"horizon": 30, "reference_speed": 0.6})
-    loop, robot = ControlLoop(config), Simulation(config)
+    loop, robot = quick_loop(config), Simulation(config)
     loop.on_message("plan", AHEAD, ns(NOW))
     gaps, ticks = [], []
     for k in range(round(seconds / PERIOD)):

@@ -250,13 +250,21 @@ NAMED = {
 }
 
 
-def fits(config, recorded):
-    return {found.name: found for found in identify(config, recorded)}
+@pytest.fixture(scope="module")
+def identified(recorded):
+    """Name of a recording, and how it is perturbed -> what is found by axis; each once."""
+
+    @cache
+    def run(name, how="not at all"):
+        config, data = recorded(name)
+        return {found.name: found for found in identify(config, PERTURBED[how](data))}
+
+    return run
 
 
 @pytest.mark.parametrize(("name", "axis"), NAMED)
-def test_lags_agree_with_those_that_are_named(name, axis, recorded):
-    found = fits(*recorded(name))[axis]
+def test_lags_agree_with_those_that_are_named(name, axis, identified):
+    found = identified(name)[axis]
     lower, upper, digit = NAMED[name, axis]
     assert found.significant
     assert found.fit.total.lower <= upper + digit
@@ -265,33 +273,33 @@ def test_lags_agree_with_those_that_are_named(name, axis, recorded):
 
 
 @pytest.mark.parametrize(("name", "axis"), [*NAMED, ("auv_heading_depth", "heading")])
-def test_the_identified_model_predicts_no_worse(name, axis, recorded):
-    found = fits(*recorded(name))[axis]
+def test_the_identified_model_predicts_no_worse(name, axis, identified):
+    found = identified(name)[axis]
     assert [p.horizon_s for p in found.predictions] == [0.1, 0.2, 0.5, 1.0, 2.0]
     assert all(p.ratio.value < 1.05 for p in found.predictions)
     assert found.predictions[-1].ratio.value < 1.0
 
 
-def test_gains_agree_with_those_that_are_named(recorded):
-    found = fits(*recorded("servo_arm_velocity"))
+def test_gains_agree_with_those_that_are_named(identified):
+    found = identified("servo_arm_velocity")
     assert 0.41 in found["q3_velocity"].fit.gain
     assert "never changes" in found["q2_velocity"].verdict
     for name in ("v", "w"):
-        gain = fits(*recorded("turtlebot3_teleop_sim"))[name].fit.gain
+        gain = identified("turtlebot3_teleop_sim")[name].fit.gain
         assert gain.lower - 0.01 <= 1.0 <= gain.upper + 0.01  # a simulator obeys
-    assert 1.0 in fits(*recorded("turtlebot3_nav_sim"))["v"].fit.gain  # 1.72 by the 1.7 s
+    assert 1.0 in identified("turtlebot3_nav_sim")["v"].fit.gain  # 1.72 by the 1.7 s
 
 
-def test_the_wheelbase_seen_by_the_command_is_longer_than_that_of_the_car(recorded):
+def test_the_wheelbase_seen_by_the_command_is_longer_than_that_of_the_car(identified):
     """0.33 m on the car, which reaches about half of the speed that is commanded: 0.62 m."""
-    wheelbase = fits(*recorded("ackermann_car_gps"))["yaw"].updates["model.wheelbase"]
+    wheelbase = identified("ackermann_car_gps")["yaw"].updates["model.wheelbase"]
     assert 0.33 < wheelbase.lower
     assert wheelbase.lower < 0.33 * 2.0 / 1.06 < wheelbase.upper
 
 
-def test_the_turn_under_full_rudder_is_the_one_that_was_driven(recorded):
+def test_the_turn_under_full_rudder_is_the_one_that_was_driven(identified):
     """180 degrees took 22 s; kicks against the turn, which are no lag, made it slower."""
-    found = fits(*recorded("auv_heading_depth"))["heading"]
+    found = identified("auv_heading_depth")["heading"]
     rate = -found.updates["model.yaw_gain"].value * np.sin(np.radians(35.0))
     assert np.pi / 22.0 < rate < 2.0 * np.pi / 22.0
 
@@ -312,17 +320,16 @@ def cut(series, share):
 
 
 PERTURBED = {
+    "not at all": lambda r: r,
     "later": lambda r: Recorded(later(r.commands, 1234.5), later(r.states, 1234.5)),
     "sparser": lambda r: Recorded(r.commands, sparser(r.states)),
     "begun later": lambda r: Recorded(r.commands, cut(r.states, 0.1)),
 }
 
 
-@pytest.mark.parametrize("how", PERTURBED)
+@pytest.mark.parametrize("how", ["later", "sparser", "begun later"])
 @pytest.mark.parametrize(("name", "axis"), NAMED)
-def test_a_perturbed_recording_gives_the_same_within_the_intervals(name, axis, how, recorded):
-    config, data = recorded(name)
-    whole = fits(config, data)[axis].fit
-    other = fits(config, PERTURBED[how](data))[axis].fit
+def test_a_perturbed_recording_gives_the_same_within_the_intervals(name, axis, how, identified):
+    whole, other = (identified(name, *more)[axis].fit for more in ((), (how,)))
     assert other.total.value in whole.total
     assert other.gain.value in whole.gain

@@ -30,7 +30,7 @@ REPEATABLE = ("bag/bag.mcap", "bag/metadata.yaml", "cycles.csv", "summary.json")
 
 @pytest.fixture
 def drive(tmp_path):
-    return bags.write(tmp_path / "drive", bags.drive())
+    return bags.write(tmp_path / "drive", bags.drive(3.0))
 
 
 @pytest.fixture
@@ -380,7 +380,7 @@ def test_an_earlier_result_stays_until_the_next_one_is_whole(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_million_messages_that_are_not_needed_cost_no_memory(params, tmp_path):
+def test_messages_that_are_not_needed_cost_no_memory(params, tmp_path):
     """Peak memory of a replay does not grow with the length of the bag."""
 
     def messages(seconds, others):
@@ -396,10 +396,10 @@ def test_a_million_messages_that_are_not_needed_cost_no_memory(params, tmp_path)
         "print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     peaks = []
-    for name, seconds, others in (("short", 10.0, 1), ("long", 400.0, 100)):
+    for name, seconds, others in (("short", 10.0, 1), ("long", 80.0, 100)):
         path = bags.write(tmp_path / name, messages(seconds, others))
         with Bag(path) as bag:
-            assert bag.topics["/chatter"].count > (800_000 if name == "long" else 0)
+            assert bag.topics["/chatter"].count > (150_000 if name == "long" else 0)
         arguments = ["replay", str(path), "--params", str(params)]
         arguments += ["--set", "horizon=5", "--output", str(tmp_path / f"{name}_result")]
         run = subprocess.run(
@@ -408,7 +408,7 @@ def test_a_million_messages_that_are_not_needed_cost_no_memory(params, tmp_path)
         status, peak = run.stdout.split()[-2:]
         assert status == "0"
         peaks.append(int(peak) / 1024)
-    assert peaks[1] - peaks[0] < 60.0  # MiB
+    assert peaks[1] - peaks[0] < 20.0  # MiB
 
 
 def test_a_timeline_keeps_peaks_and_sums_in_bounded_memory():

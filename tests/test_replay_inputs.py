@@ -74,7 +74,7 @@ def test_a_time_gone_astray_costs_a_few_cycles_and_a_remark(stray_s, tmp_path):
     assert sum(r.tick.driving for r in found) >= 9
 
 
-@pytest.mark.parametrize("shift_s", [-1_699_999_990.0, -2.0, 2.0])
+@pytest.mark.parametrize("shift_s", [-1_699_999_990.0, 2.0])
 def test_clocks_that_differ_are_named_and_the_option_helps(shift_s, params, tmp_path, capsys):
     messages = []
     for topic, time_ns, message in drive():
