@@ -68,3 +68,13 @@ def test_reference_that_is_clear_stays():
     reference = straight()
     led = Detour().lead(reference, obstacles([[1.0, 2.0, 0.3]]), CLEARANCE, np.zeros(2))
     assert all(np.array_equal(led[name], reference[name]) for name in reference)
+
+
+def test_where_no_way_keeps_the_whole_clearance_less_will_do():
+    low = [[1.0, y, 0.1] for y in np.arange(-3.0, 0.01, 0.15)]
+    high = [[1.0, y, 0.1] for y in np.arange(0.9, 3.0, 0.15)]
+    known = obstacles(low + high)  # 0.7 m for a robot of 0.5 m
+    detour = Detour()
+    led = detour.lead(straight(), known, CLEARANCE, np.zeros(2))
+    assert detour.side is Side.LEFT
+    assert known.gaps(np.stack([led[name] for name in ("x", "y", "yaw")], axis=1)).min() > 0.05

@@ -23,6 +23,8 @@ FARTHEST, STEP = 2.5, 0.05
 SLOPE = 1.0
 #: The reference changes sides if the other side needs less than this share of the move.
 BETTER = 0.5
+#: Share of the clearance that is kept where no way keeps all of it.
+SQUEEZED = 0.5
 #: Length of the chords that give the direction of the reference, in m.
 CHORD = 0.3
 #: How far along the way around the robot may be already, in m.
@@ -85,11 +87,14 @@ class Detour:
         self._clear_cycles = 0
         tangents = _tangents(points, lengths)
         normals = np.stack([-tangents[:, 1], tangents[:, 0]], axis=1)
-        found = {
-            side: _offsets(poses, side.value * normals, obstacles, clearance, lengths, moving)
-            for side in Side
-        }
-        self.side = self._better(found)
+        for kept in (clearance, SQUEEZED * clearance):
+            found = {
+                side: _offsets(poses, side.value * normals, obstacles, kept, lengths, moving)
+                for side in Side
+            }
+            self.side = self._better(found)
+            if self.side is not None:
+                break
         offsets = None if self.side is None else found[self.side]
         if offsets is None:
             return dict(columns)
