@@ -21,11 +21,11 @@ REQUIREMENTS := runtime test $(if $(filter wheels,$(ROS)),ros)
 VENV_PYTHON := .venv/bin/python
 PIP := $(VENV_PYTHON) -m pip install -qq --disable-pip-version-check
 # A file stays with one worker, as its tests share nodes and compiled problems.
-PYTEST := $(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
+PYTEST := $(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup check-system demo test test-fast fuzz soak bench lint architecture clean
+.PHONY: help setup check-system demo test test-fast mutate fuzz soak bench lint architecture clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -38,7 +38,10 @@ demo: $(READY)  ## drive a simulated robot over DDS (ROBOT=unicycle|omni|bicycle
 test: $(READY)  ## run all tests, on all cores (ARGS="-k comb -x", one process: ARGS="-n 0")
 	@$(PYTEST) $(ARGS)
 
-test-fast: $(READY)  ## run the tests that start no node and compile little
+mutate: $(READY)  ## list changes of the code that no test notices (ARGS="control/state.py --kinds constant")
+	@$(VENV_PYTHON) tests/mutate.py $(ARGS)
+
+test-fast: $(READY)  ## run the tests that start no node and take less than a second each
 	@$(PYTEST) -m "not ros and not slow" $(ARGS)
 
 fuzz: $(READY)  ## feed readers, parameter files and command lines with nonsense (ARGS="-k bag")

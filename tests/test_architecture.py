@@ -136,6 +136,7 @@ def test_outside_packages_stay_at_home(module):
     assert not strays
 
 
+@pytest.mark.slow
 def test_packages_are_usable_without_those_below_them():
     unknown = {
         "codegen": r"mpc_banded\.(?!codegen).*|yaml",
@@ -156,6 +157,7 @@ def test_packages_are_usable_without_those_below_them():
         assert not [name for name in roots for outside, _ in HOMES if outside.fullmatch(name)]
 
 
+@pytest.mark.slow
 def test_torch_comes_with_the_public_names_and_not_before():
     code = f"""
 import sys, {PACKAGE} as package

@@ -133,6 +133,7 @@ def group(number):
 # --- the command ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_command_prints_the_path_of_what_it_built_and_then_needs_no_compiler(
     folder, parameters, capsys, monkeypatch
 ):
@@ -179,6 +180,7 @@ def test_command_says_in_a_sentence_why_it_cannot(
     assert "chmod 700" in refused(capsys, parameters())
 
 
+@pytest.mark.slow
 def test_commands_at_once_build_once_and_name_one_library(folder, parameters, compiler):
     compiler('echo built >> {folder}/log; exec {real} "$@"')
     command = [sys.executable, "-m", "mpc_banded", "compile", "--params", str(parameters())]
@@ -201,6 +203,7 @@ def test_configuration_survives_the_way_to_another_process(tmp_path):
         assert Config.load(file).values == values
 
 
+@pytest.mark.slow
 def test_other_process_is_nice_and_fills_the_cache(folder, begin, compiler, monkeypatch, tmp_path):
     """With a robot that only this process knows where to find, and that prints."""
     (tmp_path / "chatty_robots.py").write_text(
@@ -254,6 +257,7 @@ def test_no_process_at_all_is_an_error_of_the_system(monkeypatch):
         OtherProcess(Config(SHORT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [OtherProcess, Compiler])
 def test_end_while_the_compiler_runs_leaves_no_process_and_no_file(
     folder, begin, compiler, tmp_path, kind
@@ -329,6 +333,7 @@ def state_message(robot, values):
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("robot", DRIVING)
 def test_switch_between_two_cycles_is_invisible_in_the_commands(robot):
     """The same states, through a loop that goes over to compiled derivatives and one that not."""

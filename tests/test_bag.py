@@ -124,6 +124,7 @@ def storage_file(path):
     return next(f for f in path.iterdir() if f.name != "metadata.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["none", "file", "message"])
 @pytest.mark.parametrize("share", [0.5, 0.999])
 def test_an_mcap_cut_off_is_read_as_far_as_it_goes(compression, share, tmp_path):

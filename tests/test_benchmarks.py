@@ -264,6 +264,7 @@ def test_the_clock_covers_the_step_and_neither_set_up_nor_plan(
     ] * 2
 
 
+@pytest.mark.slow
 def test_a_solver_that_cannot_be_set_up_says_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -276,6 +277,7 @@ def test_a_solver_that_cannot_be_set_up_says_why(
 # The report
 
 
+@pytest.mark.slow
 def test_a_measured_part_has_every_figure_of_the_report(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

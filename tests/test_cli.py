@@ -76,6 +76,7 @@ def test_help_needs_nothing_that_is_slow_or_optional():
         assert command in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "missing", "remedy"),
     [
@@ -171,6 +172,7 @@ def test_check_without_ros_says_what_it_left_out(tmp_path):
     assert check.NO_ROS in done.stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, cli.INTERRUPTED), (signal.SIGTERM, cli.TERMINATED)],

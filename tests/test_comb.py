@@ -78,6 +78,7 @@ def dense_twin(n, half_bandwidth, dtype):
 # What it finds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recovery", RECOVERIES)
 @pytest.mark.parametrize(
     ("half_bandwidth", "dtype"),
@@ -421,6 +422,7 @@ def test_a_bad_argument_is_named(change, error, message):
 # How it is used
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recovery", RECOVERIES)
 def test_threads_do_not_disturb_each_other(recovery):
     """Forward-mode differentiation fails this, and once silently."""

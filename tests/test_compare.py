@@ -134,6 +134,7 @@ def test_what_holds_no_cycles_is_refused(tmp_path):
         compare(found, tmp_path / "other.csv")
 
 
+@pytest.mark.slow
 def test_from_the_command_line_accept_repeat_and_differ(tmp_path, capsys):
     bag = bags.write(tmp_path / "bag", bags.drive(1.0))
     params = tmp_path / "params.yaml"

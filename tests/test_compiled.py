@@ -159,6 +159,7 @@ def assert_agree(machine, eager, point, data):
 PROBED = ("bicycle", "tangled, bounded on some sides", "tangled, one stage", "linear")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_machine_code_agrees_with_torch(monkeypatch, machine, name):
     monkeypatch.setattr(kernels, "WRITTEN_OUT", np.inf)
@@ -168,6 +169,7 @@ def test_machine_code_agrees_with_torch(monkeypatch, machine, name):
         assert_agree(machine(eager), eager, random_iterate(eager, case, seed), data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBED)
 def test_second_derivatives_in_a_loop_agree_with_torch(monkeypatch, machine, name):
     """The other form of the code, that of large problems."""
@@ -193,6 +195,7 @@ def test_every_robot_and_every_scheme_are_compiled_below():
     assert {scheme for grids in GRIDS.values() for scheme, _ in grids} == set(SCHEMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("robot", "scheme", "substeps"),
     [(robot, *grid) for robot, grids in GRIDS.items() for grid in grids],
@@ -213,6 +216,7 @@ def test_robots_and_schemes_are_compiled(monkeypatch, machine, robot, scheme, su
         assert_agree(machine(eager), eager, random_iterate(eager, case, seed), data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recovery", RECOVERIES)
 @pytest.mark.parametrize("name", ["unicycle", "tangled, bounded on some sides"])
 def test_machine_code_finds_what_every_recovery_finds(machine, name, recovery):
@@ -223,6 +227,7 @@ def test_machine_code_finds_what_every_recovery_finds(machine, name, recovery):
     assert_same(found, expected, digits=9 if recovery == "random" else 11)
 
 
+@pytest.mark.slow
 def test_a_larger_half_bandwidth_holds_zeros(machine):
     case, eager = problem_of("tangled")
     wide = EagerEvaluator(eager.transcription, half_bandwidth=9)
@@ -251,6 +256,7 @@ def test_live_inputs_are_never_compiled_in(machine):
         assert_agree(one, eager, point, data)
 
 
+@pytest.mark.slow
 def test_results_are_arrays_of_their_own(machine):
     """What is asked for later does not write into what was given before."""
     case, eager = problem_of("bicycle")
@@ -307,6 +313,7 @@ def test_threads_find_the_bits_that_one_finds_alone(machine):
 # Solving and controlling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["unicycle", "bicycle", "cartpole", "van_der_pol, stage cost only"]
 )
@@ -322,6 +329,7 @@ def test_solutions_are_those_of_torch(machine, name):
     np.testing.assert_allclose(found.violations, expected.violations, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unicycle", "bicycle"])
 def test_a_closed_loop_has_the_same_commands(libraries, name):
     """Fifty steps, each loop on its own; the weights change on the way."""

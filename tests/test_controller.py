@@ -55,6 +55,7 @@ ticks = st.tuples(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["midpoint", "rk4"])
 @given(st.lists(ticks, min_size=1, max_size=5))
 @settings(max_examples=30)
@@ -77,6 +78,7 @@ def test_commands_are_finite_and_inside_their_bounds(scheme, history):
     assert step.source is CommandSource.SOLUTION
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -194,6 +196,7 @@ def test_a_reference_that_is_not_finite_costs_one_cycle():
     np.testing.assert_allclose(step.command, expected.command, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_after_a_failure_few_iterations_a_cycle_are_enough_to_recover(limit):
     """Solves go on where the last one stopped; until they converge the plan is driven."""
@@ -284,6 +287,7 @@ def test_wrong_arguments_leave_the_controller_as_it_was():
 # Closed loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "share"), [("euler", 1.0), ("midpoint", 0.4), ("trapezoid", 1.0), ("rk4", 0.7)]
 )

@@ -30,6 +30,7 @@ NAN = np.full(3, np.nan)
 # The plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", CASES)
 def test_the_plan_is_what_the_scheme_makes_of_its_inputs(name, scheme):

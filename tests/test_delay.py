@@ -49,6 +49,7 @@ def rms_error(known_s, delay_s=DELAY, state_lag=0, latency_s=0.0):
     return float(np.sqrt(np.mean(np.square(errors[40:]))))
 
 
+@pytest.mark.slow
 def test_known_delay_of_150_ms_costs_little_and_an_unknown_one_much():
     without_delay, known, unknown = rms_error(0.0, 0.0), rms_error(DELAY), rms_error(0.0)
     assert known < 1.3 * without_delay + 0.002

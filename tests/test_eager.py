@@ -146,6 +146,7 @@ every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 every_recovery = pytest.mark.parametrize("recovery", RECOVERIES)
 
 
+@pytest.mark.slow
 @every_recovery
 @every_scheme
 @every_problem
@@ -390,6 +391,7 @@ def test_what_is_not_finite_is_passed_on_without_an_exception(recovery):
     assert np.isnan(derivatives.merit(z, multipliers, 0.1, data).defects)
 
 
+@pytest.mark.slow
 def test_controllers_in_threads_find_the_bits_that_they_find_alone():
     cases = [CASES[name]() for name in ("unicycle", "cartpole", "bicycle", "van_der_pol")]
 

@@ -37,6 +37,7 @@ def left_alone(loop, now, seconds=6.0):
     return [loop.tick(ns(now + PERIOD * k)) for k in range(round(seconds / PERIOD))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("robot", ["unicycle", "bicycle"])
 def test_grades_follow_each_other_within_their_times(robot):
     limits = {"max_state_age": 0.2, "fallback.follow_time": 0.4}
@@ -80,6 +81,7 @@ def test_slowing_takes_as_long_as_the_acceleration_limits_ask_for():
     assert ticks[-1].code is Reason.HOLDING
 
 
+@pytest.mark.slow
 def test_state_that_comes_back_is_driven_on_from_every_grade():
     for gap in (0.4, 0.9, 3.0):
         loop, simulation, now = driving()
@@ -103,6 +105,7 @@ def test_new_first_plan_while_moving_goes_on_slowing():
     assert 0.0 < tick.command["v"] < last.command["v"]
 
 
+@pytest.mark.slow
 def test_failing_solves_take_the_same_grades():
     loop, simulation, now = driving()
     loop.obstacles._static = np.full((1, 3), np.nan)  # nothing can be solved

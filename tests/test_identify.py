@@ -74,6 +74,7 @@ def test_the_truth_is_found_to_a_few_per_cent(kind):
     assert found.significant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rate", "position"])
 def test_intervals_hold_the_truth_as_often_as_they_say(kind):
     runs, hits = 40, np.zeros(4)
@@ -155,6 +156,7 @@ def test_motion_in_a_long_silence_does_not_count():
     assert (DELAY in found.delay, LAG in found.lag, GAIN in found.gain) == (True, True, True)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.floats(-1e5, 1e5))
 def test_units_and_clocks_do_not_matter(of_drive, of_motion, later):
@@ -187,6 +189,7 @@ def test_one_small_step_gives_a_wide_interval_or_none():
     assert not found.significant or found.total.upper - found.total.lower > 0.5
 
 
+@pytest.mark.slow
 def test_motion_that_was_shuffled_follows_nothing():
     significant = 0
     for seed in range(20):
@@ -289,6 +292,7 @@ def test_a_bag_becomes_a_parameter_file_with_its_comments(tmp_path, capsys):
     assert "follows the command" in said or "0.1" in said
 
 
+@pytest.mark.slow
 def test_what_is_written_twice_is_the_same(tmp_path):
     path = bag_of(tmp_path)
     texts = []

@@ -53,6 +53,7 @@ def drive(seconds, message, joints=SEVEN, command="joint_trajectory", **paramete
 GOAL = np.array([0.5, -0.5, 1.0, -1.0, 0.3, 0.0, 0.8])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["joint_trajectory", "velocity"])
 def test_seven_joints_reach_their_goal_within_every_limit(command):
     loop, states, ticks = drive(3.0, trajectory(SEVEN, (0.0, GOAL)), command=command)
@@ -66,6 +67,7 @@ def test_seven_joints_reach_their_goal_within_every_limit(command):
             assert lower <= value <= upper
 
 
+@pytest.mark.slow
 def test_trajectory_is_followed_in_time_and_not_to_its_end_at_once():
     points = [(t, GOAL * t / 3.0, GOAL / 3.0) for t in (0.0, 1.0, 2.0, 3.0)]
     _, states, ticks = drive(4.0, trajectory(SEVEN, *points))

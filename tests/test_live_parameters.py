@@ -45,6 +45,7 @@ def plain():
     return driven()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

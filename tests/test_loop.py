@@ -109,6 +109,7 @@ EVENTS = st.one_of(
 READY = [("state", 0.5), ("plan", 2.0), ("tick", 0)]
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(start=st.sampled_from([[], READY]), events=st.lists(EVENTS, min_size=8, max_size=20))
 def test_every_tick_follows_the_obvious_rules_with_an_allowed_command(start, events):
@@ -272,6 +273,7 @@ def test_command_is_the_plan_one_lead_ahead():
     assert tick.command["v"] > 0.05
 
 
+@pytest.mark.slow
 def test_commands_change_by_no_more_than_the_acceleration_limits_allow():
     """Start, a wild measurement, disabling and an emptied plan included."""
     loop, sent = unicycle(), []
@@ -316,6 +318,7 @@ def test_plan_starts_where_the_commands_under_way_will_take_the_robot():
     assert np.linalg.norm(start[:2] - [0.1, 0.2]) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause_s", [0.4, 1.0, 600.0])
 def test_nothing_from_before_a_pause_moves_the_robot_after_it(pause_s):
     loop, robot = unicycle(reference_speed=1.0), Simulation(Config({}))

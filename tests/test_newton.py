@@ -80,6 +80,7 @@ def test_products_with_the_jacobian_are_dense_products(name, scheme):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_a_step_is_a_dense_solve_and_its_multipliers_follow(made, name):
     """``(H + shift) z + gradient + J' lambda = 0``, however far the sweeps have come."""
@@ -102,6 +103,7 @@ def test_a_step_is_a_dense_solve_and_its_multipliers_follow(made, name):
         assert np.abs(residual).max() < 1e-9 * max(1.0, np.abs(matrix).max() * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unicycle", "cartpole", "van_der_pol"])
 def test_sweeps_make_the_linearised_defects_vanish(made, name):
     """At a penalty as the solver has it, the step is that of the dense KKT system."""
@@ -125,6 +127,7 @@ def test_sweeps_make_the_linearised_defects_vanish(made, name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unicycle", "bicycle", (3, 2, 3)])
 def test_slopes_are_those_of_the_merit_function(made, name):
     eager, point, data = problem(name)
@@ -159,6 +162,7 @@ def test_a_step_advances_every_stage_as_its_barrier_does(made, name):
     assert step.longest == pytest.approx(min(lengths), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_what_is_not_positive_definite_is_refused_at_the_unknown_where_it_shows(made, name):
     eager, point, data = problem(name)
@@ -174,6 +178,7 @@ def test_what_is_not_positive_definite_is_refused_at_the_unknown_where_it_shows(
         assert found.value.index == expected.value.index
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", [0, 3, -1])
 def test_what_is_not_finite_is_seen_and_refused(made, entry):
     eager, point, data = problem((3, 2, 3))

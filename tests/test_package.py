@@ -94,6 +94,7 @@ def test_colcon_sees_one_ament_python_package(workspace):
     assert [line.split("\t") for line in listed] == [[NAME, f"src/{NAME}", "(ros.ament_python)"]]
 
 
+@pytest.mark.slow
 def test_install_space_has_what_ros_looks_for(installed):
     prefix = installed / NAME
     assert (prefix / "share/ament_index/resource_index/packages" / NAME).is_file()

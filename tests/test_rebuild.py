@@ -65,6 +65,7 @@ def want(loop, rebuild, **updates):
     rebuild.want(loop.config.changed(updates), updates)
 
 
+@pytest.mark.slow
 def test_waiting_for_the_compiler_builds_one_controller(compiled, compilations, monkeypatch):
     loop, rebuild = compiled
     built, init = [], RecedingHorizonController.__init__
@@ -81,6 +82,7 @@ def test_waiting_for_the_compiler_builds_one_controller(compiled, compilations, 
     assert loop.config.values["dt"] == 0.1
 
 
+@pytest.mark.slow
 def test_change_that_the_library_covers_needs_no_compiler(compiled, compilations):
     loop, rebuild = compiled
     want(loop, rebuild, solver__max_iterations=7)
@@ -113,6 +115,7 @@ def test_change_that_cannot_be_compiled_is_refused_and_the_robot_drives_on(compi
     assert len(compilations) == 2
 
 
+@pytest.mark.slow
 def test_change_that_needs_no_rebuild_waits_for_none(compiled, compilations):
     loop, rebuild = compiled
     want(loop, rebuild, dt=0.07)
@@ -129,6 +132,7 @@ def test_change_that_needs_no_rebuild_waits_for_none(compiled, compilations):
     assert len(compilations) == 1
 
 
+@pytest.mark.slow
 def test_newest_change_replaces_the_one_that_is_being_compiled(compiled, compilations):
     loop, rebuild = compiled
     for dt in (0.07, 0.08):
@@ -150,6 +154,7 @@ def test_loop_without_a_library_takes_a_change_at_once(compilations):
     assert (loop.config.values["dt"], rebuild.derivatives, compilations) == (0.07, "eager", [])
 
 
+@pytest.mark.slow
 def test_missing_compiler_is_no_reason_to_leave_compiled_derivatives(compiled, monkeypatch):
     """With the real compiler process, while the robot drives."""
     loop, rebuild = compiled

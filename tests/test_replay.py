@@ -51,6 +51,7 @@ def command(*arguments):
     return main(["replay", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_ticks_come_at_the_rate_and_know_what_was_recorded_before_them(drive):
     found, _ = cycles(drive)
     times = [r.tick.now_ns for r in found]
@@ -95,6 +96,7 @@ def test_the_recorded_command_and_the_reference_stand_beside(drive):
     assert found[-1].plan_errors["position"] < 0.2
 
 
+@pytest.mark.slow
 def test_same_bits_twice_and_in_another_process(drive, params, tmp_path):
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
     assert command(drive, "--params", params, "--output", first) == 0
@@ -154,6 +156,7 @@ def record_message(record):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disturb", [False, True])
 def test_what_a_node_recorded_is_repeated_bit_for_bit(disturb, tmp_path):
     messages, commands = live(Config(SHORT), disturb)
@@ -171,6 +174,7 @@ def test_what_a_node_recorded_is_repeated_bit_for_bit(disturb, tmp_path):
         assert any(r.original.iterations is not None for r in found)
 
 
+@pytest.mark.slow
 def test_what_the_bag_lacks_of_the_record_is_named(tmp_path):
     messages, _ = live(Config(SHORT), disturb=False)
     odometry = [k for k, m in enumerate(messages) if m[0] == "/odom"]
@@ -197,6 +201,7 @@ def test_a_record_that_begins_late_is_reported_and_needs_parameters(tmp_path, pa
     assert len(found) > 40
 
 
+@pytest.mark.slow
 def test_a_what_if_on_a_record_keeps_its_ticks(tmp_path):
     messages, commands = live(Config(SHORT), disturb=False)
     path = bags.write(tmp_path / "bag", messages)
@@ -208,6 +213,7 @@ def test_a_what_if_on_a_record_keeps_its_ticks(tmp_path):
     assert "differ from those on record" in replay.remarks.notes[0]
 
 
+@pytest.mark.slow
 def test_the_result_opens_beside_the_original(drive, params, tmp_path):
     output = tmp_path / "result"
     assert command(drive, "--params", params, "--output", output, "--eager") == 0
@@ -234,6 +240,7 @@ def test_the_result_opens_beside_the_original(drive, params, tmp_path):
     assert "http" not in page  # nothing is loaded from elsewhere
 
 
+@pytest.mark.slow
 def test_a_result_is_a_recording_that_repeats_itself(drive, params, tmp_path):
     """The record that a replay writes has all that the node's own has."""
     output = tmp_path / "result"
@@ -252,6 +259,7 @@ def test_a_result_is_a_recording_that_repeats_itself(drive, params, tmp_path):
     assert replay.remarks.notes == []
 
 
+@pytest.mark.slow
 def test_a_path_can_be_given(tmp_path):
     messages = [m for m in bags.drive() if m[0] == "/odom"]
     path = bags.write(tmp_path / "bag", messages)
@@ -266,6 +274,7 @@ def test_a_path_can_be_given(tmp_path):
     assert found[-1].reference["y"] == pytest.approx(0.3)
 
 
+@pytest.mark.slow
 def test_topics_are_remapped_and_found_in_namespaces(tmp_path):
     renamed = [("/robot" + t if t != "/odom" else "/pose", n, m) for t, n, m in bags.drive()]
     path = bags.write(tmp_path / "bag", renamed)
@@ -321,6 +330,7 @@ def test_a_replay_that_is_impossible_is_refused_in_one_sentence(case, params, tm
     assert left == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
 def test_a_damaged_message_in_the_middle_is_counted(storage, params, tmp_path, capsys):
     messages = list(bags.drive(2.0))
@@ -338,6 +348,7 @@ def test_a_damaged_message_in_the_middle_is_counted(storage, params, tmp_path, c
     assert (messages[40][0] in reason, count) == (True, 1)
 
 
+@pytest.mark.slow
 def test_a_bag_cut_off_is_replayed_as_far_as_it_goes(params, tmp_path):
     path = bags.write(tmp_path / "bag", bags.drive(60.0))
     file = path / "bag.mcap"

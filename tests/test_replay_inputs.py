@@ -74,6 +74,7 @@ def test_a_time_gone_astray_costs_a_few_cycles_and_a_remark(stray_s, tmp_path):
     assert sum(r.tick.driving for r in found) >= 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift_s", [-1_699_999_990.0, 2.0])
 def test_clocks_that_differ_are_named_and_the_option_helps(shift_s, params, tmp_path, capsys):
     messages = []
@@ -197,6 +198,7 @@ def test_a_record_of_another_machine_is_named(elsewhere, tmp_path):
 ESCAPE = "\x1b]0;TITLE\x07\x1b[31m"
 
 
+@pytest.mark.slow
 def test_what_a_recording_says_is_shown_as_text(params, tmp_path, capsys):
     script = "<script>alert(1)</script>"
     messages = []

@@ -158,6 +158,7 @@ NONLINEAR = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NONLINEAR)
 def test_nonlinear_problems_are_solved_as_by_sequential_quadratic_programming(name):
     build, scheme = NONLINEAR[name]
@@ -276,6 +277,7 @@ class Spy(EagerEvaluator):
         return super().merit(z, *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", ["unicycle", "bicycle", "cartpole", "van_der_pol"])
 def test_no_iterate_ever_touches_an_input_bound(name, scheme):
@@ -297,6 +299,7 @@ def test_no_iterate_ever_touches_an_input_bound(name, scheme):
         assert (u < upper).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_converging_takes_a_moderate_number_of_iterations(name):
     for scheme in SCHEMES:
@@ -310,6 +313,7 @@ def test_converging_takes_a_moderate_number_of_iterations(name):
         )
 
 
+@pytest.mark.slow
 @given(st.floats(-3.0, 3.0))
 @settings(max_examples=25)
 def test_the_unit_of_the_costs_does_not_move_the_minimiser(exponent):
@@ -458,6 +462,7 @@ def test_an_exact_penalty_holds_what_can_be_held():
     assert not solution.violations.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recovery", RECOVERIES)
 def test_recoveries_and_half_bandwidths_change_no_solution(recovery):
     case = unicycle()

@@ -36,6 +36,7 @@ def test_iteration_limit():
         assert np.isfinite(solution.point.z).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_wherever_a_solve_is_cut_off_it_returns_its_best(name):
     """By the exact penalty: costs, and defects weighted with twice the largest multiplier."""
@@ -191,6 +192,7 @@ def test_every_status_advises():
         assert len(status.value) > 40
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(["sqrt", "log", "exp", "reciprocal", "square", "tan", "sign", "neg"]),
     st.sampled_from(["sqrt", "log", "exp", "reciprocal", "square", "abs", "atan", "neg"]),

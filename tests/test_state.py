@@ -141,6 +141,7 @@ def drive(loop, now, **values):
     return loop.on_message("odom", message, ns(now)), loop.tick(ns(now))
 
 
+@pytest.mark.slow
 def test_robot_drives_on_after_each_fault():
     given = {"horizon": 8, "dt": 0.1, "jump_samples": 3, "max_frozen_time": 0.0}
     loop = ControlLoop(Config(given))

@@ -43,6 +43,7 @@ def test_a_grid_has_every_combination_once():
     assert grid({}) == [{}]
 
 
+@pytest.mark.slow
 def test_more_weight_on_effort_means_less_of_it(request_):
     rows = sweep(request_, AXES, jobs=1)
     for horizon in AXES["horizon"]:

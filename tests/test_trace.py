@@ -340,6 +340,7 @@ def augmented(x):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMOOTH)
 def test_values_and_derivatives_are_those_of_torch(name):
     assert_as_torch(with_derivatives(SMOOTH[name]), *points(*SHAPES))
@@ -478,6 +479,7 @@ CHANGES = (
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(

@@ -51,6 +51,7 @@ def ticks(loop, now, seconds=1.0):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "error"),
     [*zip(["actuate", "command", "dynamics", "cost"], ERRORS, strict=False)],
