@@ -164,6 +164,7 @@ def test_check_refuses_messages_that_are_not_installed_as_the_node_does(
     assert "nobodys_msgs/msg/Pose are not installed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_check_without_ros_says_what_it_left_out(tmp_path):
     file = parameters(tmp_path, robot="unicycle")
     hide = "sys.modules['rclpy'] = None; from mpc_banded.cli import main; sys.exit(main())"

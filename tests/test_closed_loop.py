@@ -84,6 +84,7 @@ def assert_iterations(ticks, first, mean, most):
     assert counts[1:].max() <= most
 
 
+@pytest.mark.slow
 def test_unicycle_follows_a_figure_of_eight_past_an_obstacle():
     loop = control_loop("unicycle")
     path = PathReference(figure_of_eight(), 0.8)
@@ -104,6 +105,7 @@ def test_unicycle_follows_a_figure_of_eight_past_an_obstacle():
     assert_iterations(ticks, first=24, mean=3.8, most=14)
 
 
+@pytest.mark.slow
 def test_bicycle_changes_lane_past_an_obstacle():
     loop = control_loop("bicycle")
     path = PathReference(lane_change(), 5.0)

@@ -56,10 +56,12 @@ def test_known_delay_of_150_ms_costs_little_and_an_unknown_one_much():
     assert unknown > 3.0 * known
 
 
+@pytest.mark.slow
 def test_age_of_the_state_by_its_stamp_is_made_up_for():
     assert rms_error(0.0, 0.0, state_lag=3) < 1.3 * rms_error(0.0, 0.0) + 0.002
 
 
+@pytest.mark.slow
 def test_expected_solve_time_counts_as_any_delay():
     assert rms_error(0.1, 0.1, latency_s=0.05) == pytest.approx(rms_error(DELAY), rel=1e-3)
 

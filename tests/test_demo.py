@@ -54,6 +54,7 @@ def test_no_curve_of_a_shape_is_narrower_than_a_car_can_turn(shape):
     assert (turns <= 1.02 * steps[:-1] / references.radius_of(config)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["goal 1.5 -1.0 -1.57", "square", "line"])
 def test_a_base_ends_on_the_reference_that_was_asked_for(words):
     config = Config({**UNICYCLE, "limits.v": [-0.3, 1.2]})

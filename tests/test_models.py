@@ -215,6 +215,11 @@ def test_car_that_is_told_to_turn_on_the_spot_turns_its_wheels_as_at_a_crawl():
     assert math.tan(back) == pytest.approx(0.02 * 2.0 / -0.12)
 
 
+def test_car_takes_twists_unless_it_is_told_to_take_angles():
+    assert car_with("twist") is load_robot("bicycle")
+    assert car_with("ackermann").command_names == ("v", "steering")
+
+
 def test_point_of_a_trajectory_carries_the_state_there_and_the_input_that_leads_there():
     random = np.random.default_rng(1)
     plan = Trajectory(random.standard_normal((9, 4)), random.standard_normal((8, 2)), 0.1)
