@@ -133,11 +133,11 @@ def _check(options: argparse.Namespace) -> int:
 
 def _compile(options: argparse.Namespace) -> int:
     from mpc_banded.control.background import NOT_COMPILED
-    from mpc_banded.control.build import build_controller
     from mpc_banded.control.config import Config
+    from mpc_banded.control.loop import ControlLoop
 
     try:
-        controller = build_controller(Config.load(options.params))
+        controller = ControlLoop(Config.load(options.params)).controller
         controller.compile()
     except (ValueError, ArithmeticError, RuntimeError, OSError) as error:
         print(f"{NOT_COMPILED}{' '.join(str(error).split())}", file=sys.stderr)

@@ -172,10 +172,18 @@ def test_add_blocks_is_the_dense_sum(m, count, overlapping, seed):
 
 def test_blocks_that_do_not_fit_are_refused():
     bands = np.zeros((2, 5))
-    with pytest.raises(ValueError, match="size 3 do not fit a half bandwidth of 1"):
+    with pytest.raises(ValueError, match="entries beyond a half bandwidth of 1"):
         banded.add_blocks(bands, np.ones((1, 3, 3)))
     with pytest.raises(ValueError, match="rows 0 to 4 do not fit a matrix of 5 rows"):
         banded.add_blocks(bands, np.ones((3, 2, 2)))
     with pytest.raises(ValueError, match="rows -1 to -1"):
         banded.add_blocks(bands, np.ones((1, 2, 2)), np.array([-1]))
     assert not bands.any()
+
+
+def test_blocks_may_be_wider_than_the_band_that_holds_their_entries():
+    bands, block = np.zeros((2, 4)), np.diag([1.0, 2.0, 3.0]) + np.eye(3, k=1) + np.eye(3, k=-1)
+    banded.add_blocks(bands, block[None], np.array([1]))
+    wanted = np.zeros((4, 4))
+    wanted[1:, 1:] = block
+    np.testing.assert_array_equal(banded.to_dense(bands), wanted)

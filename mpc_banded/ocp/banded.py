@@ -98,21 +98,23 @@ def add_blocks(bands: np.ndarray, blocks: np.ndarray, starts: np.ndarray | None 
 
     Args:
         bands: (b + 1, n), changed in place.
-        blocks: (K, m, m) with m <= b + 1; only their lower triangles are read.
+        blocks: (K, m, m), without entries beyond the band; only their lower triangles are read.
         starts: First row of each block, (K,); they may overlap. By default one block follows
             another from row 0: ``k * m``.
     """
     count, m, _ = blocks.shape
     starts = np.arange(count) * m if starts is None else np.asarray(starts)
-    if m > len(bands):
-        raise ValueError(f"blocks of size {m} do not fit a half bandwidth of {len(bands) - 1}")
-    n = bands.shape[1]
+    half_bandwidth, n = len(bands) - 1, bands.shape[1]
+    if np.tril(blocks, -half_bandwidth - 1).any():
+        raise ValueError(f"blocks have entries beyond a half bandwidth of {half_bandwidth}")
     if count and not (0 <= starts.min() and starts.max() + m <= n):
         raise ValueError(
             f"blocks of size {m} starting at rows {starts.min()} to {starts.max()} "
             f"do not fit a matrix of {n} rows"
         )
     row, column = np.tril_indices(m)
+    inside = row - column <= half_bandwidth
+    row, column = row[inside], column[inside]
     np.add.at(bands, (row - column, starts[:, None] + column), blocks[:, row, column])
 
 
