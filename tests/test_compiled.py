@@ -499,7 +499,7 @@ def robot_derivatives(robot, **given):
 
 #: Scalar operations of a bicycle's kernels, with a tenth to spare.
 MOST_OPERATIONS = {
-    "system": 2000,
+    "system": 2200,
     "newton_bounds": 330,
     "merit": 1060,
     "rollout": 215,
