@@ -25,7 +25,7 @@ PYTEST := $(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=8 --dist=l
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup check-system demo test test-fast mutate fuzz soak bench lint architecture clean
+.PHONY: help setup check-system demo test test-fast mutate fuzz soak drill bench lint architecture clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -50,12 +50,14 @@ fuzz: $(READY)  ## feed readers, parameter files and command lines with nonsense
 soak: $(READY)  ## random cycles of all robots, offline, on all cores; goes on where it stopped (ARGS="--seed 7")
 	@PYTHONPATH=tests $(VENV_PYTHON) tests/soak.py $(ARGS)
 
+drill: $(READY)  ## drive through 1000 worlds of obstacles, offline (ARGS="--first 200 --worlds 10")
+	@PYTHONPATH=.:tests $(VENV_PYTHON) tests/drill.py $(ARGS)
+
 bench: $(READY)  ## all figures, about two hours (ARGS="--task bicycle50 --peers mpc_banded,acados")
 	@$(VENV_PYTHON) -m benchmarks $(ARGS)
 	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.hessian_study)
 	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.performance)
 	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.node)
-	$(if $(ARGS),,@$(VENV_PYTHON) -m benchmarks.drill)
 
 lint: $(READY)  ## ruff and mypy
 	@$(VENV_PYTHON) -m ruff check .

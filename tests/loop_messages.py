@@ -81,6 +81,24 @@ def grid(cells, resolution=0.5, x=0.0, y=0.0, yaw=0.0, stamp_s=0.0, frame=""):
     return fields(header=header(stamp_s, frame), info=info, data=cells.ravel().tolist())
 
 
+def cloud(circles, stamp_s=0.0, frame="odom"):
+    """The fields of sensor_msgs/PointCloud2 with rows x, y, radius, vx, vy, (M, 5)."""
+    names = ("x", "y", "radius", "vx", "vy")
+    columns = [fields(name=n, offset=8 * i, datatype=8, count=1) for i, n in enumerate(names)]
+    rows = np.asarray(circles, dtype="<f8").reshape(-1, 5)
+    return fields(
+        header=header(stamp_s, frame),
+        height=1,
+        width=len(rows),
+        fields=columns,
+        is_bigendian=False,
+        point_step=40,
+        row_step=40 * len(rows),
+        data=rows.tobytes(),
+        is_dense=True,
+    )
+
+
 def update(x, y, cells):
     """The fields of map_msgs/OccupancyGridUpdate."""
     cells = np.asarray(cells)

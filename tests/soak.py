@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from loop_messages import fields, header, ns, odometry, plan, pose
+from loop_messages import cloud, fields, header, ns, odometry, plan, pose
 
 from mpc_banded.control.config import Config, ConfigError
 from mpc_banded.control.loop import ControlLoop
@@ -83,24 +83,6 @@ def spoiled(message, draw):
     else:
         where[key] = value
     return message
-
-
-def cloud(circles, stamp_s, frame="odom"):
-    """The fields of sensor_msgs/PointCloud2 with rows x, y, radius, vx, vy."""
-    names = ("x", "y", "radius", "vx", "vy")
-    columns = [fields(name=n, offset=4 * i, datatype=7, count=1) for i, n in enumerate(names)]
-    rows = np.asarray(circles, dtype=np.float32).reshape(-1, 5)
-    return fields(
-        header=header(stamp_s, frame),
-        height=1,
-        width=len(rows),
-        fields=columns,
-        is_bigendian=False,
-        point_step=20,
-        row_step=20 * len(rows),
-        data=rows.tobytes(),
-        is_dense=True,
-    )
 
 
 def value_for(entry, draw):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import drill, harness, pages, report, worker
+from benchmarks import harness, pages, report, worker
 from benchmarks.__main__ import measure
 from benchmarks.harness import PLANT_SUBSTEPS, Unavailable, Worker, closed_loops, disturbances
 from benchmarks.peers import ENTRIES, Entry
@@ -373,11 +373,6 @@ def test_the_page_of_the_node_has_a_place_for_every_figure() -> None:
     assert set(values) == set(pages.places((pages.DOCS / "node.md").read_text()))
     assert values["over_bare"] == "0.50"  # medians 3 and 6
     assert values["over_events"] == "1.00"
-
-
-def test_the_page_of_the_drill_has_a_place_for_every_figure() -> None:
-    found = pages.places((pages.DOCS / "drill.md").read_text())
-    assert set(drill.values([])) == set(found)
 
 
 def test_memory_grows_by_the_slope_after_the_beginning() -> None:

@@ -5,8 +5,9 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from drill import Drive, World, make_world, values
 
-from benchmarks.drill import Drive, World, make_world
+from benchmarks import pages
 from mpc_banded.codegen.build import NoCompiler
 
 
@@ -54,3 +55,8 @@ def test_a_long_body_passes_with_all_of_its_circles():
     outcome = compiled(Drive(world, footprint=[0.3, 0.2, 0.0, 0.2, -0.3, 0.2])).run()
     assert outcome.is_right(world)
     assert outcome.gap > 0.1
+
+
+def test_the_page_of_the_drill_has_a_place_for_every_figure():
+    found = pages.places((pages.DOCS / "drill.md").read_text())
+    assert set(values([])) == set(found)

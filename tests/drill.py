@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drill: a robot drives through seeded worlds of circles and walls; fills docs/drill.md.
 
-``python -m benchmarks.drill`` drives the unicycle, with delay and lag, along a planner's path. It
-sees circles, a laser scan or a map. Obstacles appear late, come towards it, or stand on its goal;
-sources fall silent for a while.
+``make drill`` drives the unicycle, with delay and lag, along a planner's path. It sees circles, a
+laser scan or a map. Obstacles appear late, come towards it, or stand on its goal; sources fall
+silent for a while.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from types import SimpleNamespace as Fields
 from typing import Any
 
 import numpy as np
+from loop_messages import cloud, grid, ns, odometry, plan, scan
 
 from benchmarks.pages import DOCS, provenance, table, update
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
 from mpc_banded.control.tick import Reason, Tick
-from mpc_banded.robots.messages import fill_odometry, set_yaw
+from mpc_banded.robots.messages import set_yaw
 
 #: Size of a world and of a cell of the planner and of the maps, in m.
 SIZE, CELL = np.array([9.0, 6.0]), 0.05
@@ -174,35 +175,7 @@ def walk(path: np.ndarray, speed: float) -> Generator[np.ndarray, np.ndarray, No
             speed, waited = -speed, 0
 
 
-def stamped(now_s: float, frame: str, **fields: Any) -> Fields:
-    """A message as plain fields."""
-    stamp = Fields(sec=int(now_s), nanosec=round(1e9 * (now_s % 1.0)))
-    return Fields(header=Fields(stamp=stamp, frame_id=frame), **fields)
-
-
-def pose(x: float = 0.0, y: float = 0.0) -> Fields:
-    """A geometry_msgs/Pose."""
-    turn = Fields(x=0.0, y=0.0, z=0.0, w=1.0)
-    return Fields(position=Fields(x=x, y=y, z=0.0), orientation=turn)
-
-
-def plan(world: World, now_s: float) -> Fields:
-    """The planner's path with the heading at its end."""
-    poses = [Fields(pose=pose(x, y)) for x, y in world.path.tolist()]
-    set_yaw(poses[-1].pose.orientation, world.yaw)
-    return stamped(now_s, "odom", poses=poses)
-
-
-def cloud(rows: np.ndarray, now_s: float) -> Fields:
-    """Circles (M, 5) as a PointCloud2."""
-    names = ("x", "y", "radius", "vx", "vy")
-    columns = [Fields(name=name, offset=8 * i, datatype=8) for i, name in enumerate(names)]
-    data, sizes = np.ascontiguousarray(rows, "<f8").tobytes(), {"height": 1, "width": len(rows)}
-    layout = {"fields": columns, "is_bigendian": False, "point_step": 40}
-    return stamped(now_s, "odom", data=data, **sizes, **layout)
-
-
-def scan(circles: np.ndarray, place: np.ndarray, now_s: float, rays: int = RAYS) -> Fields:
+def laser(circles: np.ndarray, place: np.ndarray, now_s: float, rays: int = RAYS) -> Fields:
     """What a laser at a pose (3,) sees of circles."""
     step = math.tau / rays
     angles, centre = place[2] + step * np.arange(rays), circles[:, :2] - place[:2]
@@ -211,16 +184,8 @@ def scan(circles: np.ndarray, place: np.ndarray, now_s: float, rays: int = RAYS)
     far = np.where(
         (inside > 0.0) & (ahead > 0.0), ahead - np.sqrt(np.maximum(inside, 0.0)), np.inf
     )
-    limits = {"angle_min": 0.0, "angle_increment": step, "range_min": 0.05, "range_max": 8.0}
-    return stamped(now_s, "base_link", ranges=far.min(axis=0, initial=np.inf), **limits)
-
-
-def grid(circles: np.ndarray, now_s: float) -> Fields:
-    """A map of circles."""
-    cells = 100 * occupied(circles, 0.5 * CELL).T.astype(np.int8)
-    rows, columns = cells.shape
-    info = Fields(width=columns, height=rows, resolution=CELL, origin=pose())
-    return stamped(now_s, "odom", info=info, data=cells.ravel())
+    ranges = far.min(axis=0, initial=np.inf)
+    return scan(ranges, step=step, low=0.05, high=8.0, stamp_s=now_s, frame="base_link")
 
 
 def values(drives: Sequence[tuple[World, Outcome]]) -> dict[str, str]:
@@ -302,29 +267,28 @@ class Drive:
     def _tell(self, time_s: float, known: np.ndarray, mover: np.ndarray) -> None:
         """Hand over the messages of a period."""
         world, state, now_s = self._world, self._robot.state, 100.0 + time_s
-        twist = Fields(twist=Fields(linear=pose().position, angular=pose().position))
-        odometry = stamped(now_s, "odom", pose=Fields(pose=pose()), twist=twist)
-        fill_odometry(odometry, self._robot.values)
-        messages = {"odom": odometry}
+        messages = {"odom": odometry(now_s, **self._robot.values)}
         if time_s == 0.0:
-            messages["plan"] = plan(world, now_s)
+            messages["plan"] = plan(*world.path.tolist(), frame="odom")
+            set_yaw(messages["plan"].poses[-1].pose.orientation, world.yaw)
         around, rows = np.vstack([known, mover[:, :3]]), mover
         if world.kind == "circles":
             rows = np.vstack([np.pad(known, ((0, 0), (0, 2))), mover])
         if not world.silent_s <= time_s < world.silent_s + 1.5:
             messages["obstacles"] = cloud(rows, now_s)
             if world.kind == "scan":
-                messages["scan"] = scan(around, state, now_s)
+                messages["scan"] = laser(around, state, now_s)
             if world.kind == "map" and round(time_s / PERIOD_S) % 4 == 0:
-                messages["costmap"] = grid(around, now_s)
+                cells = 100 * occupied(around, 0.5 * CELL).T.astype(np.int8)
+                messages["costmap"] = grid(cells, CELL, stamp_s=now_s, frame="odom")
         for topic, message in messages.items():
-            if rejected := self.loop.on_message(topic, message, round(1e9 * now_s)):
+            if rejected := self.loop.on_message(topic, message, ns(now_s)):
                 raise RuntimeError(f"{topic}: {rejected}")
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.drill", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make drill", description=__doc__)
     parser.add_argument("--worlds", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="seed of the first world")
     arguments = parser.parse_args()
