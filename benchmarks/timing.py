@@ -26,7 +26,7 @@ SOLVE_PARTS = {
     "system": "evaluate",
     "newton_step": "step",
     "merit": "line search",
-    "mean_curvature": "cold start",
+    "cost_curvature": "cold start",
     "central_duals": "cold start",
 }
 

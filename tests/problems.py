@@ -17,7 +17,7 @@ from mpc_banded.ocp.controller import ControlStep, RecedingHorizonController
 from mpc_banded.ocp.eager import EagerEvaluator
 from mpc_banded.ocp.evaluator import Evaluator
 from mpc_banded.ocp.kernels import kernel_source
-from mpc_banded.ocp.newton import Point
+from mpc_banded.ocp.newton import Point, Scaling
 from mpc_banded.ocp.problem import STATE_BOUND_PENALTY, OptimalControlProblem
 from mpc_banded.ocp.solver import NewtonSolver, Solution, SolverOptions
 from mpc_banded.ocp.transcription import SCHEMES, StageData, Transcription
@@ -281,6 +281,19 @@ def random_iterate(evaluator: Evaluator, case: Case, seed: int = 0, mu: float = 
         central * random.uniform(0.1, 10.0, central.shape),
         mu,
     )
+
+
+def plain(evaluator: Evaluator, penalty: float = 1.0) -> Scaling:
+    """A problem's own units, with rho of the Newton matrix."""
+    problem = evaluator.transcription.problem
+    return Scaling(np.ones(problem.nu), np.ones(problem.nx), 1.0, penalty)
+
+
+def mixed(evaluator: Evaluator, penalty: float = 1.0) -> Scaling:
+    """Units that are all different."""
+    problem = evaluator.transcription.problem
+    units = 0.5 + np.arange(problem.nu + problem.nx) / 7.0
+    return Scaling(units[: problem.nu], units[problem.nu :], 0.3, penalty)
 
 
 def dense_hessian(function: Callable, point: torch.Tensor) -> torch.Tensor:

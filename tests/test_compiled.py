@@ -18,6 +18,7 @@ from problems import (
     compiled_evaluator,
     controller_of,
     double_integrator,
+    mixed,
     random_iterate,
     rollout,
     scalar,
@@ -137,20 +138,26 @@ def assert_same(one, other, digits=12):
 
 def assert_agree(machine, eager, point, data):
     """Everything that both can be asked for."""
-    system, expected = machine.system(point, data, 3.0), eager.system(point, data, 3.0)
+    system, expected = (
+        machine.system(point, data, mixed(machine, 3.0)),
+        eager.system(point, data, mixed(eager, 3.0)),
+    )
     assert_same(system, expected)
     lam, mu = point.multipliers, point.mu
-    assert_same(machine.merit(point.z, lam, mu, data), eager.merit(point.z, lam, mu, data))
+    assert_same(
+        machine.merit(point.z, lam, mu, data, mixed(machine)),
+        eager.merit(point.z, lam, mu, data, mixed(eager)),
+    )
     random = np.random.default_rng(5)
     shift = 10.0 * np.abs(expected.bands).sum(axis=0).max()  # makes any matrix definite
     for accuracy in (0.0, np.inf):  # with all sweeps and with one
-        found = machine.newton_step(system, 3.0, shift, accuracy)
+        found = machine.newton_step(system, mixed(machine, 3.0), shift, accuracy)
         # Distances close to nothing magnify the rounding of the solve.
-        assert_same(found, eager.newton_step(expected, 3.0, shift, accuracy), digits=9)
+        assert_same(
+            found, eager.newton_step(expected, mixed(eager, 3.0), shift, accuracy), digits=9
+        )
     assert_near(machine.central_duals(point.z, 0.3, data), eager.central_duals(point.z, 0.3, data))
-    assert machine.mean_curvature(point.z, data) == pytest.approx(
-        eager.mean_curvature(point.z, data), rel=1e-12, abs=1e-15
-    )
+    assert_near(machine.cost_curvature(point.z, data), eager.cost_curvature(point.z, data))
     problem = eager.transcription.problem
     inputs = 0.1 * random.standard_normal((problem.horizon, problem.nu))
     assert_near(machine.rollout(inputs, data), eager.rollout(inputs, data))
@@ -222,8 +229,10 @@ def test_robots_and_schemes_are_compiled(monkeypatch, machine, robot, scheme, su
 def test_machine_code_finds_what_every_recovery_finds(machine, name, recovery):
     case, eager = problem_of(name)
     point, data = random_iterate(eager, case), case.data(eager.transcription)
-    expected = EagerEvaluator(eager.transcription, recovery=recovery).system(point, data, 3.0)
-    found = machine(eager).system(point, data, 3.0)
+    expected = EagerEvaluator(eager.transcription, recovery=recovery).system(
+        point, data, mixed(eager, 3.0)
+    )
+    found = machine(eager).system(point, data, mixed(eager, 3.0))
     assert_same(found, expected, digits=9 if recovery == "random" else 11)
 
 
@@ -232,9 +241,9 @@ def test_a_larger_half_bandwidth_holds_zeros(machine):
     case, eager = problem_of("tangled")
     wide = EagerEvaluator(eager.transcription, half_bandwidth=9)
     point, data = random_iterate(eager, case), case.data(eager.transcription)
-    found = machine(wide).system(point, data, 3.0)
-    assert_same(found, wide.system(point, data, 3.0))
-    bands = machine(eager).system(point, data, 3.0).bands
+    found = machine(wide).system(point, data, mixed(wide, 3.0))
+    assert_same(found, wide.system(point, data, mixed(wide, 3.0)))
+    bands = machine(eager).system(point, data, mixed(eager, 3.0)).bands
     assert_near(found.bands[: len(bands)], bands)
     assert not found.bands[len(bands) :].any()
 
@@ -261,14 +270,14 @@ def test_results_are_arrays_of_their_own(machine):
     """What is asked for later does not write into what was given before."""
     case, eager = problem_of("bicycle")
     one, data = machine(eager), case.data(eager.transcription)
-    first = one.system(random_iterate(eager, case), data, 3.0)
-    step = one.newton_step(first, 3.0, 1e3, 0.0)
+    first = one.system(random_iterate(eager, case), data, mixed(one, 3.0))
+    step = one.newton_step(first, mixed(one, 3.0), 1e3, 0.0)
     names = [(each, field.name) for each in (first, step) for field in fields(each)]
     names.remove((first, "point"))
     names.append((first.point, "duals"))
     before = [np.copy(getattr(each, name)) for each, name in names]
-    second = one.system(random_iterate(eager, case, seed=1), data, 1.0)
-    one.newton_step(second, 1.0, 1e4, 0.0)
+    second = one.system(random_iterate(eager, case, seed=1), data, mixed(one, 1.0))
+    one.newton_step(second, mixed(one, 1.0), 1e4, 0.0)
     for (each, name), copy in zip(names, before, strict=True):
         np.testing.assert_array_equal(getattr(each, name), copy)
 
@@ -283,11 +292,11 @@ def test_arguments_are_read_whatever_their_layout_and_left_as_they_are(machine):
         np.asfortranarray(point.duals),
         point.mu,
     )
-    expected = one.system(point, data, 3.0)
-    assert_same(one.system(strided, data, 3.0), expected, digits=15)
+    expected = one.system(point, data, mixed(one, 3.0))
+    assert_same(one.system(strided, data, mixed(one, 3.0)), expected, digits=15)
     assert_same(
-        one.merit(strided.z, strided.multipliers, 0.1, data),
-        one.merit(point.z, point.multipliers, 0.1, data),
+        one.merit(strided.z, strided.multipliers, 0.1, data, mixed(one)),
+        one.merit(point.z, point.multipliers, 0.1, data, mixed(one)),
         digits=15,
     )
     np.testing.assert_array_equal(strided.z, point.z)
@@ -301,11 +310,11 @@ def test_threads_find_the_bits_that_one_finds_alone(machine):
 
     def bands(point):
         one = compiled_evaluator(eager, library)
-        return [one.system(point, data, 3.0).bands for _ in range(50)]
+        return [one.system(point, data, mixed(one, 3.0)).bands for _ in range(50)]
 
     with ThreadPoolExecutor(4) as pool:
         for point, found in zip(iterates, pool.map(bands, iterates), strict=True):
-            alone = machine(eager).system(point, data, 3.0).bands
+            alone = machine(eager).system(point, data, mixed(eager, 3.0)).bands
             for other in found:
                 np.testing.assert_array_equal(alone, other)
 
@@ -373,8 +382,8 @@ def test_what_is_not_finite_is_not_hidden(machine, where, value):
         array.reshape(-1)[4] = value
         point = replace(point, **{where: array})
     with np.errstate(invalid="ignore"):
-        found = system_tells(machine(eager).system(point, data, 3.0))
-        assert found == system_tells(eager.system(point, data, 3.0))
+        found = system_tells(machine(eager).system(point, data, mixed(eager, 3.0)))
+        assert found == system_tells(eager.system(point, data, mixed(eager, 3.0)))
     assert found or (where == "duals" and value != np.nan)  # they are brought back into range
 
 
@@ -429,9 +438,9 @@ def test_outside_the_input_bounds_the_merit_is_infinite(machine):
     for value in (1.0, 5.0, -0.2, -9.0):
         z = point.z.copy()
         z[0] = value
-        merit = machine(eager).merit(z, point.multipliers, 0.1, data)
+        merit = machine(eager).merit(z, point.multipliers, 0.1, data, mixed(eager))
         assert merit.barrier == np.inf
-        expected = eager.merit(z, point.multipliers, 0.1, data)
+        expected = eager.merit(z, point.multipliers, 0.1, data, mixed(eager))
         assert_same(replace(merit, barrier=0.0), replace(expected, barrier=0.0))
 
 
@@ -595,6 +604,6 @@ def test_a_library_with_wrong_results_is_rebuilt_at_the_next_start(monkeypatch, 
 def test_merits_are_numbers(machine):
     case, eager = problem_of("unicycle")
     point, data = random_iterate(eager, case), case.data(eager.transcription)
-    merit = machine(eager).merit(point.z, point.multipliers, 0.1, data)
+    merit = machine(eager).merit(point.z, point.multipliers, 0.1, data, mixed(eager))
     assert all(type(getattr(merit, field.name)) is float for field in fields(Merit))
-    assert type(machine(eager).system(point, data, 1.0).barrier) is float
+    assert type(machine(eager).system(point, data, mixed(eager, 1.0)).barrier) is float

@@ -11,6 +11,7 @@ import torch
 from problems import (
     CASES,
     compiled_evaluator,
+    plain,
     random_iterate,
     source_of,
     squared,
@@ -72,7 +73,7 @@ def test_products_with_the_jacobian_are_dense_products(name, scheme):
     jacobian = torch.func.jacrev(lambda z: transcription.terms(z, data).defects)(
         torch.from_numpy(point.z)
     ).numpy()
-    of_stages = derivatives.system(point, data, 1.0).defect_jacobian
+    of_stages = derivatives.system(point, data, plain(derivatives, 1.0)).defect_jacobian
     step, multipliers = random.standard_normal(transcription.n), point.multipliers
     np.testing.assert_allclose(product(of_stages, step), jacobian @ step, atol=1e-11)
     np.testing.assert_allclose(
@@ -86,15 +87,15 @@ def test_a_step_is_a_dense_solve_and_its_multipliers_follow(made, name):
     """``(H + shift) z + gradient + J' lambda = 0``, however far the sweeps have come."""
     eager, point, data = problem(name)
     derivatives = made(eager)
-    system = derivatives.system(point, data, PENALTY)
+    system = derivatives.system(point, data, plain(derivatives, PENALTY))
     shift, jacobian = definite(system), dense_jacobian(system)
     matrix = banded.to_dense(system.bands) + shift * np.eye(len(point.z))
-    step = derivatives.newton_step(system, PENALTY, shift, np.inf)
+    step = derivatives.newton_step(system, plain(derivatives, PENALTY), shift, np.inf)
     shifted = point.multipliers + PENALTY * system.defects
     first = np.linalg.solve(matrix, -system.gradient - jacobian.T @ shifted.ravel())
     scale = np.abs(first).max()
     np.testing.assert_allclose(step.z, first, atol=1e-10 * scale)
-    swept = derivatives.newton_step(system, PENALTY, shift, 0.0)
+    swept = derivatives.newton_step(system, plain(derivatives, PENALTY), shift, 0.0)
     assert np.abs(swept.z - first).max() > 1e-6 * scale
     for each in (step, swept):
         np.testing.assert_allclose(each.defect_change.ravel(), jacobian @ each.z, atol=1e-9)
@@ -109,11 +110,11 @@ def test_sweeps_make_the_linearised_defects_vanish(made, name):
     """At a penalty as the solver has it, the step is that of the dense KKT system."""
     eager, point, data = problem(name)
     derivatives, penalty = made(eager), 1e7
-    system = derivatives.system(point, data, penalty)
+    system = derivatives.system(point, data, plain(derivatives, penalty))
     jacobian = dense_jacobian(system)
     matrix = banded.to_dense(system.bands) - penalty * jacobian.T @ jacobian
     shift = 1.0 + max(0.0, -np.linalg.eigvalsh(matrix)[0])
-    step = derivatives.newton_step(system, penalty, shift, 1e-10)
+    step = derivatives.newton_step(system, plain(derivatives, penalty), shift, 1e-10)
     assert np.abs(system.defects + step.defect_change).max() <= 1e-10
     rows = len(jacobian)
     kkt = np.block(
@@ -132,13 +133,16 @@ def test_sweeps_make_the_linearised_defects_vanish(made, name):
 def test_slopes_are_those_of_the_merit_function(made, name):
     eager, point, data = problem(name)
     derivatives = made(eager)
-    system = derivatives.system(point, data, PENALTY)
-    step = derivatives.newton_step(system, PENALTY, definite(system), 0.0)
+    system = derivatives.system(point, data, plain(derivatives, PENALTY))
+    step = derivatives.newton_step(system, plain(derivatives, PENALTY), definite(system), 0.0)
     h = 1e-6 / np.abs(step.z).max()
     ahead, behind = (
-        derivatives.merit(point.z + s * step.z, step.multipliers, point.mu, data) for s in (h, -h)
+        derivatives.merit(
+            point.z + s * step.z, step.multipliers, point.mu, data, plain(derivatives)
+        )
+        for s in (h, -h)
     )
-    here = derivatives.merit(point.z, step.multipliers, point.mu, data)
+    here = derivatives.merit(point.z, step.multipliers, point.mu, data, plain(derivatives))
     slope = (ahead.value(0.0) - behind.value(0.0)) / (2.0 * h)
     assert step.slope == pytest.approx(slope, rel=1e-5, abs=1e-7 * abs(here.value(0.0)) / h)
     bend = (ahead.defects - behind.defects) / (2.0 * h)
@@ -151,8 +155,10 @@ def test_slopes_are_those_of_the_merit_function(made, name):
 def test_a_step_advances_every_stage_as_its_barrier_does(made, name):
     eager, point, data = problem(name)
     derivatives = made(eager)
-    system = derivatives.system(point, data, PENALTY)
-    step = derivatives.newton_step(system, PENALTY, definite(system) / 1e3, 0.0)
+    system = derivatives.system(point, data, plain(derivatives, PENALTY))
+    step = derivatives.newton_step(
+        system, plain(derivatives, PENALTY), definite(system) / 1e3, 0.0
+    )
     lengths, mu = [], torch.tensor(point.mu, dtype=torch.float64)
     for k, of_stage in enumerate(step.z.reshape(len(system.defects), -1)):
         arrays = (system.point.duals[k], system.distances[k], system.row_jacobian[k], of_stage)
@@ -167,14 +173,16 @@ def test_a_step_advances_every_stage_as_its_barrier_does(made, name):
 def test_what_is_not_positive_definite_is_refused_at_the_unknown_where_it_shows(made, name):
     eager, point, data = problem(name)
     derivatives = made(eager)
-    system = derivatives.system(point, data, PENALTY)
+    system = derivatives.system(point, data, plain(derivatives, PENALTY))
     for share in (-1.0, -0.05):
         matrix = system.bands.copy()
         matrix[0] += share * definite(system)
         with pytest.raises(NotPositiveDefinite) as expected:
             banded.cholesky(matrix)
         with pytest.raises(NotPositiveDefinite) as found:
-            derivatives.newton_step(system, PENALTY, share * definite(system), 0.0)
+            derivatives.newton_step(
+                system, plain(derivatives, PENALTY), share * definite(system), 0.0
+            )
         assert found.value.index == expected.value.index
 
 
@@ -183,13 +191,13 @@ def test_what_is_not_positive_definite_is_refused_at_the_unknown_where_it_shows(
 def test_what_is_not_finite_is_seen_and_refused(made, entry):
     eager, point, data = problem((3, 2, 3))
     derivatives = made(eager)
-    assert derivatives.system(point, data, PENALTY).finite
+    assert derivatives.system(point, data, plain(derivatives, PENALTY)).finite
     z = point.z.copy()
     z[entry] = np.nan
-    broken = derivatives.system(replace(point, z=z), data, PENALTY)
+    broken = derivatives.system(replace(point, z=z), data, plain(derivatives, PENALTY))
     assert not broken.finite
     with pytest.raises(NotPositiveDefinite):
-        derivatives.newton_step(broken, PENALTY, 1e9, 0.0)
+        derivatives.newton_step(broken, plain(derivatives, PENALTY), 1e9, 0.0)
 
 
 def test_a_smaller_half_bandwidth_that_suffices_gives_the_same_step(libraries):
@@ -211,7 +219,7 @@ def test_a_smaller_half_bandwidth_that_suffices_gives_the_same_step(libraries):
         machine = compiled_evaluator(eager, libraries.library(source_of(eager)))
         point = Point(z, multipliers, eager.central_duals(z, 0.1, data), 0.1)
         for derivatives in (eager, machine):
-            system = derivatives.system(point, data, 10.0)
-            steps.append(derivatives.newton_step(system, 10.0, 0.0, 1e-12).z)
+            system = derivatives.system(point, data, plain(derivatives, 10.0))
+            steps.append(derivatives.newton_step(system, plain(derivatives, 10.0), 0.0, 1e-12).z)
     for step in steps[1:]:
         np.testing.assert_allclose(step, steps[0], atol=1e-12)

@@ -15,7 +15,6 @@ from problems import (
     Case,
     bicycle,
     cartpole,
-    dense_hessian,
     double_integrator,
     inputs_of,
     row_penalties,
@@ -177,14 +176,6 @@ def test_nonlinear_problems_are_solved_as_by_sequential_quadratic_programming(na
 # What a solution is
 
 
-def mean_curvature(case, scheme):
-    """The unit of all relative options, densely."""
-    transcription = Transcription(case.problem, scheme)
-    data, z = case.data(transcription), torch.as_tensor(standing(case))
-    hessian = dense_hessian(lambda v: transcription.terms(v, data).costs.sum(), z)
-    return float(hessian.diagonal().abs().mean())
-
-
 def multiplier_of(c, linear, quadratic, mu):
     """``mu / t`` of the softened row, by bisection for ``log t``."""
 
@@ -205,7 +196,7 @@ def test_the_gradient_of_the_lagrangian_vanishes_at_a_solution(name, scheme):
     problem = case.problem
     solution = solve(case, scheme, kkt_tolerance=1e-8)
     assert solution.status is Status.CONVERGED
-    mu = 1e-5 * mean_curvature(case, scheme)
+    mu = solution.point.mu
     transcription = Transcription(problem, scheme)
     data, z = case.data(transcription), torch.as_tensor(solution.point.z)
 
@@ -244,7 +235,7 @@ def test_the_duals_of_a_solution_are_its_multipliers(name):
     solver = solver_of(case, kkt_tolerance=1e-9)
     data = case.data(solver.evaluator.transcription)
     solution = solver.solve(standing(case), data)
-    mu, duals = 1e-5 * mean_curvature(case, "midpoint"), solution.point.duals
+    mu, duals = solution.point.mu, solution.point.duals
     u, z = inputs_of(case.problem, solution.point.z), torch.as_tensor(solution.point.z)
     lower, upper = case.problem.input_bounds
     c = row_values(solver.evaluator.transcription, z, data)
@@ -308,9 +299,6 @@ def test_converging_takes_a_moderate_number_of_iterations(name):
         assert len(solution.iterations) <= 60
         assert solution.kkt_residual <= 1e-6
         assert solution.defect_norm <= 1e-6
-        assert defects_of(CASES[name](), scheme, solution) == pytest.approx(
-            solution.defect_norm, rel=1e-6, abs=1e-15
-        )
 
 
 @pytest.mark.slow
@@ -319,8 +307,8 @@ def test_converging_takes_a_moderate_number_of_iterations(name):
 def test_the_unit_of_the_costs_does_not_move_the_minimiser(exponent):
     case = cartpole(input_bounds=(-8.0, 8.0))
     factor = 10.0**exponent
-    tight = {"kkt_tolerance": 1e-9 * min(1.0, factor), "defect_tolerance": 1e-9}
-    reference = solve(case, kkt_tolerance=1e-9, defect_tolerance=1e-9)
+    tight = {"kkt_tolerance": 1e-9, "defect_tolerance": 1e-9}
+    reference = solve(case, **tight)
     scaled = {name: factor * weight for name, weight in case.problem.weights.items()}
     solution = solve(case, weights=scaled, **tight)
     np.testing.assert_allclose(solution.point.z, reference.point.z, atol=1e-5)

@@ -59,7 +59,7 @@ def test_wherever_a_solve_is_cut_off_it_returns_its_best(name):
     reached = np.array([penalty(end) for end in [cut_off(deadline=0.0), *ends]])
     best = np.minimum.accumulate(reached)
     assert (best[1:] < reached[0]).all()
-    assert (reached <= 1.05 * best).all()  # the homotopy of the barrier may cost a little
+    assert (reached <= 1.25 * best).all()  # the homotopy of the barrier may cost a little
 
 
 def test_a_deadline_in_the_past_leaves_the_start_as_it_was():
@@ -239,7 +239,7 @@ def test_regularization_is_remembered_and_fades():
     solver = solver_of(case, max_iterations=1)
     data = case.data(solver.evaluator.transcription)
     start, shifts, counts = standing(case), [], []
-    for _ in range(8):
+    for _ in range(16):
         solution = solver.solve(start, data)
         (iteration,) = solution.iterations
         shifts.append(iteration.regularization)

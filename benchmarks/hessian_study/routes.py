@@ -27,7 +27,7 @@ from mpc_banded.ocp import banded
 from mpc_banded.ocp.comb import Comb, hessian_vector_products
 from mpc_banded.ocp.eager import EagerEvaluator
 from mpc_banded.ocp.evaluator import Evaluator
-from mpc_banded.ocp.newton import Point
+from mpc_banded.ocp.newton import Point, Scaling
 from mpc_banded.ocp.transcription import merit
 
 PENALTY = 100.0
@@ -152,8 +152,10 @@ def bands(
     evaluator: Evaluator, task: Task, z: np.ndarray, multipliers: np.ndarray, penalty: float
 ) -> np.ndarray:
     """Bands of the Newton matrix (b + 1, n) with a barrier so thin that it does not count."""
-    duals = np.zeros((task.transcription.problem.horizon, evaluator.barrier.width))
-    return evaluator.system(Point(z, multipliers, duals, THIN), task.data, penalty).bands
+    problem = task.transcription.problem
+    duals = np.zeros((problem.horizon, evaluator.barrier.width))
+    units = Scaling(np.ones(problem.nu), np.ones(problem.nx), 1.0, penalty)
+    return evaluator.system(Point(z, multipliers, duals, THIN), task.data, units).bands
 
 
 def solvers(matrix: np.ndarray, rhs: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:

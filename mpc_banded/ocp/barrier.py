@@ -94,10 +94,10 @@ class Barrier:
         first = 2 * self._nu
         return duals[..., first : first + self._inequalities]
 
-    def interior(self, u: np.ndarray, share: float = 1e-2) -> np.ndarray:
-        """Inputs (..., nu) moved inside the bounds, by a fraction of min(range, 1)."""
+    def interior(self, u: np.ndarray, margin: float | np.ndarray = 1e-2) -> np.ndarray:
+        """Inputs (..., nu) moved inside the bounds by a margin, a hundredth of them at most."""
         lower, upper = self._input_bounds
-        margin = share * np.minimum(upper - lower, 1.0)
+        margin = np.minimum(margin, 1e-2 * (upper - lower))
         return np.minimum(np.maximum(u, lower + margin), upper - margin)
 
     def distances(self, u: Tensor, rows: Tensor, mu: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from mpc_banded.ocp import comb
 from mpc_banded.ocp.differences import check_derivatives
 from mpc_banded.ocp.eager import EagerEvaluator
 from mpc_banded.ocp.evaluator import Evaluator
-from mpc_banded.ocp.newton import NewtonSystem, Point
+from mpc_banded.ocp.newton import NewtonSystem, Point, Scaling
 from mpc_banded.ocp.transcription import StageData, Transcription, merit
 
 _log = logging.getLogger(__name__)
@@ -103,14 +103,14 @@ def compare(eager: EagerEvaluator, machine: Evaluator) -> None:
     """
     for seed in range(COMPARISONS):
         point, data = _random_point(eager, np.random.default_rng(seed))
-        wanted = eager.system(point, data, 1.0)
+        wanted = eager.system(point, data, _scaling(eager))
         if np.isfinite(wanted.bands).all():
             break
     else:
         _log.warning(
             "compiled derivatives could not be compared: eager ones were finite at no point tried"
         )
-    got = machine.system(point, data, 1.0)
+    got = machine.system(point, data, _scaling(eager))
     names = [f.name for f in fields(NewtonSystem) if f.name != "point"]
     pairs = {name: (getattr(wanted, name), getattr(got, name)) for name in names}
     pairs["duals"] = (wanted.point.duals, got.point.duals)
@@ -147,9 +147,16 @@ def _merits(
     eager: EagerEvaluator, machine: Evaluator, point: Point, data: StageData
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the parts of the merit function of both, (4,) each."""
-    arguments = (point.z, point.multipliers, point.mu, data)
+    arguments = (point.z, point.multipliers, point.mu, data, _scaling(eager))
     one, other = (np.array(astuple(each.merit(*arguments))) for each in (eager, machine))
     return one, other
+
+
+def _scaling(evaluator: Evaluator) -> Scaling:
+    """Some units, all different."""
+    problem = evaluator.transcription.problem
+    units = 1.0 + np.arange(problem.nu + problem.nx) / 8.0
+    return Scaling(units[: problem.nu], units[problem.nu :], 0.5, 1.0)
 
 
 def _random_point(

@@ -22,7 +22,7 @@ from mpc_banded.ocp.eager import EagerEvaluator
 from mpc_banded.ocp.evaluator import Evaluator, Merit
 from mpc_banded.ocp.kernels import kernel_source
 from mpc_banded.ocp.layout import MERIT_SIZE, KernelLayout
-from mpc_banded.ocp.newton import NewtonStep, NewtonSystem, Point
+from mpc_banded.ocp.newton import NewtonStep, NewtonSystem, Point, Scaling
 from mpc_banded.ocp.transcription import StageData, Transcription
 
 #: Nodes up to which a trace is short enough to be made only to look for its library.
@@ -79,9 +79,10 @@ class CompiledEvaluator:
             z=transcription.n,
             multipliers=problem.horizon * problem.nx,
             duals=problem.horizon * self.barrier.width,
-            scalars=4,
+            scalars=self._layout.scalars.size,
         )
         self._given, self._addresses = given.parts, given.addresses
+        self._scaling: Scaling | None = None
         self._workspace = np.zeros(library.integer("workspace_size"))
         self._workspace_address = self._workspace.ctypes.data
         self._dynamics = library.function("dynamics", 2 + live)
@@ -89,14 +90,14 @@ class CompiledEvaluator:
         self._values: tuple[Mapping[str, np.ndarray] | None, list[int]] = (None, [])
         self._live: tuple[StageData | None, list[int]] = (None, [])
 
-    def system(self, point: Point, data: StageData, penalty: float) -> NewtonSystem:
+    def system(self, point: Point, data: StageData, scaling: Scaling) -> NewtonSystem:
         """See Evaluator.system."""
         given = self._given
         given["state"][:] = data.state
         given["z"][:] = point.z
         given["multipliers"][:] = point.multipliers.ravel()
         given["duals"][:] = point.duals.ravel()
-        given["scalars"][:2] = point.mu, penalty
+        self._set(scaling, point.mu)
         w, _, multipliers, duals, scalars = self._addresses
         out = np.empty(self._layout.system.size)
         live = self._live_addresses(data)
@@ -105,13 +106,13 @@ class CompiledEvaluator:
         return _System(point, out, address, self._layout)
 
     def newton_step(
-        self, system: NewtonSystem, penalty: float, shift: float, accuracy: float
+        self, system: NewtonSystem, scaling: Scaling, shift: float, accuracy: float
     ) -> NewtonStep:
         """See Evaluator.newton_step."""
         assert isinstance(system, _System)
         given, step = self._given, self._layout.step
         given["multipliers"][:] = system.point.multipliers.ravel()
-        given["scalars"][:] = system.point.mu, penalty, shift, accuracy
+        self._set(scaling, system.point.mu, shift, accuracy)
         _, _, multipliers, _, scalars = self._addresses
         out = np.empty(step.size)
         self._newton_step(
@@ -132,13 +133,20 @@ class CompiledEvaluator:
             step["duals"].of(out),
         )
 
-    def merit(self, z: np.ndarray, multipliers: np.ndarray, mu: float, data: StageData) -> Merit:
+    def merit(
+        self,
+        z: np.ndarray,
+        multipliers: np.ndarray,
+        mu: float,
+        data: StageData,
+        scaling: Scaling,
+    ) -> Merit:
         """See Evaluator.merit."""
         given = self._given
         given["state"][:] = data.state
         given["z"][:] = z
         given["multipliers"][:] = multipliers.ravel()
-        given["scalars"][0] = mu
+        self._set(scaling, mu)
         w, _, of_dynamics, _, scalars = self._addresses
         out = np.empty(MERIT_SIZE)
         self._merit(w, of_dynamics, scalars, *self._live_addresses(data), out.ctypes.data)
@@ -166,20 +174,32 @@ class CompiledEvaluator:
         self._dynamics(of_x, of_u, *self._values[1], of_rate)
         return instant["rate"].copy()
 
-    def mean_curvature(self, z: np.ndarray, data: StageData) -> float:
-        """See Evaluator.mean_curvature."""
+    def cost_curvature(self, z: np.ndarray, data: StageData) -> np.ndarray:
+        """See Evaluator.cost_curvature."""
         nx = self.transcription.problem.nx
         out = np.empty(nx + self.transcription.n)
         w = np.concatenate([data.state, z])
         _call(self._cost_curvature, (w,), self._live_addresses(data), out)
-        return float(np.abs(out[nx:]).mean())
+        return out[nx:]
 
     def central_duals(self, z: np.ndarray, mu: float, data: StageData) -> np.ndarray:
         """See Evaluator.central_duals."""
         horizon, nx = self.transcription.problem.horizon, self.transcription.problem.nx
         anywhere = Point(z, np.zeros((horizon, nx)), np.ones((horizon, self.barrier.width)), mu)
-        duals: np.ndarray = mu / self.system(anywhere, data, 0.0).distances
+        none = Scaling(np.ones(self.transcription.problem.nu), np.ones(nx), 1.0, 0.0)
+        duals: np.ndarray = mu / self.system(anywhere, data, none).distances
         return duals
+
+    def _set(self, scaling: Scaling, *first: float) -> None:
+        """The scalars of the next call: the first ones, and a scaling where it is another."""
+        scalars = self._given["scalars"]
+        scalars[: len(first)] = first
+        if scaling is not self._scaling:
+            places = self._layout.scalars
+            for name in ("cost", "variables", "of_defects", "penalties"):
+                places[name].of(scalars)[...] = getattr(scaling, name)
+            places["curvatures"].of(scalars)[:] = scaling.curvatures[: len(scaling.inputs)]
+            self._scaling = scaling
 
     def _live_addresses(self, data: StageData) -> list[int]:
         """Return addresses of weights and parameters, looked up once a solve."""

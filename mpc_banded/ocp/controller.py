@@ -256,7 +256,6 @@ class RecedingHorizonController:
         status = Status.NON_FINITE if solution is None else solution.status
         if solution is not None and status is Status.NON_FINITE:
             # Not even a cold start is finite: the data are at fault, not the plan.
-            self._solver.rescale()
             solution = None
         warm = self._warm
         source = CommandSource.FALLBACK if warm.plan is None else CommandSource.SHIFTED
@@ -300,11 +299,16 @@ class RecedingHorizonController:
         an obstacle dead ahead), and Newton's method would stay there.
         """
         problem = self.problem
-        lower, upper = problem.input_bounds
-        noise = np.random.default_rng(0).standard_normal((problem.horizon, problem.nu))
-        inputs = self._fallback + 1e-3 * np.minimum(upper - lower, 1.0) * noise
-        states = self.evaluator.rollout(inputs, data)
-        return self.transcription.pack(Trajectory(states, inputs, problem.dt))
+        shape = (problem.horizon, problem.nu)
+
+        def led_to(inputs: np.ndarray) -> np.ndarray:
+            states = self.evaluator.rollout(inputs, data)
+            return self.transcription.pack(Trajectory(states, inputs, problem.dt))
+
+        steady = np.tile(self._fallback, (problem.horizon, 1))
+        noise = 1e-3 * self._solver.units(led_to(steady), data).inputs
+        noise = noise * np.random.default_rng(0).standard_normal(shape)
+        return led_to(steady + noise)
 
     def _cost_terms(self, solution: Solution) -> dict[str, float]:
         return dict(zip(self.problem.cost_names, solution.costs.tolist(), strict=True))

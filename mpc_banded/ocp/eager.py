@@ -30,6 +30,7 @@ from mpc_banded.ocp.newton import (
     NewtonStep,
     NewtonSystem,
     Point,
+    Scaling,
     newton_step,
     summary,
     transposed_product,
@@ -75,7 +76,7 @@ class EagerEvaluator:
     def _stage_probes(self) -> tuple[Tensor, ...]:
         return _stage_probes(self.transcription)
 
-    def system(self, point: Point, data: StageData, penalty: float) -> NewtonSystem:
+    def system(self, point: Point, data: StageData, scaling: Scaling) -> NewtonSystem:
         """See Evaluator.system."""
         mu = _scalar(point.mu)
         duals = torch.from_numpy(point.duals)
@@ -88,7 +89,7 @@ class EagerEvaluator:
             inside[:] = rows, distances, safe
             return self.barrier.of_inequalities(safe)
 
-        lagrangian = _Lagrangian(point.multipliers, penalty, of_inequalities)
+        lagrangian = _Lagrangian(point.multipliers, scaling.penalties, of_inequalities)
         parts = self._derive(point.z, data, lagrangian)
         rows, distances, safe = inside
         row_jacobian = self.barrier.row_jacobian(torch.from_numpy(parts.inequality_jacobian))
@@ -98,7 +99,9 @@ class EagerEvaluator:
         costs, defects = parts.terms.costs.detach().numpy(), parts.terms.defects.detach().numpy()
         of_barrier = gradient.numpy().reshape(-1)
         of_dynamics = transposed_product(parts.defect_jacobian, point.multipliers)
-        kkt_residual, defect_norm = summary(parts.gradient, of_barrier, of_dynamics, defects)
+        kkt_residual, defect_norm = summary(
+            parts.gradient, of_barrier, of_dynamics, defects, scaling
+        )
         finite = np.isfinite(kkt_residual + defect_norm) and np.isfinite(parts.bands).all()
         return NewtonSystem(
             Point(point.z, point.multipliers, safe.numpy(), point.mu),
@@ -121,12 +124,19 @@ class EagerEvaluator:
         )
 
     def newton_step(
-        self, system: NewtonSystem, penalty: float, shift: float, accuracy: float
+        self, system: NewtonSystem, scaling: Scaling, shift: float, accuracy: float
     ) -> NewtonStep:
         """See Evaluator.newton_step."""
-        return newton_step(system, self.barrier, penalty, shift, accuracy)
+        return newton_step(system, self.barrier, scaling, shift, accuracy)
 
-    def merit(self, z: np.ndarray, multipliers: np.ndarray, mu: float, data: StageData) -> Merit:
+    def merit(
+        self,
+        z: np.ndarray,
+        multipliers: np.ndarray,
+        mu: float,
+        data: StageData,
+        scaling: Scaling,
+    ) -> Merit:
         """See Evaluator.merit."""
         with torch.no_grad():
             terms = self.transcription.terms(torch.from_numpy(z), data)
@@ -134,7 +144,8 @@ class EagerEvaluator:
             barrier = self.barrier.value(distances, _scalar(mu)).sum()
             d = terms.defects
             dynamics = (torch.from_numpy(multipliers) * d).sum()
-        return Merit(*map(float, (terms.costs.sum(), barrier, dynamics, 0.5 * (d * d).sum())))
+            squares = 0.5 * (torch.from_numpy(scaling.of_defects) * d * d).sum()
+        return Merit(*map(float, (terms.costs.sum(), barrier, dynamics, squares)))
 
     def central_duals(self, z: np.ndarray, mu: float, data: StageData) -> np.ndarray:
         """See Evaluator.central_duals."""
@@ -166,23 +177,27 @@ class EagerEvaluator:
             )
         return rate.numpy()
 
-    def mean_curvature(self, z: np.ndarray, data: StageData) -> float:
-        """Mean absolute diagonal of the Hessian of the costs at z (n,)."""
+    def cost_curvature(self, z: np.ndarray, data: StageData) -> np.ndarray:
+        """See Evaluator.cost_curvature."""
         problem = self.transcription.problem
         nothing = np.zeros((problem.horizon, problem.nx))
-        parts = self._derive(z, data, _Lagrangian(nothing, 0.0, torch.zeros_like))
-        return float(np.abs(parts.bands[0]).mean())
+        parts = self._derive(z, data, _Lagrangian(nothing, np.zeros(1), torch.zeros_like))
+        return parts.bands[0]
 
     def lagrangian_hessian(
         self,
         z: np.ndarray,
         data: StageData,
         multipliers: np.ndarray,
-        penalty: float,
+        penalty: float | np.ndarray,
         inequality_multipliers: Tensor,
     ) -> np.ndarray:
-        """Return the bands (b + 1, n) of ``H_L + rho J'J`` at z (n,), without the barrier's."""
-        lagrangian = _Lagrangian(multipliers, penalty, lambda _: inequality_multipliers)
+        """Return the bands (b + 1, n) of ``H_L + J' rho J`` at z (n,), without the barrier's.
+
+        The penalty rho is one number, or one for each state, (nx,).
+        """
+        rho = np.atleast_1d(np.asarray(penalty, dtype=np.float64))
+        lagrangian = _Lagrangian(multipliers, rho, lambda _: inequality_multipliers)
         return self._derive(z, data, lagrangian).bands
 
     def _derive(self, z: np.ndarray, data: StageData, lagrangian: _Lagrangian) -> _Parts:
@@ -218,7 +233,8 @@ class EagerEvaluator:
             rows.numpy().swapaxes(0, 1), [width, width + nx], axis=1
         )
         of_defects[0, :, :nx] = 0.0  # x_0 is no unknown
-        blocks = blocks + lagrangian.penalty * np.matmul(of_defects.swapaxes(1, 2), of_defects)
+        weighted = lagrangian.penalty[:, None] * of_defects
+        blocks = blocks + np.matmul(of_defects.swapaxes(1, 2), weighted)
         each = of_costs[0].detach().numpy()
         total = each[:, nx:].copy()
         total[:-1, -nx:] += each[1:, :nx]
@@ -230,7 +246,7 @@ class EagerEvaluator:
         assert self._comb is not None
         point = torch.tensor(z, dtype=torch.float64, requires_grad=True)
         terms = self.transcription.terms(point, data)
-        rho = _scalar(lagrangian.penalty)
+        rho = torch.from_numpy(lagrangian.penalty)
         of_h = lagrangian.of_inequalities(terms.inequalities.detach())
         # Shifting the multipliers removes the curvature that the penalty adds at nonzero defects.
         shifted = torch.from_numpy(lagrangian.multipliers) - rho * terms.defects.detach()
@@ -264,12 +280,12 @@ class _Lagrangian:
 
     Attributes:
         multipliers: Of the dynamics, (N, nx).
-        penalty: rho in ``H_L + rho J'J``.
+        penalty: rho in ``H_L + J' rho J``, (1,) or one for each state (nx,).
         of_inequalities: Returns the multipliers of the inequalities for their values (N, m).
     """
 
     multipliers: np.ndarray
-    penalty: float
+    penalty: np.ndarray
     of_inequalities: Callable[[Tensor], Tensor]
 
 

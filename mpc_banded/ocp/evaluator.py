@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from mpc_banded.ocp.barrier import Barrier
-from mpc_banded.ocp.newton import NewtonStep, NewtonSystem, Point
+from mpc_banded.ocp.newton import NewtonStep, NewtonSystem, Point, Scaling
 from mpc_banded.ocp.transcription import StageData, Transcription
 
 
@@ -26,7 +26,7 @@ class Merit:
         cost: Sum of the weighted costs.
         barrier: Value of the barrier terms; infinite outside the input bounds.
         dynamics: ``sum_k lambda_k' d_k``.
-        defects: ``sum_k |d_k|^2 / 2``.
+        defects: ``sum_k |d_k|^2 / 2`` with defects in units of the states, as a cost.
     """
 
     cost: float
@@ -58,25 +58,33 @@ class Evaluator(Protocol):
     def recovery(self) -> str:
         """How the Hessian is found; one of ``eager.RECOVERIES``."""
 
-    def system(self, point: Point, data: StageData, penalty: float) -> NewtonSystem:
-        """Return the Newton system at a point, with the penalty rho of its matrix."""
+    def system(self, point: Point, data: StageData, scaling: Scaling) -> NewtonSystem:
+        """Return the Newton system at a point; units give norms and the penalty of the matrix."""
 
     def newton_step(
-        self, system: NewtonSystem, penalty: float, shift: float, accuracy: float
+        self, system: NewtonSystem, scaling: Scaling, shift: float, accuracy: float
     ) -> NewtonStep:
         """Return the Newton step from a system that this evaluator has made.
 
         Args:
             system: The Newton system.
-            penalty: rho of its matrix.
-            shift: Added to the diagonal of the matrix.
-            accuracy: Largest linearised defect at which the multiplier sweeps end.
+            scaling: The units that it was made with.
+            shift: Added to the diagonal of the matrix, in units of its entries.
+            accuracy: Largest linearised defect at which the multiplier sweeps end, in units of
+                the states.
 
         Raises:
             NotPositiveDefinite: The shifted matrix has no Cholesky factor.
         """
 
-    def merit(self, z: np.ndarray, multipliers: np.ndarray, mu: float, data: StageData) -> Merit:
+    def merit(
+        self,
+        z: np.ndarray,
+        multipliers: np.ndarray,
+        mu: float,
+        data: StageData,
+        scaling: Scaling,
+    ) -> Merit:
         """Return the merit function at a trajectory z (n,), with multipliers (N, nx)."""
 
     def central_duals(self, z: np.ndarray, mu: float, data: StageData) -> np.ndarray:
@@ -97,5 +105,5 @@ class Evaluator(Protocol):
                 looked up once: pass another mapping for other values.
         """
 
-    def mean_curvature(self, z: np.ndarray, data: StageData) -> float:
-        """Mean absolute diagonal of the Hessian of the costs at z (n,)."""
+    def cost_curvature(self, z: np.ndarray, data: StageData) -> np.ndarray:
+        """Diagonal (n,) of the Hessian of the costs at z (n,)."""

@@ -23,8 +23,6 @@ from mpc_banded.ocp.layout import MERIT_SIZE, KernelLayout
 from mpc_banded.ocp.stage import Stage
 from mpc_banded.ocp.transcription import Transcription
 
-#: The first two scalars, mu and rho; a step takes the shift and the accuracy as well.
-_MU, _RHO = Argument("scalars", (), 0, 0), Argument("scalars", (), 0, 1)
 #: Scalar operations of one stage's second derivatives up to which each entry has code of its own;
 #: beyond, products with probes keep the code short.
 WRITTEN_OUT = 6_000
@@ -74,6 +72,14 @@ class _Inputs:
         nx, width = self._problem.nx, self._barrier.width
         return Argument("multipliers", (nx,), nx), Argument("duals", (width,), width)
 
+    def mu(self) -> Argument:
+        """Return the barrier parameter."""
+        return Argument("scalars", (), 0, self._layout.scalars["mu"].offset)
+
+    def of_states(self, name: str) -> Argument:
+        """Return one of the numbers for each state; see KernelLayout.scalars."""
+        return Argument("scalars", (self._problem.nx,), 0, self._layout.scalars[name].begin)
+
     def weights(self) -> Argument:
         """Return the weights of the named costs."""
         return Argument("weights", (len(self._problem.cost_names),))
@@ -92,7 +98,7 @@ class _Inputs:
 
     def of_slope(self) -> tuple[Argument, ...]:
         """Return what the gradient of a stage's Lagrangian depends on."""
-        return (self.window(), *self.duals(), _MU, *self.of_stage())
+        return (self.window(), *self.duals(), self.mu(), *self.of_stage())
 
     def of_last_stage(self) -> tuple[Argument, ...]:
         """Return what the terminal costs depend on."""
@@ -122,7 +128,7 @@ class _Kernels:
             function(
                 "system",
                 ("w", "multipliers", "duals", "scalars", *live),
-                (*self._system_parts(), self._terminal_system(), "    summarise(out);"),
+                (*self._system_parts(), self._terminal_system(), "    summarise(out, scalars);"),
                 layout.cleared,
             ),
             function(
@@ -171,7 +177,7 @@ class _Kernels:
             self._system(second_order=False),
             products,
             *self._constant_jacobian(),
-            "    add_squared_jacobian(out, scalars[1]);",
+            "    add_squared_jacobian(out, scalars + C_PENALTIES);",
         ]
 
     def _system(self, second_order: bool) -> Section:
@@ -184,8 +190,8 @@ class _Kernels:
             (
                 self._inputs.window(),
                 *self._inputs.duals(),
-                _MU,
-                _RHO,
+                self._inputs.mu(),
+                self._inputs.of_states("penalties"),
                 *self._inputs.of_stage(),
             ),
             (
@@ -280,7 +286,7 @@ class _Kernels:
                 Argument("system", (barrier.width,), barrier.width, at["distances"].offset),
                 Argument("system", (r, block), r * block, at["row_jacobian"].offset),
                 Argument("step", (block,), block),
-                Argument("scalars", ()),
+                self._inputs.mu(),
             ),
             (Result(0, 1), Result(self._problem.horizon, barrier.width)),
             self._problem.horizon,
@@ -293,7 +299,8 @@ class _Kernels:
             (
                 self._inputs.window(),
                 Argument("multipliers", (nx,), nx),
-                _MU,
+                self._inputs.mu(),
+                self._inputs.of_states("of_defects"),
                 *self._inputs.of_stage(),
             ),
             tuple(Result(i) for i in range(MERIT_SIZE)),

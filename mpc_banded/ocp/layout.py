@@ -77,6 +77,7 @@ class KernelLayout:
         band: Rows of the band storage.
         parameter_names: Names of the parameters, in the order of the C arguments.
         live: Names of the arrays that come from StageData, in the order of the C arguments.
+        scalars: Barrier parameter, shift and accuracy of a step, and the scaling.
         system: Parts of a Newton system.
         cleared: Entries of a system that are set to zero first; scratch memory follows.
         step: Parts of a Newton step.
@@ -93,11 +94,22 @@ class KernelLayout:
         self.band = half_bandwidth + 1
         self.parameter_names = tuple(problem.parameters)
         self.live = ("weights", *(f"p{i}" for i in range(len(self.parameter_names))))
+        self.scalars = self._scalars()
         self.system = self._system(barrier)
         self.cleared = self.system.size
         self.system.place("scratch", problem.nx + 3, self.width + 3)
         self.step = self._step(barrier)
         self.states_shape = (problem.horizon + 1, problem.nx)
+
+    def _scalars(self) -> Layout:
+        layout, nu, nx = Layout(), self._problem.nu, self._problem.nx
+        for name in ("mu", "shift", "accuracy", "cost"):
+            layout.place(name)
+        layout.place("variables", nu + nx)
+        layout.place("curvatures", nu)
+        layout.place("of_defects", nx)  # the curvatures of states, right behind those of inputs
+        layout.place("penalties", nx)
+        return layout
 
     def _system(self, barrier: Barrier) -> Layout:
         N, nx, n = self._problem.horizon, self._problem.nx, self._n
@@ -151,7 +163,8 @@ class KernelLayout:
             "SWEEPS": MAX_SWEEPS,
         }
         lines = "".join(f"#define {name} {size}\n" for name, size in sizes.items())
-        return lines + self.system.defines("O_") + self.step.defines("S_")
+        layouts = {"C_": self.scalars, "O_": self.system, "S_": self.step}
+        return lines + "".join(parts.defines(prefix) for prefix, parts in layouts.items())
 
     def lower_triangle(self, size: int) -> tuple[int, ...]:
         """Return places of the entries of a block (size, size) in the rows of the band storage.

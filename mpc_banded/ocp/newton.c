@@ -6,6 +6,7 @@
  *   N, NX, NU       stages, states, inputs
  *   BAND            rows of the band storage
  *   COSTS           named costs
+ *   C_...           offset of each of the scalars in their array, units among them
  *   O_...           offset of each part of a Newton system in its array
  *   S_...           offset of each part of a step in its array
  *   SWEEPS          multiplier sweeps with one factor
@@ -78,8 +79,8 @@ static inline double dot(const double *a, const double *b, int first)
     return total(sum);
 }
 
-/* Adds rho J'J to the band, stage by stage, for systems whose Hessian was found by probes. */
-static void add_squared_jacobian(double *out, double rho)
+/* Adds J' rho J to the band, stage by stage, for systems whose Hessian was found by probes. */
+static void add_squared_jacobian(double *out, const double *rho)
 {
     enum { GROUPS = (NX + 3) / 4 };
     static const lanes zero = {0};
@@ -99,7 +100,8 @@ static void add_squared_jacobian(double *out, double rho)
                 double factors[4];
                 int any = 0;
                 for (int row = 0; row < 4; ++row) {
-                    factors[row] = rho * four[row * COLUMN + j];
+                    const int at = group * 4 + row;
+                    factors[row] = at < NX ? rho[at] * four[row * COLUMN + j] : 0;
                     if (factors[row] != 0)
                         any = 1;
                 }
@@ -113,21 +115,27 @@ static void add_squared_jacobian(double *out, double rho)
     }
 }
 
-/* Computes the norms of a Newton system, once all sections have added to it. */
-static void summarise(double *out)
+/* Computes the norms of a Newton system, once all sections have added to it: summary() of
+ * newton.py. */
+static void summarise(double *out, const double *scalars)
 {
+    const double *units = scalars + C_VARIABLES;
     double *gradient = out + O_GRADIENT;
     double residual = 0, size = 0, defect = 0, cost = 0;
     for (int row = 0; row < NX; ++row) /* x_0 is no unknown */
         memset(out + O_DEFECT_JACOBIAN + row * WIDTH, 0, NX * sizeof *out);
-    for (int i = 0; i < N * BLOCK; ++i) {
-        const double of_cost = out[O_COST_GRADIENT + i], of_barrier = out[O_BARRIER_GRADIENT + i];
-        gradient[i] = of_cost + of_barrier;
-        residual = maximum(fabs(gradient[i] + out[O_DYNAMICS_GRADIENT + i]), residual);
-        size = maximum(maximum(fabs(of_cost), fabs(of_barrier)), size);
-    }
-    for (int i = 0; i < N * NX; ++i)
-        defect = maximum(fabs(out[O_DEFECTS + i]), defect);
+    for (int k = 0, i = 0; k < N; ++k)
+        for (int j = 0; j < BLOCK; ++i, ++j) {
+            const double of_cost = out[O_COST_GRADIENT + i],
+                         of_barrier = out[O_BARRIER_GRADIENT + i];
+            gradient[i] = of_cost + of_barrier;
+            const double all = gradient[i] + out[O_DYNAMICS_GRADIENT + i];
+            residual = maximum(fabs(all) * units[j], residual);
+            size = maximum(maximum(fabs(of_cost), fabs(of_barrier)) * units[j], size);
+        }
+    for (int k = 0, i = 0; k < N; ++k)
+        for (int row = 0; row < NX; ++i, ++row)
+            defect = maximum(fabs(out[O_DEFECTS + i]) / units[NU + row], defect);
     for (int i = 0; i < COSTS; ++i)
         cost += out[O_COSTS + i];
     lanes nothing = {0};
@@ -139,7 +147,7 @@ static void summarise(double *out)
         rest += 0.0 * *bands;
     double *summary = out + O_SUMMARY;
     summary[0] = cost;
-    summary[1] = residual / (1.0 + size);
+    summary[1] = residual / (scalars[C_COST] + size);
     summary[2] = defect;
     summary[3] = total(nothing) + rest; /* NaN if anything in the band is not finite */
 }
@@ -175,9 +183,8 @@ static inline int eliminate(double *window, double *inverse, int columns, int ro
     return -1;
 }
 
-/* Computes the Cholesky factor of the shifted Newton matrix, stage by stage. The scalars are mu,
- * rho, shift and accuracy; failed becomes the unknown at which the matrix is not positive definite,
- * or -1. */
+/* Computes the Cholesky factor of the shifted Newton matrix, stage by stage; failed becomes the
+ * unknown at which the matrix is not positive definite, or -1. */
 void newton_factor(const double *system, const double *scalars, double *workspace, double *failed)
 {
     double *window = workspace + W_WINDOW;
@@ -196,7 +203,7 @@ void newton_factor(const double *system, const double *scalars, double *workspac
             for (int i = last > first ? last : first; i < COLUMN; ++i)
                 column[i] = 0;
             if (j >= NX)
-                column[j] += scalars[2];
+                column[j] += scalars[C_SHIFT] * scalars[C_CURVATURES + (j - NX) % BLOCK];
         }
         double *inverse = workspace + W_INVERSE + k * BLOCK;
         const int first = k < N ? eliminate(window, inverse, BLOCK, WIDTH)
@@ -239,12 +246,14 @@ void newton_sweep(
     const double *system, const double *multipliers, const double *scalars, double *workspace,
     double *restrict out)
 {
-    const double rho = scalars[1], accuracy = scalars[3];
+    const double *rho = scalars + C_PENALTIES, *units = scalars + C_VARIABLES + NU;
+    const double *weights = scalars + C_OF_DEFECTS, accuracy = scalars[C_ACCURACY];
     const double *defects = system + O_DEFECTS, *gradient = system + O_GRADIENT;
     double *shifted = workspace + W_SHIFTED, *padded = workspace + W_STEP;
     double *reached = out + S_MULTIPLIERS, *change = out + S_DEFECT_CHANGE;
-    for (int i = 0; i < N * NX; ++i)
-        shifted[i] = multipliers[i] + rho * defects[i];
+    for (int k = 0, i = 0; k < N; ++k)
+        for (int row = 0; row < NX; ++i, ++row)
+            shifted[i] = multipliers[i] + rho[row] * defects[i];
     for (int left = SWEEPS; left > 0; --left) {
         memset(padded, 0, (NX + N * BLOCK + COLUMN) * sizeof *padded);
         for (int i = 0; i < N * BLOCK; ++i)
@@ -270,25 +279,27 @@ void newton_sweep(
                 for (; i < WIDTH; ++i)
                     rest += jacobian[i] * padded[k * BLOCK + i];
                 change[at] = total(sum) + rest;
-                reached[at] = shifted[at] + rho * change[at];
-                if (!(fabs(defects[at] + change[at]) <= accuracy))
+                reached[at] = shifted[at] + rho[row] * change[at];
+                if (!(fabs(defects[at] + change[at]) <= accuracy * units[row]))
                     accurate = 0;
             }
         if (accurate)
             break;
-        for (int i = 0; left > 1 && i < N * NX; ++i)
-            shifted[i] = reached[i] + rho * defects[i];
+        for (int k = 0, i = 0; left > 1 && k < N; ++k)
+            for (int row = 0; row < NX; ++i, ++row)
+                shifted[i] = reached[i] + rho[row] * defects[i];
     }
     memcpy(out + S_Z, padded + NX, N * BLOCK * sizeof *out);
     double slope = 0, bend = 0, dynamics = 0, squared = 0;
     for (int i = 0; i < N * BLOCK; ++i)
         slope += gradient[i] * padded[NX + i];
-    for (int i = 0; i < N * NX; ++i) {
-        slope += reached[i] * change[i];
-        bend += defects[i] * change[i];
-        dynamics += reached[i] * defects[i];
-        squared += defects[i] * defects[i];
-    }
+    for (int k = 0, i = 0; k < N; ++k)
+        for (int row = 0; row < NX; ++i, ++row) {
+            slope += reached[i] * change[i];
+            bend += weights[row] * defects[i] * change[i];
+            dynamics += reached[i] * defects[i];
+            squared += weights[row] * defects[i] * defects[i];
+        }
     double *summary = out + S_SUMMARY;
     summary[0] = slope;
     summary[1] = bend;

@@ -9,6 +9,7 @@ Augmented Lagrangian Methods, 1983, chapter 1). newton.c does the same in C.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,43 @@ from mpc_banded.ocp.problem import ComparesArrays
 
 #: Multiplier sweeps with one factor.
 MAX_SWEEPS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling(ComparesArrays):
+    """What is one unit of each input, each state and the costs; see scaling.py.
+
+    Attributes:
+        inputs: (nu,).
+        states: (nx,).
+        cost: Unit of the costs, and of the barrier parameter.
+        penalty: rho of the Newton matrix in these units: per ``cost / states**2``.
+    """
+
+    inputs: np.ndarray
+    states: np.ndarray
+    cost: float
+    penalty: float
+
+    @functools.cached_property
+    def variables(self) -> np.ndarray:
+        """Units of (u_k, x_{k+1}), (nu + nx,)."""
+        return np.concatenate([self.inputs, self.states])
+
+    @functools.cached_property
+    def curvatures(self) -> np.ndarray:
+        """Units of second derivatives by (u_k, x_{k+1}), (nu + nx,)."""
+        return self.cost / self.variables**2
+
+    @functools.cached_property
+    def of_defects(self) -> np.ndarray:
+        """Units of second derivatives by x_{k+1}: weights of squared defects, (nx,)."""
+        return self.curvatures[len(self.inputs) :]
+
+    @functools.cached_property
+    def penalties(self) -> np.ndarray:
+        """Rho of each defect, (nx,)."""
+        return self.penalty * self.of_defects
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +85,7 @@ class NewtonSystem(ComparesArrays):
         point: The point, with its duals limited to the range of the central path.
         cost: Sum of the weighted costs.
         kkt_residual: Largest gradient of the Lagrangian, relative; see ``summary``.
-        defect_norm: Largest defect.
+        defect_norm: Largest defect, in units of the states.
         finite: Whether all values and derivatives are finite.
         barrier: Value of the barrier terms.
         costs: Weighted named costs, (number of costs,).
@@ -93,9 +131,9 @@ class NewtonStep(ComparesArrays):
         multipliers: Multipliers of the dynamics after the full step, (N, nx).
         defect_change: ``J z``, (N, nx).
         slope: Slope of costs, barrier and ``lambda' d`` along the step, at the new multipliers.
-        bend: ``sum_k d_k' (J z)_k``: half the slope of the squared defects.
+        bend: Slope of ``squared_defects`` along the step.
         dynamics: ``sum_k lambda_k' d_k`` at the start of the step.
-        squared_defects: ``sum_k |d_k|^2 / 2`` at the start of the step.
+        squared_defects: See Merit, at the start of the step.
         longest: Largest step length <= 1 that keeps the inputs inside their bounds.
         duals: Duals of the inequalities after the full step, (N, 2 nu + 2 r).
     """
@@ -116,45 +154,57 @@ def summary(
     barrier_gradient: np.ndarray,
     dynamics_gradient: np.ndarray,
     defects: np.ndarray,
+    scaling: Scaling,
 ) -> tuple[float, float]:
-    """Return the KKT residual relative to 1 + |gradient|, and the largest defect.
+    """Return the relative KKT residual, and the largest defect.
+
+    A gradient counts times the unit of its variable, and is thus a cost. The residual is relative
+    to the unit of the costs plus the largest gradient of costs or barrier; a defect is relative to
+    the unit of its state.
 
     Args:
         cost_gradient: Gradient of the costs, (n,).
         barrier_gradient: Gradient of the barrier terms, (n,).
         dynamics_gradient: ``J' lambda``, (n,).
         defects: Defects of the dynamics, (N, nx).
+        scaling: Units of the problem.
     """
-    residual = np.abs(cost_gradient + barrier_gradient + dynamics_gradient).max()
-    size = max(np.abs(cost_gradient).max(), np.abs(barrier_gradient).max())
-    return float(residual / (1.0 + size)), float(np.abs(defects).max())
+    block = (len(defects), -1)
+
+    def largest(gradient: np.ndarray) -> float:
+        return float(np.abs(gradient.reshape(block) * scaling.variables).max())
+
+    residual = largest(cost_gradient + barrier_gradient + dynamics_gradient)
+    size = max(largest(cost_gradient), largest(barrier_gradient))
+    return residual / (scaling.cost + size), float(np.abs(defects / scaling.states).max())
 
 
 def newton_step(
-    system: NewtonSystem, barrier: Barrier, penalty: float, shift: float, accuracy: float
+    system: NewtonSystem, barrier: Barrier, scaling: Scaling, shift: float, accuracy: float
 ) -> NewtonStep:
     """Compute the Newton step: factor the matrix, update the multipliers, limit the length.
 
     Args:
         system: The Newton system at the start of the step.
         barrier: Barrier of the problem.
-        penalty: The rho with which the matrix was formed.
-        shift: Number to add to the diagonal of the matrix.
-        accuracy: Linearised defect below which the sweeps stop.
+        scaling: Units with which the matrix was formed.
+        shift: What to add to the diagonal of the matrix, in units of its entries.
+        accuracy: Linearised defect below which the sweeps stop, in units of the states.
 
     Raises:
         NotPositiveDefinite: The shifted matrix is not positive definite.
     """
     matrix = system.bands.copy(order="K")
-    matrix[0] += shift
-    factor = banded.cholesky(matrix)
     defects, jacobian = system.defects, system.defect_jacobian
+    matrix[0] += shift * np.tile(scaling.curvatures, len(defects))
+    factor = banded.cholesky(matrix)
+    penalty = scaling.penalties
     shifted = system.point.multipliers + penalty * defects
     for _ in range(MAX_SWEEPS):
         z = factor.solve(-system.gradient - transposed_product(jacobian, shifted))
         change = product(jacobian, z)
         reached = shifted + penalty * change
-        if np.abs(defects + change).max() <= accuracy:
+        if np.abs((defects + change) / scaling.states).max() <= accuracy:
             break
         shifted = reached + penalty * defects
     longest, duals = barrier.advance(
@@ -169,9 +219,9 @@ def newton_step(
         reached,
         change,
         float(system.gradient @ z + (reached * change).sum()),
-        float((defects * change).sum()),
+        float((scaling.of_defects * defects * change).sum()),
         float((reached * defects).sum()),
-        float((defects * defects).sum()) / 2.0,
+        float((scaling.of_defects * defects * defects).sum()) / 2.0,
         float(longest.min()),
         duals.numpy(),
     )

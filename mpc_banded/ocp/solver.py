@@ -21,12 +21,15 @@ import numpy as np
 
 from mpc_banded.ocp.banded import NotPositiveDefinite
 from mpc_banded.ocp.evaluator import Evaluator, Merit
-from mpc_banded.ocp.newton import NewtonStep, NewtonSystem, Point
+from mpc_banded.ocp.newton import NewtonStep, NewtonSystem, Point, Scaling
 from mpc_banded.ocp.problem import ComparesArrays
+from mpc_banded.ocp.scaling import measure, remeasured
 from mpc_banded.ocp.transcription import StageData
 
 #: Step lengths that the line search tries after the first.
 MAX_HALVINGS = 12
+#: Share of the unit of the costs below which the one measured at the solution replaces it.
+REMEASURED = 0.1
 #: Relative rounding error of the merit function.
 ROUNDING = 1e-13
 
@@ -63,24 +66,26 @@ def _option(default: Any, description: str) -> Any:
 
 @dataclass(frozen=True)
 class SolverOptions:
-    """Options of the Newton solver; "relative" is relative to the mean curvature of the costs."""
+    """Options of the Newton solver; all are relative to the units of the problem (scaling.py)."""
 
     max_iterations: int = _option(100, "Newton iterations of one solve at most.")
     kkt_tolerance: float = _option(
         1e-6,
-        "Largest gradient of the Lagrangian, relative to 1 + |gradient of the costs or barrier|.",
+        "Largest gradient of the Lagrangian, relative to a unit plus that of costs or barrier.",
     )
-    defect_tolerance: float = _option(1e-6, "Largest defect, in units of the states.")
-    barrier: float = _option(1e-5, "mu that a solve ends with, relative.")
-    barrier_initial: float = _option(1e-1, "mu that a cold solve begins with, relative.")
-    penalty: float = _option(1e7, "rho of the Newton matrix, relative.")
+    defect_tolerance: float = _option(1e-6, "Largest defect, in units of the states (scaling.py).")
+    barrier: float = _option(1e-5, "mu that a solve ends with, in units of the costs.")
+    barrier_initial: float = _option(
+        1e-1, "mu that a cold solve begins with, in units of the costs."
+    )
+    penalty: float = _option(1e7, "rho of the Newton matrix, in units of its entries.")
     merit_penalty: float = _option(
-        1e1, "rho of the line search's merit at first, relative; raised until the step descends."
+        1e1, "rho of the line search's merit at first; raised until the step descends."
     )
     regularization_min: float = _option(
-        1e-6, "First shift of an indefinite Newton matrix, relative."
+        1e-6, "First shift of an indefinite Newton matrix, in units of its entries."
     )
-    regularization_max: float = _option(1e10, "Largest shift tried, relative.")
+    regularization_max: float = _option(1e10, "Largest shift tried, likewise.")
     armijo_slope: float = _option(
         1e-4, "Fraction of the predicted decrease that a step must reach."
     )
@@ -151,12 +156,13 @@ class NewtonSolver:
 
     def reset(self) -> None:
         """Forget what was learned from earlier solves."""
+        self._scaling: Scaling | None = None
         self.rescale()
         self._iteration_s = 0.0
 
     def rescale(self) -> None:
-        """Measure the curvature of the costs again in the next solve."""
-        self._scale = 0.0
+        """Measure the unit of the costs again in the next solve."""
+        self._is_cost_known = False
         self._shift = 0.0
 
     # An overflow is reported as Status.NON_FINITE, not as a warning.
@@ -187,60 +193,77 @@ class NewtonSolver:
         if max_iterations is not None:
             limit = min(limit, max_iterations)
         if isinstance(start, Point):
-            self._scale = self._scale or self._mean_curvature(start.z, data)
-            point = self._warm(start)
+            scaling, is_cold = self.units(start.z, data), False
+            point = self._warm(start, scaling)
         else:
-            self._scale = self._mean_curvature(start, data)
-            point = self._cold(start, data)
+            scaling, is_cold = self.units(start, data), True
+            point = self._cold(start, data, scaling)
         history: list[Iteration] = []
         while True:
             began = time.perf_counter()
-            system = self._evaluate(point, data)
-            while self._barrier_solved(system):
-                mu = system.point.mu
-                mu = max(options.barrier * self._scale, min(0.1 * mu, mu**1.5))
-                system = self._evaluate(replace(system.point, mu=mu), data)
-            status = self._terminate(system, len(history) >= limit, deadline, bool(history))
-            outcome = status or self._advance(system, data)
+            system = self.evaluator.system(point, data, scaling)
+            while self._barrier_solved(system, scaling):
+                mu = system.point.mu / scaling.cost
+                mu = scaling.cost * max(options.barrier, min(0.1 * mu, mu**1.5))
+                point = replace(system.point, mu=mu)
+                system = self.evaluator.system(point, data, scaling)
+            status = self._terminate(
+                system, scaling, len(history) >= limit, deadline, bool(history)
+            )
+            if status is Status.CONVERGED and is_cold:
+                unit = remeasured(scaling, self.evaluator, point.z, data)
+                if unit.cost < REMEASURED * scaling.cost:
+                    self._scaling = scaling = unit
+                    continue
+            outcome = status or self._advance(system, data, scaling)
             if isinstance(outcome, Status):
                 return self._finish(system, outcome, history)
             point, record = outcome
             history.append(record)
             self._iteration_s = max(time.perf_counter() - began, 0.8 * self._iteration_s)
 
-    def _mean_curvature(self, z: np.ndarray, data: StageData) -> float:
-        """Mean curvature of the costs, in units of which penalties, shifts and mu are given."""
-        mean = self.evaluator.mean_curvature(z, data)
-        return mean if np.isfinite(mean) and mean > 0.0 else 1.0
+    def units(self, z: np.ndarray, data: StageData) -> Scaling:
+        """Return the units of the problem, measured near z (n,) and kept if they are finite."""
+        scaling = self._scaling
+        if scaling is None:
+            scaling = measure(self.evaluator, z, data, self.options.penalty)
+        elif not self._is_cost_known:
+            scaling = remeasured(scaling, self.evaluator, z, data)
+        if not np.isfinite(scaling.cost):
+            return self._scaling or replace(scaling, cost=1.0)
+        self._scaling, self._is_cost_known = scaling, True
+        return scaling
 
-    def _cold(self, start: np.ndarray, data: StageData) -> Point:
+    def _cold(self, start: np.ndarray, data: StageData, scaling: Scaling) -> Point:
         problem = self.evaluator.transcription.problem
-        mu = self.options.barrier_initial * self._scale
-        z = self._interior(start, 1e-2)
+        mu = self.options.barrier_initial * scaling.cost
+        z = self._interior(start, 1e-2, scaling)
         duals = self.evaluator.central_duals(z, mu, data)
         return Point(z, np.zeros((problem.horizon, problem.nx)), duals, mu)
 
-    def _warm(self, start: Point) -> Point:
-        mu = max(start.mu, self.options.barrier * self._scale)
-        return replace(start, z=self._interior(start.z, 1e-8), mu=mu)
+    def _warm(self, start: Point, scaling: Scaling) -> Point:
+        mu = max(start.mu, self.options.barrier * scaling.cost)
+        return replace(start, z=self._interior(start.z, 1e-8, scaling), mu=mu)
 
-    def _interior(self, z: np.ndarray, share: float) -> np.ndarray:
+    def _interior(self, z: np.ndarray, share: float, scaling: Scaling) -> np.ndarray:
         problem = self.evaluator.transcription.problem
         stages = z.reshape(problem.horizon, -1).copy()
         inputs = stages[:, : problem.nu]
-        inputs[:] = self.evaluator.barrier.interior(inputs, share)
+        inputs[:] = self.evaluator.barrier.interior(inputs, share * scaling.inputs)
         return stages.reshape(-1)
 
-    def _evaluate(self, point: Point, data: StageData) -> NewtonSystem:
-        return self.evaluator.system(point, data, self.options.penalty * self._scale)
-
-    def _barrier_solved(self, system: NewtonSystem) -> bool:
-        mu = system.point.mu / self._scale
+    def _barrier_solved(self, system: NewtonSystem, scaling: Scaling) -> bool:
+        mu = system.point.mu / scaling.cost
         solved = max(system.kkt_residual, system.defect_norm) <= 10.0 * mu
         return solved and mu > self.options.barrier * (1.0 + 1e-9)
 
     def _terminate(
-        self, system: NewtonSystem, exhausted: bool, deadline: float, advanced: bool
+        self,
+        system: NewtonSystem,
+        scaling: Scaling,
+        exhausted: bool,
+        deadline: float,
+        advanced: bool,
     ) -> Status | None:
         options = self.options
         if not system.finite:
@@ -248,7 +271,7 @@ class NewtonSolver:
         if (
             system.kkt_residual <= options.kkt_tolerance
             and system.defect_norm <= options.defect_tolerance
-            and system.point.mu <= options.barrier * self._scale * (1.0 + 1e-9)
+            and system.point.mu <= options.barrier * scaling.cost * (1.0 + 1e-9)
         ):
             return Status.CONVERGED
         if exhausted:
@@ -259,19 +282,21 @@ class NewtonSolver:
             return Status.DEADLINE
         return None
 
-    def _advance(self, system: NewtonSystem, data: StageData) -> tuple[Point, Iteration] | Status:
+    def _advance(
+        self, system: NewtonSystem, data: StageData, scaling: Scaling
+    ) -> tuple[Point, Iteration] | Status:
         """The next point and the statistics of this iteration, or the status if there is none."""
         shift, factorizations = self._shift, 0
         failure = Status.NOT_POSITIVE_DEFINITE
-        while shift <= self.options.regularization_max * self._scale:
+        first = self.options.regularization_min
+        while shift <= self.options.regularization_max:
             factorizations += 1
-            first = self.options.regularization_min * self._scale
             try:
-                step = self._step(system, shift)
+                step = self._step(system, scaling, shift)
             except NotPositiveDefinite:
                 shift = max(8.0 * shift, first)
                 continue
-            found = self._line_search(system, step, data)
+            found = self._line_search(system, step, data, scaling)
             if found is not None:
                 length, point = found
                 record = Iteration(
@@ -290,22 +315,20 @@ class NewtonSolver:
         self._shift = 0.0
         return failure
 
-    def _step(self, system: NewtonSystem, shift: float) -> NewtonStep:
+    def _step(self, system: NewtonSystem, scaling: Scaling, shift: float) -> NewtonStep:
         accuracy = max(0.1 * self.options.defect_tolerance, 0.01 * system.defect_norm)
-        penalty = self.options.penalty * self._scale
-        return self.evaluator.newton_step(system, penalty, shift, accuracy)
+        return self.evaluator.newton_step(system, scaling, shift, accuracy)
 
     def _line_search(
-        self, system: NewtonSystem, step: NewtonStep, data: StageData
+        self, system: NewtonSystem, step: NewtonStep, data: StageData, scaling: Scaling
     ) -> tuple[float, Point] | None:
         """The first length that satisfies Armijo's condition, by halving; None if none does."""
         point, lam = system.point, step.multipliers
-        slope, rho = step.slope, self.options.merit_penalty * self._scale
+        slope, rho = step.slope, self.options.merit_penalty
         here = Merit(system.cost, system.barrier, step.dynamics, step.squared_defects)
         noise = ROUNDING * (abs(here.cost) + abs(here.barrier))
         if slope + 0.5 * rho * step.bend > noise:
-            largest = self.options.penalty * self._scale
-            if not 2.0 * slope < -step.bend * largest:
+            if not 2.0 * slope < -step.bend * scaling.penalty:
                 return None
             rho = -2.0 * slope / step.bend
         slope += rho * step.bend
@@ -316,7 +339,7 @@ class NewtonSolver:
         length = step.longest
         for _ in range(MAX_HALVINGS + 1):
             z = point.z + length * step.z
-            reached = self.evaluator.merit(z, lam, point.mu, data).value(rho)
+            reached = self.evaluator.merit(z, lam, point.mu, data, scaling).value(rho)
             if reached <= here.value(rho) + self.options.armijo_slope * length * slope + noise:
                 multipliers = point.multipliers + length * (lam - point.multipliers)
                 return length, Point(z, multipliers, step.duals, point.mu)

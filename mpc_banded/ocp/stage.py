@@ -81,7 +81,7 @@ class Stage:
             multipliers: lambda_k, (nx,).
             duals: Duals of the inequalities, see Barrier.
             mu: Barrier parameter.
-            penalty: rho of the Newton matrix.
+            penalty: rho of each defect, (nx,).
             weights: See Stage.
             parameters: See Stage.
             second_order: Whether the matrix has the Hessian of the Lagrangian and ``rho J'J``, and
@@ -107,7 +107,7 @@ class Stage:
             lagrangian = lagrangian - (barrier.of_inequalities(safe) * h).sum()
             of_defect = _jacobian(defect, w)
             hessian = _jacobian(_gradient(lagrangian, w), w)
-            matrix = hessian + penalty * (of_defect.T @ of_defect) + matrix
+            matrix = hessian + of_defect.T @ (penalty[:, None] * of_defect) + matrix
             derived = [of_defect]
         return [
             costs,
@@ -164,14 +164,20 @@ class Stage:
         return [_gradient((slope[entries] * arguments[-1]).sum(), multipliers)]
 
     def merit(
-        self, w: Tensor, multipliers: Tensor, mu: Tensor, weights: Tensor, *parameters: Tensor
+        self,
+        w: Tensor,
+        multipliers: Tensor,
+        mu: Tensor,
+        of_defects: Tensor,
+        weights: Tensor,
+        *parameters: Tensor,
     ) -> list[Tensor]:
-        """Return the stage's share of the parts of the merit function; see Merit."""
+        """Return the stage's share of the merit function's parts; see Merit and Scaling."""
         barrier, nx, nu = self._barrier, self._problem.nx, self._problem.nu
         costs, defect, h = self.terms(w, weights, parameters)
         rows = barrier.row_values(w[nx + nu :], h)
         value = barrier.value(barrier.distances(w[nx : nx + nu], rows, mu), mu)
-        half = 0.5 * (defect * defect).sum()
+        half = 0.5 * (of_defects * defect * defect).sum()
         return [costs.sum(), value, (multipliers * defect).sum(), half]
 
     def advance(self, *arguments: Tensor) -> list[Tensor]:

@@ -202,8 +202,8 @@ class Transcription:
             -rk4(problem.dynamics, x, u, torch.zeros_like(x), p, problem.dt, substeps)
             for substeps in (self.substeps, 2 * self.substeps)
         )
-        apart, moved = (fine - coarse).abs().amax(dim=-1), (fine - x).abs().amax(dim=-1)
-        return torch.where((apart < 0.5 * moved)[..., None], coarse, x)
+        apart, moved = (fine - coarse).abs(), (fine - x).abs()
+        return torch.where((apart <= 0.5 * moved).all(dim=-1, keepdim=True), coarse, x)
 
     def rollout(self, inputs: np.ndarray, data: StageData) -> Trajectory:
         """Return where the inputs (N, nu) lead."""
@@ -248,14 +248,14 @@ def merit(
 ) -> Tensor:
     """Return the scalar whose Hessian is the Newton matrix: the augmented Lagrangian.
 
-    ``sum(costs) + sum_k (lambda_k' d_k + rho/2 |d_k|^2) - sum_k nu_k' h_k`` (Nocedal and Wright,
+    ``sum(costs) + sum_k (lambda_k' d_k + d_k' rho d_k / 2) - sum_k nu_k' h_k`` (Nocedal, Wright,
     Numerical Optimization, 2nd ed., eq. 17.36). Inequalities enter by multipliers; barrier.py
     adds the curvature of their barrier.
 
     Args:
         terms: Terms of one trajectory, unbatched.
         multipliers: lambda, (N, nx).
-        penalty: rho, ().
+        penalty: rho, () or one for each state (nx,).
         inequality_multipliers: nu >= 0, (N, m).
     """
     return terms.costs.sum() + constraints(terms, multipliers, penalty, inequality_multipliers)
@@ -268,6 +268,6 @@ def constraints(
     d = terms.defects
     return (
         (multipliers * d).sum()
-        + 0.5 * penalty * (d * d).sum()
+        + 0.5 * (penalty * d * d).sum()
         - (inequality_multipliers * terms.inequalities).sum()
     )
