@@ -176,7 +176,10 @@ class RecedingHorizonController:
         weights = {name: weight or 1.0 for name, weight in self._weights.items()}
         data = self.transcription.stage_data(state, parameters, weights)
         generator = np.random.default_rng(0)
-        z = self._cold(data)
+        lower, upper = self.problem.input_bounds
+        noise = np.random.default_rng(0).standard_normal((self.problem.horizon, self.problem.nu))
+        inputs = self._steady() + 1e-3 * np.minimum(upper - lower, 1.0) * noise
+        z = self._led_to(inputs, data)
         z += 1e-2 * generator.standard_normal(len(z))
         checks.check_problem(self.evaluator, z, data)
 
@@ -298,17 +301,19 @@ class RecedingHorizonController:
         Doing nothing can be a stationary point that is no minimum (a pendulum hanging at rest,
         an obstacle dead ahead), and Newton's method would stay there.
         """
-        problem = self.problem
-        shape = (problem.horizon, problem.nu)
+        inputs = self._steady()
+        size = 1e-3 * self._solver.units(self._led_to(inputs, data), data).inputs
+        noise = size * np.random.default_rng(0).standard_normal(inputs.shape)
+        return self._led_to(inputs + noise, data)
 
-        def led_to(inputs: np.ndarray) -> np.ndarray:
-            states = self.evaluator.rollout(inputs, data)
-            return self.transcription.pack(Trajectory(states, inputs, problem.dt))
+    def _steady(self) -> np.ndarray:
+        """Return the fallback command at all stages, (N, nu)."""
+        return np.tile(self._fallback, (self.problem.horizon, 1))
 
-        steady = np.tile(self._fallback, (problem.horizon, 1))
-        noise = 1e-3 * self._solver.units(led_to(steady), data).inputs
-        noise = noise * np.random.default_rng(0).standard_normal(shape)
-        return led_to(steady + noise)
+    def _led_to(self, inputs: np.ndarray, data: StageData) -> np.ndarray:
+        """Return z (n,) of the trajectory that inputs (N, nu) lead to."""
+        states = self.evaluator.rollout(inputs, data)
+        return self.transcription.pack(Trajectory(states, inputs, self.problem.dt))
 
     def _cost_terms(self, solution: Solution) -> dict[str, float]:
         return dict(zip(self.problem.cost_names, solution.costs.tolist(), strict=True))

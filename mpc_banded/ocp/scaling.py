@@ -85,7 +85,10 @@ def _half(bounds: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 def _movement(
     evaluator: Evaluator, z: np.ndarray, data: StageData, size: np.ndarray
 ) -> np.ndarray:
-    """Return how far inputs of a size (nu,) around those of z move the states, (nx,)."""
+    """Return how far inputs of a size (nu,) around those of z move the states, (nx,).
+
+    Nine of ten states seen are nearer to the first one.
+    """
     problem = evaluator.transcription.problem
     inputs = z.reshape(problem.horizon, -1)[:, : problem.nu]
     generator = np.random.default_rng(0)
@@ -98,7 +101,7 @@ def _movement(
         found.append(np.abs(states[1:] - states[0]))
     moved = np.concatenate(found)
     moved = moved[np.isfinite(moved).all(axis=1)]
-    return np.median(moved, axis=0) if len(moved) else np.full(problem.nx, np.nan)
+    return np.quantile(moved, 0.9, axis=0) if len(moved) else np.full(problem.nx, np.nan)
 
 
 def _shift_to_optimum(

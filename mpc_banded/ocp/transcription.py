@@ -202,8 +202,8 @@ class Transcription:
             -rk4(problem.dynamics, x, u, torch.zeros_like(x), p, problem.dt, substeps)
             for substeps in (self.substeps, 2 * self.substeps)
         )
-        apart, moved = (fine - coarse).abs(), (fine - x).abs()
-        return torch.where((apart <= 0.5 * moved).all(dim=-1, keepdim=True), coarse, x)
+        apart, moved = (fine - coarse).abs().amax(dim=-1), (fine - x).abs().amax(dim=-1)
+        return torch.where((apart < 0.5 * moved)[..., None], coarse, x)
 
     def rollout(self, inputs: np.ndarray, data: StageData) -> Trajectory:
         """Return where the inputs (N, nu) lead."""
