@@ -177,9 +177,7 @@ class RecedingHorizonController:
         data = self.transcription.stage_data(state, parameters, weights)
         generator = np.random.default_rng(0)
         lower, upper = self.problem.input_bounds
-        noise = np.random.default_rng(0).standard_normal((self.problem.horizon, self.problem.nu))
-        inputs = self._steady() + 1e-3 * np.minimum(upper - lower, 1.0) * noise
-        z = self._led_to(inputs, data)
+        z = self._led_to(1e-3 * np.minimum(upper - lower, 1.0), data)
         z += 1e-2 * generator.standard_normal(len(z))
         checks.check_problem(self.evaluator, z, data)
 
@@ -301,17 +299,13 @@ class RecedingHorizonController:
         Doing nothing can be a stationary point that is no minimum (a pendulum hanging at rest,
         an obstacle dead ahead), and Newton's method would stay there.
         """
-        inputs = self._steady()
-        size = 1e-3 * self._solver.units(self._led_to(inputs, data), data).inputs
-        noise = size * np.random.default_rng(0).standard_normal(inputs.shape)
-        return self._led_to(inputs + noise, data)
+        units = self._solver.units(self._led_to(0.0, data), data)
+        return self._led_to(1e-3 * units.inputs, data)
 
-    def _steady(self) -> np.ndarray:
-        """Return the fallback command at all stages, (N, nu)."""
-        return np.tile(self._fallback, (self.problem.horizon, 1))
-
-    def _led_to(self, inputs: np.ndarray, data: StageData) -> np.ndarray:
-        """Return z (n,) of the trajectory that inputs (N, nu) lead to."""
+    def _led_to(self, noise: np.ndarray | float, data: StageData) -> np.ndarray:
+        """Return where the fallback command leads, with noise of a size (nu,), as z (n,)."""
+        shape = (self.problem.horizon, self.problem.nu)
+        inputs = self._fallback + noise * np.random.default_rng(0).standard_normal(shape)
         states = self.evaluator.rollout(inputs, data)
         return self.transcription.pack(Trajectory(states, inputs, self.problem.dt))
 
