@@ -6,29 +6,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+
+from mpc_banded.offline.style import STYLE
 
 # Colours of Okabe and Ito, which people with colour vision deficiencies can tell apart.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#666666", "#000000")
 MARKERS = "osD^vPX*"
-_STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "lines.markersize": 4,
-}
+_STYLE = STYLE | {"axes.grid": True, "grid.alpha": 0.3, "lines.markersize": 4}
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.motion import Simulation
 from mpc_banded.control.path import PathReference
 from mpc_banded.ocp import compiled
+from mpc_banded.ocp.compiled import compile_evaluator, load_evaluator
 from mpc_banded.robots.robot import BUILT_IN
 from mpc_banded.ros.demo.scenarios import figure_of_eight
 
@@ -97,7 +98,7 @@ def begin():
 def missing(config):
     """How to build what the cache does not have."""
     with pytest.raises(NotBuilt) as error:
-        build_controller(config).compile(build=False)
+        compile_evaluator(build_controller(config).evaluator, build=False)
     return error.value
 
 
@@ -299,7 +300,7 @@ def test_compiler_is_nice_and_fills_the_cache(folder, begin, compiler, tmp_path)
     assert (tmp_path / "niceness").read_text().strip() == str(os.nice(0) + NICENESS)
     assert sorted(folder.iterdir()) == [library.with_suffix(".json"), library]
     controller = build_controller(Config(SHORT))
-    controller.load(library)
+    controller.evaluator = load_evaluator(controller.evaluator, library)
     assert controller.library == library
 
 
@@ -347,7 +348,9 @@ def test_switch_between_two_cycles_is_invisible_in_the_commands(robot):
     for cycle in range(40):
         now_ns = round(1e9 * cycle * config.period_s)
         if cycle == 15:
-            loops[1].controller.load(compiled.library)
+            loops[1].controller.evaluator = load_evaluator(
+                loops[1].controller.evaluator, compiled.library
+            )
         ticks = []
         for loop in loops:
             topic = config.robot.state_topics[0].topic

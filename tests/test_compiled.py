@@ -358,7 +358,7 @@ def test_a_closed_loop_has_the_same_commands(libraries, name):
         return np.array(commands)
 
     by_torch, by_machine = controller_of(case, scheme), controller_of(case, scheme)
-    by_machine.compile(libraries)
+    by_machine.evaluator = compile_evaluator(by_machine.evaluator, libraries)
     assert by_machine.library is not None
     np.testing.assert_allclose(drive(by_machine), drive(by_torch), rtol=0, atol=1e-9)
 
@@ -418,7 +418,7 @@ def test_values_that_are_not_finite_have_a_status(machine, dynamics, cost, state
 def test_a_compiled_controller_survives_what_is_not_finite(libraries, value):
     case, _ = problem_of("unicycle")
     controller = controller_of(case)
-    controller.compile(libraries)
+    controller.evaluator = compile_evaluator(controller.evaluator, libraries)
     good = controller.step(case.state, case.parameters)
     for state, parameters in (
         (np.array([0.0, value, 0.0]), case.parameters),

@@ -12,6 +12,7 @@ from benchmarks.peers.peer import FIRST_SOLVES, TOLERANCE, Outcome, Peer
 from benchmarks.peers.torch_terms import TORCH
 from benchmarks.task import Task
 from mpc_banded.codegen.cache import LibraryCache
+from mpc_banded.ocp.compiled import compile_evaluator
 
 
 def problem(task: Task) -> mb.OptimalControlProblem:
@@ -54,7 +55,9 @@ class MpcBanded(Peer):
             problem(task), "rk4", task.substeps, options
         )
         if compiled:
-            self.controller.compile(LibraryCache(folder / "cache"))
+            self.controller.evaluator = compile_evaluator(
+                self.controller.evaluator, LibraryCache(folder / "cache")
+            )
 
     def reset(self) -> None:
         self.controller.reset()

@@ -3,7 +3,8 @@
 
 Gates stand before the solve and know the instant. Judges stand behind it and know the solve as
 well. The first one that returns a decision ends the cycle; a cycle that passes them all drives. To
-add one, write a class like those below and add it to the list in ``ControlLoop``.
+add one, write a class like those below, add it to its list in ``ControlLoop``, and if none of
+``Reason`` in ``control.tick`` fits, a reason there.
 """
 
 from __future__ import annotations
@@ -41,6 +42,16 @@ FAILED = (Status.LINE_SEARCH_FAILED, Status.NOT_POSITIVE_DEFINITE, Status.NON_FI
 FIRST_PLAN_NS = 2_000_000_000
 #: Age in s beyond which the state probably comes from another clock.
 OTHER_CLOCK_S = 10.0
+#: Poses of a goal that differ by less than this are the same, in m and rad: noise of a planner.
+SAME_GOAL = 0.05
+#: Overlap of a plan and an obstacle that counts as none, in m.
+TOUCHING = 0.01
+#: Time in s that a robot without progress stands until it tries again.
+RETRY_S = 2.0
+#: Longest pause between two checks for progress that belong together, in ns.
+PAUSE_NS = 1_000_000_000
+#: Time in s of the plan to check beyond the time that braking takes.
+REACTION_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -59,17 +70,6 @@ class Solve:
     problem: OptimalControlProblem
     weights: Mapping[str, float]
 
-
-#: Poses of a goal that differ by less than this are the same, in m and rad: noise of a planner.
-SAME_GOAL = 0.05
-#: Overlap of a plan and an obstacle that counts as none, in m.
-TOUCHING = 0.01
-#: Time in s that a robot without progress stands until it tries again.
-RETRY_S = 2.0
-#: Longest pause between two checks for progress that belong together, in ns.
-PAUSE_NS = 1_000_000_000
-#: Time in s of the plan to check beyond the time that braking takes.
-REACTION_S = 0.5
 
 #: Returns a decision, or None to let the cycle pass.
 Gate = Callable[[Instant], Tick | None]
@@ -221,23 +221,23 @@ class NotArrived:
     def __init__(
         self, config: Config, estimate: StateEstimate, tracker: Tracker, fallback: Fallback
     ) -> None:
-        self._robot, self._estimate = config.robot, estimate
-        self._tracker, self._fallback = tracker, fallback
+        self._estimate, self._tracker, self._fallback = estimate, tracker, fallback
         self._goal: Pose | None = None
-        self.adopt(config)
+        self._checker = GoalChecker(self._tolerance(config))
 
-    def adopt(self, config: Config) -> None:
-        """Take over another configuration."""
+    @staticmethod
+    def _tolerance(config: Config) -> GoalTolerance:
         parameters = config.parameters
-        tolerance = GoalTolerance(
+        return GoalTolerance(
             parameters.xy_goal_tolerance,
             parameters.yaw_goal_tolerance,
             parameters.trans_stopped_velocity,
             parameters.rot_stopped_velocity,
         )
-        if not hasattr(self, "_checker"):
-            self._checker = GoalChecker(tolerance)
-        self._checker.tolerance = tolerance
+
+    def adopt(self, config: Config) -> None:
+        """Take over another configuration."""
+        self._checker.tolerance = self._tolerance(config)
 
     def __call__(self, instant: Instant) -> Tick | None:
         """Return a stop, or None."""
@@ -281,17 +281,13 @@ class CanFollow:
 class PlanClear:
     """Brakes before obstacles that the next metres of the plan would touch."""
 
-    def __init__(
-        self, config: Config, horizon: Horizon, estimate: StateEstimate, fallback: Fallback
-    ) -> None:
-        self._robot, self._horizon = config.robot, horizon
-        self._estimate, self._fallback = estimate, fallback
+    def __init__(self, config: Config, horizon: Horizon, fallback: Fallback) -> None:
+        self._horizon, self._fallback = horizon, fallback
         self.adopt(config)
 
     def adopt(self, config: Config) -> None:
         """Take over another configuration."""
-        parameters = config.parameters
-        self._base = base_of(config.robot, parameters)
+        self._base = base_of(config.robot, config.parameters)
 
     def __call__(self, instant: Instant, solve: Solve) -> Tick | None:
         """Return a stop, or None."""

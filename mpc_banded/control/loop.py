@@ -94,7 +94,7 @@ class ControlLoop:
         self._judges: list[Judge] = [
             self._first_plan,
             SolveUsable(self._fallback),
-            PlanClear(config, self._horizon, self._estimate, self._fallback),
+            PlanClear(config, self._horizon, self._fallback),
             Progressing(config, self._estimate, self.tracker, self._fallback),
         ]
         self._drive = Drive(

@@ -39,7 +39,7 @@ class Obstacles:
     def adopt(self, config: Config) -> None:
         """Take over another configuration of the same robot."""
         self._static = np.pad(config.obstacles(), ((0, 0), (0, 2)))
-        self._footprint, self._slots = config.footprint, config.obstacle_slots
+        self._footprint = config.footprint
         for source in self._sources.values():
             source.adopt(config)
 

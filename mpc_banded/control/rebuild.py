@@ -21,6 +21,7 @@ from mpc_banded.control.build import build_controller
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.parameters import REBUILDING
+from mpc_banded.ocp.compiled import compile_evaluator, load_evaluator
 from mpc_banded.ocp.controller import RecedingHorizonController
 
 
@@ -112,7 +113,7 @@ class Rebuild:
     def _look_in_cache(self) -> None:
         controller = self._loop.controller
         try:
-            controller.compile(build=False)
+            controller.evaluator = compile_evaluator(controller.evaluator, build=False)
             self._log_compiled("from the cache")
         except NotBuilt as missing:
             self._compile(self._loop.config, missing)
@@ -134,7 +135,8 @@ class Rebuild:
                 self._compile(wanted)
             return
         try:
-            candidate.load(library)  # many changes leave the derivatives as they are
+            # Many changes leave the derivatives as they are.
+            candidate.evaluator = load_evaluator(candidate.evaluator, library)
         except (OSError, ValueError):
             self._candidate = candidate
             self._compile(wanted)
@@ -151,11 +153,10 @@ class Rebuild:
     def _use(self, library: Path, compilation: Compilation) -> None:
         """Use the library that has been compiled."""
         how = f"after {compilation.elapsed_s:.1f} s"
+        controller = self._candidate or self._loop.controller
+        controller.evaluator = load_evaluator(controller.evaluator, library)
         if self._candidate is not None:
-            self._candidate.load(library)
             self._switch(self._candidate, how)
-        else:
-            self._loop.controller.load(library)
         self._log_compiled(how)
         self._end_compilation(compilation)
 

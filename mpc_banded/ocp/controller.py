@@ -26,8 +26,6 @@ from mpc_banded.ocp.warm_start import WarmStart
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mpc_banded.codegen.cache import LibraryCache
-
 #: Makes an evaluator from a transcription, a half bandwidth (0: the derived one) and a recovery.
 EvaluatorFactory = Callable[[Transcription, int, str], Evaluator]
 
@@ -82,11 +80,10 @@ class RecedingHorizonController:
         options: Options of the solver.
         fallback_command: Sent when there is no plan, (nu,); zero if not given, moved into the
             bounds.
+        evaluator: Makes the evaluator of the problem; a compiled one may take its place later.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
-        BandwidthError: The half bandwidth in the options is smaller than the measured one
-            (raised by ``check``).
     """
 
     def __init__(
@@ -181,18 +178,15 @@ class RecedingHorizonController:
         z += 1e-2 * generator.standard_normal(len(z))
         checks.check_problem(self.evaluator, z, data)
 
-    def compile(self, cache: LibraryCache | None = None, *, build: bool = True) -> None:
+    def compile(self) -> None:
         """Use machine code from the next step on; the plan and the warm start are kept.
 
-        This takes about a second, less if the cache has the library. Variables that a function
-        closes over are read once, now; pass values that change later as parameters. See
-        ``compiled.compile_evaluator`` for arguments and errors.
+        This takes about a second, less if the user's cache has the library. Variables that a
+        function closes over are read once, now; pass values that change later as parameters.
+        ``compiled.compile_evaluator`` makes the evaluator, takes another cache, and names the
+        errors.
         """
-        self.evaluator = compiled.compile_evaluator(self.evaluator, cache, build)
-
-    def load(self, library: Path, cache: LibraryCache | None = None) -> None:
-        """Use machine code that another process has compiled; see ``compiled.load_evaluator``."""
-        self.evaluator = compiled.load_evaluator(self.evaluator, library, cache)
+        self.evaluator = compiled.compile_evaluator(self.evaluator)
 
     @property
     def library(self) -> Path | None:
