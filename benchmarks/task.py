@@ -147,7 +147,7 @@ class Task:
         return o.total(o.constant(self.terminal_weights) * r * r)
 
     def violations(self, x: np.ndarray, p: Parameters) -> tuple[np.ndarray, np.ndarray]:
-        """Of the inequality's rows (..., m) and of the state bounds (..., nx)."""
+        """Violations of the inequality's rows (..., m) and of the state bounds (..., nx)."""
         lower, upper = self.state_bounds
         of_bounds = np.maximum(np.maximum(lower - x, x - upper), 0.0)
         if self.inequality is None:
@@ -166,7 +166,7 @@ class Task:
         return result
 
     def objective(self, states: np.ndarray, inputs: np.ndarray, p: Parameters) -> float:
-        """Of a plan: states (N + 1, nx), inputs (N, nu), p name -> (N + 1, entries)."""
+        """Objective of a plan: states (N + 1, nx), inputs (N, nu), p name -> (N + 1, entries)."""
         now = {name: value[:-1] for name, value in p.items()}
         after = {name: value[1:] for name, value in p.items()}
         last = {name: value[-1] for name, value in p.items()}
@@ -177,7 +177,7 @@ class Task:
         )
 
     def defects(self, states: np.ndarray, inputs: np.ndarray, p: Parameters) -> np.ndarray:
-        """Of a plan, (N, nx)."""
+        """Defects of a plan, (N, nx)."""
         now = {name: value[:-1] for name, value in p.items()}
         return states[1:] - self.advanced(NUMPY, states[:-1], inputs, now)
 

@@ -164,7 +164,7 @@ class Example:
         return float(self.barrier.value(self.distances_at(z), self.mu).sum())
 
     def row_jacobian_at(self, z):
-        """Of one stage's rows by its own variables: others do not matter to them."""
+        """Jacobian of each stage's rows by its own variables: others do not matter to them."""
         jacobian = torch.func.jacrev(lambda z: self.transcription.terms(z, self.data).inequalities)
         stages = self.problem.horizon
         blocks = jacobian(z).unflatten(-1, (stages, -1))[range(stages), :, range(stages)]
@@ -266,7 +266,7 @@ def test_the_gradient_is_the_slope_of_the_value(name):
 
 @pytest.mark.parametrize("name", ["bicycle", "van_der_pol", "free"])
 def test_the_curvature_is_exact_on_the_central_path(name):
-    """Of bounds, whose rows are linear: no curvature of their own is missing."""
+    """The rows of bounds are linear, so they have no curvature of their own to miss."""
     example = Example(name)
     expected = scipy.optimize.approx_fprime(
         example.z.numpy(), lambda z: example.gradient_at(torch.as_tensor(z)), 1e-7

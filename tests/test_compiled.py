@@ -128,7 +128,7 @@ def assert_near(found, expected, digits=12):
 
 
 def assert_same(one, other, digits=12):
-    """Of two Newton systems, steps or merits."""
+    """Compare two Newton systems, steps or merits, field by field."""
     for field in fields(other):
         if field.name == "point":
             assert_near(one.point.duals, other.point.duals, digits)

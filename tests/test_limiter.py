@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last gate: commands stay within their limits, and within reach of the command before."""
+"""Commands stay within their limits, and within reach of the command before."""
 
 import pytest
 from hypothesis import given

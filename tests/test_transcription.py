@@ -20,7 +20,7 @@ SIZES = [(1, 1, 2), (1, 3, 4), (2, 1, 3), (3, 2, 2), (4, 2, 5), (2, 4, 3)]
 
 
 def dense_merit_hessian(case, transcription, seed=0):
-    """Of the merit function at a random point with random multipliers, (n, n)."""
+    """Hessian of the merit function at a random point with random multipliers, (n, n)."""
     data = case.data(transcription)
     z = torch.as_tensor(random_point(transcription, case, seed))
     terms = transcription.terms(z, data)

@@ -51,7 +51,7 @@ class Mppi(Peer):
         return self.terms.advanced(x, u, at(self.p, k))
 
     def _cost(self, x: Tensor, u: Tensor, k: int) -> Tensor:
-        """Of stage k, whose state is the one before x, and the penalties of x."""
+        """Cost of stage k, whose state is the one before x, and the penalties of x."""
         cost = self.terms.stage_cost(self.before, u, at(self.p, k))
         return cost + self.terms.penalty_cost(x, at(self.p, k + 1))
 

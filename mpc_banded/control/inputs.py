@@ -34,14 +34,14 @@ class Inputs:
         robot: Has the topics of state and reference.
         estimate: Receives states.
         tracker: Receives references.
-        known: Receives obstacles.
+        obstacles: Receives obstacles.
 
     Attributes:
         topics: Relative name of each topic -> message type.
     """
 
     def __init__(
-        self, robot: Robot, estimate: StateEstimate, tracker: Tracker, known: Obstacles
+        self, robot: Robot, estimate: StateEstimate, tracker: Tracker, obstacles: Obstacles
     ) -> None:
         self._estimate, self._tracker = estimate, tracker
         self.topics: dict[str, str] = {}
@@ -55,9 +55,9 @@ class Inputs:
             self._add(GOAL_PATH.topic, GOAL_PATH.type, take)
             take = partial(reason_for_rejection, tracker.limit_speed)
             self._add(SPEED_LIMIT, SPEED_LIMIT_TYPE, take)
-        for name, kind in known.topics.items():
+        for name, kind in obstacles.topics.items():
             if name not in self.topics:
-                self._add(name, kind, partial(reason_for_rejection, known.take, name))
+                self._add(name, kind, partial(reason_for_rejection, obstacles.take, name))
 
     def take(self, topic: str, message: Any, received_ns: int) -> str | None:
         """Hand over a message; returns why it was rejected, or None."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last gate before the topic: keeps every command within its limits and rates."""
+"""Keeps every command within its limits and rates, whatever decided on it."""
 
 from __future__ import annotations
 

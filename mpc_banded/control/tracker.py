@@ -94,7 +94,7 @@ class Tracker:
 
     @property
     def awaited(self) -> str:
-        """What the next reference comes with."""
+        """What brings the next reference, in words."""
         if self._has_goals:
             return "a goal of follow_path"
         return (

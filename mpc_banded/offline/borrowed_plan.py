@@ -6,10 +6,12 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from mpc_banded.control.errors import UserCodeError, user_code
 from mpc_banded.offline.bag import Bag, BagError
 from mpc_banded.robots.messages import StateTopic
 
@@ -50,11 +52,10 @@ def driven_points(bag: Bag, topics: Mapping[str, StateTopic]) -> list[Point]:
     """Return the points that the recorded robot passed."""
     points: list[Point] = []
     for name, _, message in bag.messages(list(topics)):
-        try:
+        # The replay itself counts messages that cannot be read.
+        with suppress(UserCodeError), user_code(f"{name} cannot be read"):
             values = topics[name].read(message)
             points.append((float(values["x"]), float(values["y"])))
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            continue  # the replay itself counts it
     return _apart(points, SPACING_M)
 
 

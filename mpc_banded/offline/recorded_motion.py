@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpc_banded.control.config import Config
+from mpc_banded.control.errors import reason_for_rejection
 from mpc_banded.control.state import StateEstimate
 from mpc_banded.control.text import printable
 from mpc_banded.offline.bag import Bag
@@ -131,10 +132,13 @@ def _keep_longest_stretch(recorded: Recorded) -> None:
 
 
 def _command(topic: Any, message: Any, recorded: Recorded) -> dict[str, float]:
-    try:
-        values = {name: float(value) for name, value in topic.read(message).items()}
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        recorded.rejected[f"{topic.topic} is no command: {error}"] += 1
+    values: dict[str, float] = {}
+
+    def read() -> None:
+        values.update({name: float(value) for name, value in topic.read(message).items()})
+
+    if why := reason_for_rejection(read):
+        recorded.rejected[f"{topic.topic} is no command: {why}"] += 1
         return {}
     if not np.isfinite(list(values.values())).all():
         recorded.rejected[f"{topic.topic} is not finite"] += 1

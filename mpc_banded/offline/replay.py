@@ -18,6 +18,7 @@ from typing import Any
 from mpc_banded.codegen.build import machine
 from mpc_banded.codegen.trace import UnsupportedOperation
 from mpc_banded.control.config import Config
+from mpc_banded.control.errors import reason_for_rejection
 from mpc_banded.control.loop import ControlLoop
 from mpc_banded.control.record import Cycle, Journal, solve_metrics
 from mpc_banded.control.tick import Tick
@@ -308,10 +309,8 @@ class Replay:
             self._frames.take(message)
             return
         if topic == robot.command_topic.topic:
-            try:
-                self._recorded = dict(robot.command_topic.read(message))
-            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-                self.remarks.reject(f"{topic}: {error}")
+            if why := reason_for_rejection(self._keep_command, message):
+                self.remarks.reject(f"{topic}: {why}")
             return
         rejected = self.loop.on_message(topic, message, time_ns)
         self._journal.received(topic, message, time_ns)
@@ -322,6 +321,9 @@ class Replay:
                 self.frame = frame_of(message) or self.frame
         if rejected:
             self.remarks.reject(rejected)
+
+    def _keep_command(self, message: Any) -> None:
+        self._recorded = dict(self.loop.robot.command_topic.read(message))
 
     def _compile(self) -> None:
         if not self._may_compile:
