@@ -159,8 +159,20 @@ HERE = np.zeros((2, 3))
 def test_obstacles_move_on_along_the_horizon_from_the_time_of_their_stamp():
     known = obstacles()
     known.take("obstacles", cloud([[1.0, 2.0, 0.5, 0.4, -0.2]]), ns(NOW + 0.1))
-    circles = known.ahead(ns(NOW + 0.2), np.array([0.0, 1.0]), [HERE]).circles
+    circles = known.ahead(ns(NOW + 0.2), np.array([0.0, 1.0]), [HERE], 0.0).circles
     assert circles[:, 0] == pytest.approx(np.array([[1.08, 1.96, 0.5], [1.48, 1.76, 0.5]]))
+
+
+def test_what_moves_counts_where_it_is_too_until_the_robot_could_have_stopped():
+    known, times = obstacles(), np.array([0.0, 0.5, 1.0])
+    walker, post = [1.0, 2.0, 0.5, 0.4, -0.2], [3.0, 0.0, 0.1, 0.0, 0.0]
+    known.take("obstacles", cloud([walker, post]), ns(NOW))
+    ahead = known.ahead(ns(NOW), times, [np.zeros((3, 3))], 0.7)
+    before, here = np.array([-0.1, 2.0, 0.0]), np.array([1.0, 2.0, 0.0])
+    gaps = ahead.gaps(np.tile(here, (3, 1)))
+    assert gaps[0] == gaps[1] < gaps[2]  # what stops dead is where it was
+    assert ahead.worst(np.stack([before, here]))[1] == (1.0, 2.0, 0.5)
+    assert ahead.worst(np.stack([before, before, here]))[0] > gaps[0]
 
 
 def test_obstacles_of_another_frame_are_turned_with_their_velocities_or_refused():
@@ -184,8 +196,8 @@ def test_old_obstacles_are_forgotten_and_an_empty_message_forgets_at_once():
     assert loop.obstacles.circles(ns(NOW)).tolist() == [[9.0, 9.0, 1.0]]
 
 
-def drive(obstacle, seconds=5.0, known=True):
-    """Drive ahead while a circle moves; the smallest gap to it, and all ticks."""
+def drive(obstacle, seconds=5.0, known=True, until=math.inf):
+    """Drive ahead while a circle moves until a time; the smallest gap to it, and all ticks."""
     config = Config({"horizon": 30, "reference_speed": 0.6})
     loop, robot = quick_loop(config), Simulation(config)
     loop.on_message("plan", AHEAD, ns(NOW))
@@ -194,7 +206,9 @@ def drive(obstacle, seconds=5.0, known=True):
         now = NOW + PERIOD * k
         loop.on_message("odom", odometry(now, **robot.values), ns(now))
         row = np.array(obstacle, dtype=float)
-        row[:2] += PERIOD * k * row[3:]
+        row[:2] += min(PERIOD * k, until) * row[3:]
+        if PERIOD * k >= until:
+            row[3:] = 0.0
         if known:
             assert loop.on_message("obstacles", cloud([row], stamp_s=now), ns(now)) is None
         ticks.append(loop.tick(ns(now)))
@@ -212,6 +226,15 @@ def test_robot_gives_way_to_what_crosses_its_path():
     gap, ticks = drive(crossing)
     assert gap > 0.0
     assert all(tick.driving for tick in ticks)
+
+
+@pytest.mark.parametrize("until", [1.5, 2.5])
+def test_robot_behind_somebody_who_stops_dead_does_not_touch_him(until):
+    ahead = [0.7, 0.0, 0.25, 0.5, 0.0]
+    gap, ticks = drive(ahead, until=until)
+    assert gap > 0.0
+    assert all(tick.driving for tick in ticks[: round(until / PERIOD)])  # nothing to stop for
+    assert max(tick.command["v"] for tick in ticks) > 0.4
 
 
 def test_obstacle_on_the_robot_is_named_and_left():

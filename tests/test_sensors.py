@@ -113,7 +113,7 @@ def seen(loop):
     """All that the obstacle slots hold at the first stage."""
     loop.tick(ns(1.0))
     way = np.zeros((2, 3))
-    circles = loop.obstacles.ahead(ns(1.0), np.array([0.0, 1.0]), [way]).chosen([way], 4)
+    circles = loop.obstacles.ahead(ns(1.0), np.array([0.0, 1.0]), [way], 0.0).chosen([way], 4)
     return [circle for circle in circles[0].tolist() if circle[0] < 1e3]
 
 

@@ -37,7 +37,7 @@ def test_robot_that_misses_a_decimetre_is_held(speed):
     model = Simulation(Config({}))
     model.state = HERE
     needed = 0.0
-    while np.abs(model.state - HERE).max() < MISSED:
+    while np.abs(model.state - HERE)[:3].max() < MISSED:
         model.advance({"v": speed, "w": 0.0}, 0.01)
         needed += 0.01
     said = looks(watch(), speed, 4.0)
@@ -49,6 +49,12 @@ def test_robot_that_creeps_below_its_dead_zone_is_not_held():
     slowest = MISSED / WINDOW_S
     assert first(looks(watch(), 0.8 * slowest, 60.0)) is None
     assert first(looks(watch(), 1.5 * slowest, 60.0)) is not None
+
+
+def test_robot_that_came_to_a_stop_where_it_stands_is_not_held():
+    """Its last measured state still turned; that it has stopped since is no motion missed."""
+    turning = np.append(HERE[:4], 1.5 * MISSED)
+    assert first(looks(watch(), 0.0, 10.0, turning)) is None
 
 
 def test_held_robot_is_tried_again_after_it_could_have_come_to_a_stop():

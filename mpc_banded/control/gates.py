@@ -22,7 +22,7 @@ from mpc_banded.control.config import Config
 from mpc_banded.control.dubins import Pose
 from mpc_banded.control.errors import UserCodeError, user_code
 from mpc_banded.control.fallback import Fallback
-from mpc_banded.control.horizon import Horizon
+from mpc_banded.control.horizon import REACTION_S, Horizon
 from mpc_banded.control.legs import base_of
 from mpc_banded.control.limiter import Limiter
 from mpc_banded.control.obstacles import Obstacles
@@ -50,8 +50,6 @@ TOUCHING = 0.01
 RETRY_S = 2.0
 #: Longest pause between two checks for progress that belong together, in ns.
 PAUSE_NS = 1_000_000_000
-#: Time in s of the plan to check beyond the time that braking takes.
-REACTION_S = 0.5
 
 
 @dataclass(frozen=True)

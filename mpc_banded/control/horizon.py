@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from mpc_banded.control.config import Config
 from mpc_banded.control.detour import Detour
 from mpc_banded.control.errors import user_code
 from mpc_banded.control.joints import JointReference
+from mpc_banded.control.legs import base_of
 from mpc_banded.control.obstacles import Obstacles
 from mpc_banded.control.obstacles_ahead import Ahead
 from mpc_banded.control.reference import Reference, stacked
@@ -20,6 +22,8 @@ from mpc_banded.robots.messages import POSE, has_position
 
 #: Distance in m that the reference keeps between the robot's rim and obstacles.
 KEPT = 0.12
+#: Time in s until a robot that should brake does: one cycle, the delay, and the lag.
+REACTION_S = 0.5
 
 
 class Horizon:
@@ -48,6 +52,9 @@ class Horizon:
     def adopt(self, config: Config) -> None:
         """Take over another configuration of the same robot."""
         self._model, self._footprint = config.parameters.model, config.footprint
+        self._deceleration = max(
+            base_of(config.robot, config.parameters).limits.acceleration, 1e-3
+        )
 
     def planned(self, plan: Trajectory, effect_ns: int) -> None:
         """Keep a plan that begins at ``effect_ns``: what comes near it counts."""
@@ -102,7 +109,8 @@ class Horizon:
         if has_position(columns):
             yaw = columns.get("yaw", np.zeros(len(times)))
             ways.append(np.stack([columns["x"], columns["y"], yaw], axis=1))
-        self.ahead = self._obstacles.ahead(effect_ns, times, ways)
+        stopping_s = self._stopping_s(ways[0], state, problem.dt)
+        self.ahead = self._obstacles.ahead(effect_ns, times, ways, stopping_s)
         if leads:
             columns = self._detour.lead(columns, self.ahead, KEPT, ways[0][0, :2])
             ways[1] = np.stack([columns[name] for name in POSE], axis=1)
@@ -122,6 +130,13 @@ class Horizon:
         way = np.stack([np.interp(since, grid, poses[:, i]) for i in range(3)], axis=1)
         way[0] = here
         return way
+
+    def _stopping_s(self, way: np.ndarray, state: np.ndarray, dt: float) -> float:
+        """Return the time in s in which the robot drives as far as it needs to stop."""
+        values = dict(zip(self._robot.states, state, strict=True))
+        measured = math.hypot(values.get("v", 0.0), values.get("vy", 0.0))
+        speed = max(measured, math.dist(way[0, :2], way[1, :2]) / dt)
+        return REACTION_S + 0.5 * speed / self._deceleration
 
     def origin(self, problem: OptimalControlProblem) -> tuple[np.ndarray, dict[str, Any]]:
         """Return a state and parameters that suit any robot: the origin, a reference of zeros."""

@@ -11,7 +11,7 @@ import numpy as np
 from mpc_banded.control.config import Config
 from mpc_banded.control.frames import Frames
 from mpc_banded.control.obstacle_sources import Source
-from mpc_banded.control.obstacles_ahead import Ahead
+from mpc_banded.control.obstacles_ahead import UNUSED, Ahead
 from mpc_banded.robots.obstacle_messages import SOURCES
 
 #: Distance in m beside a way up to which obstacles matter; no detour leads farther.
@@ -61,14 +61,20 @@ class Obstacles:
         """Return all circles at ``now_ns`` as x, y, radius, (M, 3)."""
         return self._rows(now_ns)[:, :3]
 
-    def ahead(self, now_ns: int, times: np.ndarray, ways: Sequence[np.ndarray]) -> Ahead:
+    def ahead(
+        self, now_ns: int, times: np.ndarray, ways: Sequence[np.ndarray], stopping_s: float
+    ) -> Ahead:
         """Return the obstacles along a horizon.
+
+        What moves may stop dead. So until the robot could have come to a stop itself, it counts
+        not only where it will be, but also where it is at the beginning.
 
         Args:
             now_ns: Its beginning.
             times: Of its stages, in s from then on, (N + 1,).
             ways: Where the robot may be: x, y, yaw at each stage, (N + 1, 3) each. The first one
                 begins where it is.
+            stopping_s: Time in which the robot drives as far as it needs to come to a stop, in s.
         """
         places = np.concatenate(ways)[:, :2]
         beside = BESIDE + self._footprint.reach
@@ -79,6 +85,10 @@ class Obstacles:
         rows = rows[near.all(axis=1)]
         circles = np.repeat(rows[None, :, :3], len(times), axis=0)
         circles[:, :, :2] += times[:, None, None] * rows[None, :, 3:]
+        moving = rows[:, 3:].any(axis=1)
+        stopped = np.repeat(rows[None, moving, :3], len(times), axis=0)
+        stopped[times > stopping_s] = UNUSED
+        circles = np.concatenate([circles, stopped], axis=1)
         clouds = [source.seen(now_ns).cloud.within(low, high) for source in self._sources.values()]
         return Ahead(circles, clouds, ways[0][0], self._footprint)
 

@@ -309,7 +309,7 @@ class StuckCheck:
         seen_ns = effect_ns - round(1e9 * limit_s)  # the state should show motion up to then
         if self._held_until_ns is None:
             self._integrate(state, seen_ns)
-            missed = np.abs(self._integrated - self._begun).max()
+            missed = self._largest_move(self._integrated - self._begun)
             if not MISSED <= missed < np.inf:  # a model that diverges tells nothing
                 return None
             standing_s = (
@@ -332,7 +332,11 @@ class StuckCheck:
             return True
         if not self._positions:
             return not np.array_equal(state, self._at)
-        return bool(np.abs(state - self._at)[self._positions].max() > NOISE)
+        return self._largest_move(state - self._at) > NOISE
+
+    def _largest_move(self, change: np.ndarray) -> float:
+        """Return the largest change of a position; of any state if there are no positions."""
+        return float(np.abs(change[self._positions or slice(None)]).max())
 
     def _begin(self, state: np.ndarray, time_ns: int) -> None:
         self._integrated = self._begun = state
