@@ -70,19 +70,15 @@ def nodes(context: LaunchContext) -> list[Node]:
 
     return [
         mpc_node(),
-        Node(
-            executable="simulator_node",
-            name="simulator_node",
-            parameters=parameters,
-            condition=IfCondition(LaunchConfiguration("sim")),
-            **ours,
-        ),
-        Node(
-            executable="recorder_node",
-            name="recorder_node",
-            parameters=parameters,
-            condition=IfCondition(LaunchConfiguration("record")),
-            **ours,
+        *(
+            Node(
+                executable=name,
+                name=name,
+                parameters=parameters,
+                condition=IfCondition(LaunchConfiguration(wanted)),
+                **ours,
+            )
+            for name, wanted in (("simulator_node", "sim"), ("recorder_node", "record"))
         ),
         Node(
             package="rviz2",

@@ -173,7 +173,7 @@ def test_command_says_in_a_sentence_why_it_cannot(
     (tmp_path / "odd_robots.py").write_text(
         SORTS.replace("torch.sort(x).values[..., 0]", "x[:, 0]")
     )
-    assert "too many indices" in refused(capsys, parameters(robot="odd_robots:robot"))
+    assert "couples stages" in refused(capsys, parameters(robot="odd_robots:robot"))
     compiler("echo one >&2; echo two >&2; exit 1")
     assert "failed: one two\n" in refused(capsys, parameters())
     assert list(folder.iterdir()) == []
