@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from driving import Trip
+from driving import CONFIG, Trip
 
+from mpc_banded.control.config import Config
 from mpc_banded.control.tick import Reason
 
 
@@ -88,3 +89,43 @@ def test_no_base_drives_faster_around_obstacles_than_it_was_asked_to(speed):
     trip.run(20.0)
     assert trip.ticks[-1].code is Reason.ARRIVED
     assert np.abs(trip.states[:, 3]).max() <= speed + 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unicycle", "omni"])
+@pytest.mark.parametrize("aside", [0.0, 0.3])
+def test_obstacle_on_the_goal_blocks_and_is_named_until_it_leaves(name, aside):
+    trip = Trip(name, np.zeros(5 if name == "unicycle" else 6), obstacles=[2.0, aside, 0.3])
+    assert trip.goal(2.0, 0.0, 0.0) is None
+    trip.run(10.0)
+    codes = [tick.code for tick in trip.ticks]
+    begin = codes.index(Reason.BLOCKED)
+    assert set(codes[begin:]) == {Reason.BLOCKED}  # it does not hesitate
+    assert f"an obstacle at (2.00, {aside:.2f})" in trip.ticks[-1].reason
+    assert trip.commands("v")[-1] == 0.0
+    away = Config.load(CONFIG / f"{name}.yaml", {"obstacles": []})
+    trip.loop.adopt(away)
+    trip.run(15.0)
+    assert trip.ticks[-1].code is Reason.ARRIVED
+
+
+@pytest.mark.slow
+def test_closed_path_is_driven_as_often_as_it_is_sent_but_once_by_a_sender_that_repeats_it():
+    angles = np.linspace(0.0, math.tau, 60)
+    ring = 0.6 * np.stack([np.sin(angles), 1.0 - np.cos(angles)], axis=1)
+    trip = Trip("unicycle", np.zeros(5))
+
+    def driven():
+        return np.hypot(*np.diff(trip.states[:, :2], axis=0).T).sum()
+
+    for rounds in (1, 2):
+        assert trip.plan(ring) is None
+        trip.run(20.0)
+        assert trip.ticks[-1].code is Reason.ARRIVED
+        assert driven() == pytest.approx(rounds * math.tau * 0.6, rel=0.05)
+    trip.plan(ring)
+    for _ in range(200):
+        trip.plan(ring)
+        trip.cycle()
+    assert trip.ticks[-1].code is Reason.ARRIVED
+    assert driven() == pytest.approx(3.0 * math.tau * 0.6, rel=0.05)

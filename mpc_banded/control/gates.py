@@ -22,7 +22,7 @@ from mpc_banded.control.config import Config
 from mpc_banded.control.dubins import Pose
 from mpc_banded.control.errors import UserCodeError, user_code
 from mpc_banded.control.fallback import Fallback
-from mpc_banded.control.horizon import REACTION_S, Horizon
+from mpc_banded.control.horizon import KEPT, REACTION_S, Horizon
 from mpc_banded.control.legs import base_of
 from mpc_banded.control.limiter import Limiter
 from mpc_banded.control.obstacles import Obstacles
@@ -46,6 +46,12 @@ OTHER_CLOCK_S = 10.0
 SAME_GOAL = 0.05
 #: Overlap of a plan and an obstacle that counts as none, in m.
 TOUCHING = 0.01
+#: A plan whose first SOON seconds turn less than THERE in rad, and cover less than the share
+#: NOWHERE of the way to the end of the reference, goes nowhere; a robot nearer to it than THERE in
+#: m has come there. A blocked robot goes on once a whole plan covers the share CLEARLY.
+SOON_S, THERE, NOWHERE, CLEARLY = 0.5, 0.1, 0.05, 0.5
+#: Time in s for which plans go nowhere until the robot is blocked.
+HELD_S = 2.0
 #: Time in s that a robot without progress stands until it tries again.
 RETRY_S = 2.0
 #: Longest pause between two checks for progress that belong together, in ns.
@@ -221,6 +227,7 @@ class NotArrived:
     ) -> None:
         self._estimate, self._tracker, self._fallback = estimate, tracker, fallback
         self._goal: Pose | None = None
+        self._errands = 0
         self._checker = GoalChecker(self._tolerance(config))
 
     @staticmethod
@@ -241,10 +248,12 @@ class NotArrived:
         """Return a stop, or None."""
         reference, values = self._tracker.reference, self._estimate.values
         goal = getattr(reference, "goal", None)
+        self._tracker.has_arrived = False
         if reference is None or not values or goal is None:
             return None
-        if self._goal is None or not _is_same(goal, self._goal):
-            self._goal = goal
+        is_new = self._errands != self._tracker.errands
+        if is_new or self._goal is None or not _is_same(goal, self._goal):
+            self._goal, self._errands = goal, self._tracker.errands
             self._checker.reset()
         ended = reference.ended(1e-9 * instant.effect_ns)
         path = inner(reference)
@@ -253,6 +262,7 @@ class NotArrived:
             left = path.length - (path.progress or 0.0)
         if not self._checker.check(goal, values, ended, instant.now_ns, left):
             return None
+        self._tracker.has_arrived = True
         x, y, yaw = goal
         facing = math.degrees(math.remainder(yaw, math.tau))
         why = f"arrived at ({x:.2f}, {y:.2f}) facing {facing:.0f} degrees"
@@ -293,16 +303,59 @@ class PlanClear:
         if ahead is None or ahead.is_empty:
             return None
         stages = 1 + math.ceil(self._braking_s(plan) / plan.dt)
-        gap, (x, y, radius) = ahead.worst(self._horizon.planar.poses(plan.states[:stages]))
+        gap, circle = ahead.worst(self._horizon.planar.poses(plan.states[:stages]))
         if gap >= -TOUCHING:
             return None
-        why = f"an obstacle at ({x:.2f}, {y:.2f}) with a radius of {radius:.2f} m is in the way"
+        why = f"{_named(circle)} is in the way"
         return self._fallback.wait(instant, Reason.BLOCKED, why)
 
     def _braking_s(self, plan: Trajectory) -> float:
         here, there = self._horizon.planar.positions(plan.states[:2])
         speed = np.linalg.norm(there - here) / plan.dt
         return REACTION_S + float(speed) / max(self._base.limits.acceleration, 1e-3)
+
+
+class LeadsOn:
+    """Stops before an obstacle that lies on the reference, if no plan leads on."""
+
+    def __init__(self, horizon: Horizon, fallback: Fallback) -> None:
+        self._horizon, self._fallback = horizon, fallback
+        self._since_ns: int | None = None  # when plans began to go nowhere
+        self._is_blocked = False
+
+    def __call__(self, instant: Instant, solve: Solve) -> Tick | None:
+        """Return a stop, or None."""
+        ahead, wanted, now_ns = self._horizon.ahead, self._horizon.wanted, instant.now_ns
+        circle = None
+        if ahead is not None and wanted is not None and not self._leads_on(solve, wanted):
+            gap, nearest = ahead.worst(wanted, may_leave=False)
+            circle = nearest if gap < KEPT else None
+        if circle is None or self._since_ns is None or now_ns < self._since_ns:
+            self._since_ns = None if circle is None else now_ns
+        since_ns = now_ns if self._since_ns is None else self._since_ns
+        self._is_blocked = 1e-9 * (now_ns - since_ns) >= HELD_S
+        if circle is None or not self._is_blocked:
+            return None
+        why = f"{_named(circle)} is in the way, and no plan leads around it"
+        return self._fallback.wait(instant, Reason.BLOCKED, why)
+
+    def _leads_on(self, solve: Solve, wanted: np.ndarray) -> bool:
+        """Return whether the robot is where it was sent, or its plan gets it on."""
+        plan = solve.step.plan
+        poses = self._horizon.planar.poses(plan.states)
+        away = math.dist(wanted[-1, :2], poses[0, :2])
+        moved = np.linalg.norm(poses[:, :2] - poses[0, :2], axis=1)
+        if away <= THERE or self._is_blocked:
+            return bool(away <= THERE or moved.max() > CLEARLY * away)
+        # Beyond its first stages a plan may put off what it never does.
+        soon = slice(1 + math.ceil(SOON_S / plan.dt))
+        turned = np.abs(poses[soon, 2] - poses[0, 2]).max()
+        return bool(moved[soon].max() > NOWHERE * away or turned > THERE)
+
+
+def _named(circle: tuple[float, float, float]) -> str:
+    x, y, radius = circle
+    return f"an obstacle at ({x:.2f}, {y:.2f}) with a radius of {radius:.2f} m"
 
 
 class Progressing:

@@ -37,6 +37,8 @@ class Horizon:
         columns: Columns (N + 1,) of the reference that was evaluated last, by name.
         planar: Planar geometry for which obstacles are avoided.
         ahead: All obstacles along the same horizon; None for a robot that avoids none.
+        wanted: Poses x, y, yaw (N + 1, 3) of the reference as it came, before it was led around
+            obstacles; None where there are none.
     """
 
     def __init__(self, config: Config, obstacles: Obstacles) -> None:
@@ -45,6 +47,7 @@ class Horizon:
         self.planar = config.robot.planar or Planar((0, 1))
         self.columns: dict[str, np.ndarray] = {}
         self.ahead: Ahead | None = None
+        self.wanted: np.ndarray | None = None
         self._plan: tuple[Trajectory, int] | None = None
         self._detour = Detour(self.planar.strafes)
         self.adopt(config)
@@ -109,6 +112,7 @@ class Horizon:
         if has_position(columns):
             yaw = columns.get("yaw", np.zeros(len(times)))
             ways.append(np.stack([columns["x"], columns["y"], yaw], axis=1))
+        self.wanted = ways[-1] if leads else None
         stopping_s = self._stopping_s(ways[0], state, problem.dt)
         self.ahead = self._obstacles.ahead(effect_ns, times, ways, stopping_s)
         if leads:

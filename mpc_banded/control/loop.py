@@ -24,6 +24,7 @@ from mpc_banded.control.gates import (
     FirstPlan,
     Gate,
     Judge,
+    LeadsOn,
     NotArrived,
     NotStuck,
     ObstaclesKnown,
@@ -95,6 +96,7 @@ class ControlLoop:
             self._first_plan,
             SolveUsable(self._fallback),
             PlanClear(config, self._horizon, self._fallback),
+            LeadsOn(self._horizon, self._fallback),
             Progressing(config, self._estimate, self.tracker, self._fallback),
         ]
         self._drive = Drive(

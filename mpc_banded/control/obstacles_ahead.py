@@ -102,19 +102,22 @@ class Ahead:
             result = np.minimum(result, hit_gaps)
         return result
 
-    def worst(self, poses: np.ndarray) -> tuple[float, tuple[float, float, float]]:
+    def worst(
+        self, poses: np.ndarray, may_leave: bool = True
+    ) -> tuple[float, tuple[float, float, float]]:
         """Return the smallest gap along a plan after its first stage, and the circle there.
-
-        An overlap with an obstacle that touches the robot at the first stage counts if it grows.
 
         Args:
             poses: x, y, yaw of the robot at the first stages, (K, 3).
+            may_leave: Whether an overlap with an obstacle that touches the robot at the first
+                stage counts only if it grows.
         """
         found = (math.inf, UNUSED)
         centres = self._footprint.centres(poses)
         if self.circles.shape[1]:
             gaps = self._to_circles(centres, len(poses)).min(axis=1)  # (K, M)
-            growing = (gaps[1:] - np.minimum(0.0, gaps[0])).min(axis=0)
+            touched = np.minimum(0.0, gaps[0]) if may_leave else 0.0
+            growing = (gaps[1:] - touched).min(axis=0)
             which = int(np.argmin(growing))
             found = (float(growing[which]), tuple(self.circles[0, which].tolist()))
         for tree, cover in self._trees:

@@ -30,6 +30,8 @@ from mpc_banded.robots.messages import (
 
 #: Longest time in ns for which a message waits for the pose of its frame.
 PATIENCE_NS = 30_000_000_000
+#: Longest time in ns between two messages of a sender that sends a path again and again.
+AGAIN_NS = 2_000_000_000
 
 
 class Tracker:
@@ -43,7 +45,8 @@ class Tracker:
     Attributes:
         reference: The reference; None before the first one.
         rejected: Why a message gave no reference; None if none was rejected.
-        errands: Number of times that the reference changed its goal, or came after none.
+        errands: Number of times that the reference led elsewhere, or there once more.
+        has_arrived: Whether the robot has arrived at its end; set by the control loop.
         lacks_frame: Whether the pose of the frame of the newest message is unknown.
     """
 
@@ -56,9 +59,10 @@ class Tracker:
             self.reference = JointReference({})
         self.rejected: str | None = None
         self.errands = 0
-        self.lacks_frame = False
+        self.has_arrived = self.lacks_frame = False
         self._held: dict[str, float] = {}
         self._frame = ""
+        self._taken_ns = 0
         self._waiting: tuple[ReferenceTopic, Any, int] | None = None
         self._has_goals = False  # somebody uses the action follow_path
         self._limit = SpeedLimit()
@@ -193,23 +197,23 @@ class Tracker:
                 raise
         reference = self._reference(topic, content, received_ns, pose)
         placed = reference if pose is None else MovedReference(reference, pose)
-        self._take_over(reference, placed, frame)
-        self.errands += not _leads_to(getattr(self._inner, "goal", None), reference)
+        # A path that comes long after the one that has been driven is to be driven once more.
+        repeats = 0 <= received_ns - self._taken_ns <= AGAIN_NS
+        once_more = self.has_arrived and not repeats and isinstance(reference, PathReference)
+        if not once_more:
+            self._take_over(reference, placed, frame)
+        self.errands += once_more or not _leads_to(getattr(self._inner, "goal", None), reference)
         self.reference, self._frame, self.rejected = placed, frame, None
+        self._taken_ns = received_ns
 
     def _take_over(self, reference: Reference, placed: Reference, frame: str) -> None:
         """Let a path continue from the progress on the one that it replaces."""
         before = self._inner
         if not (isinstance(reference, PathReference) and isinstance(before, LegReference)):
             return
-        position = self._position(placed)
-        if frame == self._frame and position is not None:
-            reference.take_over(before, position)
-
-    def _position(self, placed: Reference) -> np.ndarray | None:
-        """Return the position of the robot in the frame of a reference."""
         values = self._there(placed)
-        return np.array([values["x"], values["y"]]) if values else None
+        if frame == self._frame and values:
+            reference.take_over(before, np.array([values["x"], values["y"]]))
 
     def _there(self, placed: Reference) -> dict[str, float]:
         """Return the state by name in the frame of a reference; empty before the first one."""
