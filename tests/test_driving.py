@@ -129,3 +129,11 @@ def test_closed_path_is_driven_as_often_as_it_is_sent_but_once_by_a_sender_that_
         trip.cycle()
     assert trip.ticks[-1].code is Reason.ARRIVED
     assert driven() == pytest.approx(3.0 * math.tau * 0.6, rel=0.05)
+
+
+@pytest.mark.slow
+def test_robot_that_is_told_to_creep_is_not_blocked():
+    trip = Trip("unicycle", np.zeros(5), reference_speed=0.04)
+    assert trip.goal(0.6, 0.0, 0.0) is None
+    trip.run(25.0)
+    assert {tick.code for tick in trip.ticks} == {Reason.DRIVING, Reason.ARRIVED}

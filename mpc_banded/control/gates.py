@@ -373,8 +373,8 @@ class Progressing:
     def adopt(self, config: Config) -> None:
         """Take over another configuration."""
         parameters = config.parameters
-        self._checker.radius = parameters.required_movement_radius
-        self._checker.angle = parameters.required_movement_angle
+        self._radius = parameters.required_movement_radius
+        self._angle = parameters.required_movement_angle
         self._allowance_s = parameters.movement_time_allowance
         self._is_meant_to_move = parameters.reference_speed > 0.0
 
@@ -383,9 +383,12 @@ class Progressing:
         del solve
         state, now_ns = self._estimate.state, instant.now_ns
         planar = self._robot.planar
-        leads = isinstance(inner(self._tracker.reference), LegReference)
-        if state is None or planar is None or not leads or not self._is_meant_to_move:
+        path = inner(self._tracker.reference)
+        if state is None or planar is None or not self._is_meant_to_move:
             return None
+        if not isinstance(path, LegReference):
+            return None
+        self._require(path)
         is_new = self._errands != self._tracker.errands
         if is_new or not 0 <= now_ns - self._asked_ns <= PAUSE_NS:
             self._checker.reset()  # meanwhile another gate stopped the robot
@@ -401,6 +404,14 @@ class Progressing:
             f"{self._allowance_s:g} s, movement_time_allowance"
         )
         return replace(self._fallback.wait(instant, Reason.BLOCKED, why), stalled=True)
+
+    def _require(self, path: LegReference) -> None:
+        """Require no more than half of what the base may move in the time that it is allowed."""
+        limits = path.base.limits
+        fastest = min(path.speed, limits.forward, limits.backward or math.inf)
+        half_s = 0.5 * self._allowance_s
+        self._checker.radius = min(self._radius, fastest * half_s)
+        self._checker.angle = min(self._angle, limits.turn_rate * half_s)
 
 
 class Drive:
