@@ -78,3 +78,30 @@ def test_where_no_way_keeps_the_whole_clearance_less_will_do():
     led = detour.lead(straight(), known, CLEARANCE, np.zeros(2))
     assert detour.side is Side.LEFT
     assert known.gaps(np.stack([led[name] for name in ("x", "y", "yaw")], axis=1)).min() > 0.05
+
+
+def bend(end):
+    """Hits of two walls across a reference, one open on the left, the other on the right."""
+    rows = np.arange(-4.0, 4.0, 0.02)
+    first, second = rows[rows < end], rows[rows > -0.4]
+    walls = [np.column_stack([np.full(len(y), x), y]) for x, y in ((0.6, first), (1.5, second))]
+    return obstacles(hits=np.concatenate(walls))
+
+
+def test_passage_that_bends_is_followed_to_the_end_of_the_reference():
+    detour, robot, reference, steps = Detour(), np.zeros(2), straight(), 0
+    while robot[0] < 1.8:
+        led = detour.lead(reference, bend(0.4), CLEARANCE, robot)
+        poses = np.stack([led["x"], led["y"], led["yaw"]], axis=1)
+        assert np.linalg.norm(poses[0, :2] - robot) < 0.05
+        assert bend(0.4).gaps(poses).min() > 0.0
+        assert np.linalg.norm(np.diff(poses[:, :2], axis=0), axis=1).max() < 0.06  # no faster
+        robot, steps = poses[4, :2], steps + 1
+        assert steps < 30
+    assert poses[-1, :2] == pytest.approx([2.0, 0.0], abs=0.1)
+
+
+def test_bend_that_is_closed_changes_nothing():
+    reference = straight()
+    led = Detour().lead(reference, bend(4.0), CLEARANCE, np.zeros(2))
+    assert all(np.array_equal(led[name], reference[name]) for name in reference)

@@ -4,7 +4,9 @@
 A solver that starts on a path through an obstacle prefers neither side, so the robot would stop
 in front of it. Each point of the reference is moved sideways, all to the same side,
 until it is clear of every obstacle at its time; the solver does the rest. The side is kept until
-the reference is clear again, so that the robot does not dither.
+the reference is clear again, so that the robot does not dither. Where moves to neither side lead
+past, a passage may bend: then the shortest way over a grid around the robot leads to the place
+where the reference is clear again (Dijkstra, Numerische Mathematik 1, 1959).
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections.abc import Mapping
 from enum import Enum
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import dijkstra
 
 from mpc_banded.control.obstacles_ahead import Ahead
 
@@ -29,6 +33,8 @@ SQUEEZED = 0.5
 CHORD = 0.3
 #: How far along the way around the robot may be already, in m.
 AHEAD = 0.5
+#: Cell of the grid around the robot, and how near to the robot less clearance will do, in m.
+CELL, START = 0.1, 0.3
 #: Times the reference must be clear in a row until the side is forgotten.
 CLEAR_CYCLES = 10
 
@@ -96,10 +102,13 @@ class Detour:
             if self.side is not None:
                 break
         offsets = None if self.side is None else found[self.side]
-        if offsets is None:
-            return dict(columns)
-        assert self.side is not None
-        moved = _unfolded(points + self.side.value * offsets[:, None] * normals, tangents)
+        if self.side is not None and offsets is not None:
+            moved = _unfolded(points + self.side.value * offsets[:, None] * normals, tangents)
+        else:
+            way = _shortest(poses[moving], robot, obstacles, SQUEEZED * clearance)
+            if way is None:
+                return dict(columns)
+            moved = _along(way, np.concatenate([[0.0], np.cumsum(lengths)]))
         led = {**columns, **_retimed(moved, edges, lengths, columns["yaw"], robot)}
         return _sideways(columns, led) if self._strafes else led
 
@@ -164,6 +173,53 @@ def _offsets(
     ahead = np.maximum.accumulate((offsets - s)[::-1])[::-1] + s
     behind = np.maximum.accumulate(offsets + s) - s
     return np.maximum(ahead, behind) * moving
+
+
+def _shortest(
+    poses: np.ndarray, robot: np.ndarray, obstacles: Ahead, clearance: float
+) -> np.ndarray | None:
+    """Return the shortest way (K, 2) over a grid, and on along poses (M, 3) that are clear again.
+
+    The grid ends FARTHEST from the robot, and takes what moves to stand. None if there is no way.
+    """
+    side = CELL * np.arange(-round(FARTHEST / CELL), round(FARTHEST / CELL) + 1)
+    offsets = np.stack(np.meshgrid(side, side, indexing="ij"), axis=2)
+    places = robot + offsets
+    yaws = np.full((*places.shape[:2], 1), poses[0, 2])
+    gaps = obstacles.gaps(np.concatenate([places, yaws], axis=2)[:, :, None], clearance)[:, :, 0]
+    near = np.linalg.norm(offsets, axis=2) <= START
+    free = (gaps >= clearance) | (near & (gaps >= 0.0))
+    cells, heads, tails, costs = np.arange(free.size).reshape(free.shape), [], [], []
+    for i, j in ((1, 0), (0, 1), (1, 1), (1, -1)):
+        ahead = slice(i, None), slice(max(j, 0), len(side) + min(j, 0))
+        behind = slice(None, len(side) - i), slice(max(-j, 0), len(side) - max(j, 0))
+        open_ = free[ahead] & free[behind]
+        heads.append(cells[ahead][open_])
+        tails.append(cells[behind][open_])
+        costs.append(np.full(len(heads[-1]), math.hypot(i, j)))
+    edges = np.concatenate(costs), (np.concatenate(heads), np.concatenate(tails))
+    graph = coo_array(edges, shape=(free.size, free.size)).tocsr()
+    apart, before = dijkstra(
+        graph, directed=False, indices=free.size // 2, return_predecessors=True
+    )
+    clear = obstacles.gaps(poses[:, None], clearance)[:, 0] >= clearance
+    at = np.rint((poses[:, :2] - robot) / CELL).astype(int) + len(side) // 2
+    clear &= ((at >= 0) & (at < len(side))).all(axis=1)
+    clear[clear] = np.isfinite(apart[cells[tuple(at[clear].T)]])
+    again = np.flatnonzero(clear[1:] & ~clear[:-1]) + 1
+    if not len(again):
+        return None
+    back = int(again[-1])  # beyond the last obstacle
+    way = [int(cells[tuple(at[back])])]
+    while before[way[-1]] >= 0:
+        way.append(int(before[way[-1]]))
+    return np.concatenate([places.reshape(-1, 2)[way[::-1]], poses[back:, :2]])
+
+
+def _along(way: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """Return the points at distances (N + 1,) along a way (K, 2)."""
+    arc = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(way, axis=0).T))])
+    return np.stack([np.interp(distances, arc, way[:, i]) for i in range(2)], axis=1)
 
 
 def _retimed(

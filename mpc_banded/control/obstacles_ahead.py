@@ -85,7 +85,7 @@ class Ahead:
         """Return the gap between the rims of the robot and of the nearest obstacle.
 
         Args:
-            poses: x, y, yaw of the robot at each stage, (..., N + 1, 3).
+            poses: x, y, yaw of the robot at each stage, (..., N + 1, 3), or at the first ones.
             up_to: Larger gaps may be returned as infinite, which takes less time.
 
         Returns:
@@ -94,7 +94,7 @@ class Ahead:
         centres = self._footprint.centres(poses)  # (..., N + 1, F, 2)
         result = np.full(poses.shape[:-1], np.inf)
         if self.circles.shape[1]:
-            result = self._to_circles(centres).min(axis=(-1, -2))
+            result = self._to_circles(centres, poses.shape[-2]).min(axis=(-1, -2))
         for tree, cover in self._trees:
             farthest = up_to + cover + self._footprint.radii.max()
             apart, _ = tree.query(centres, distance_upper_bound=farthest)
