@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands stay within their limits, and within reach of the command before."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,3 +46,18 @@ def test_clock_that_goes_back_counts_as_one_period():
     first = limiter.within_reach({"v": 1.0, "w": 0.0}, STOP, 10**12)
     second = limiter.within_reach({"v": 1.0, "w": 0.0}, STOP, 10**9)
     assert second["v"] - first["v"] == pytest.approx(0.05)
+
+
+@given(st.lists(st.tuples(*3 * [st.floats(-1.0, 1.0)]), min_size=1, max_size=20))
+def test_base_that_strafes_gets_no_faster_than_it_was_or_is_told_to_be(wanted):
+    """Held back by the rates of both components, its velocity moves straight to the wanted one."""
+    limiter = Limiter(Config({"robot": "omni"}))
+    before = {"v": 0.0, "vy": 0.0, "w": 0.0}
+    for k, values in enumerate(wanted):
+        told = dict(zip(before, values, strict=True))
+        sent = limiter.within_reach(told, before, 10**9 + k * PERIOD_NS)
+        speeds = [math.hypot(each["v"], each["vy"]) for each in (before, told, sent)]
+        assert speeds[2] <= max(speeds[:2]) + 1e-9
+        for name in ("v", "vy"):
+            assert abs(sent[name] - before[name]) <= 0.05 + 1e-9  # 1 m/s^2 for one period
+        before = sent

@@ -85,11 +85,18 @@ class Limiter:
             elapsed_s = 1e-9 * (now_ns - self._last_ns)
         before = self._last or start
         result = dict(values)
+        share = 1.0  # of the change of the velocity, whose direction stays: it gets no faster
         for name, rate in self._braking.items():
             if rate in self._inputs and name in values and name in before:
                 low, high = (elapsed_s * bound for bound in self.limits[rate])
-                change = min(max(values[name] - before[name], low), high)
+                wanted = values[name] - before[name]
+                change = min(max(wanted, low), high)
                 result[name] = before[name] + change
+                if name in ("v", "vy") and wanted:
+                    share = min(share, change / wanted)
+        for name in {"v", "vy"} & set(values) & set(before):
+            if share < 1.0:
+                result[name] = before[name] + share * (values[name] - before[name])
         for name, leader in self._braking.items():
             # A turn rate belongs to a curve, and the curve stays; a steering angle is a curve.
             if name == "w" and leader in values and name in values and values[leader]:
