@@ -128,7 +128,7 @@ def storage_file(path):
 @pytest.mark.parametrize("compression", ["none", "file", "message"])
 @pytest.mark.parametrize("share", [0.5, 0.999])
 def test_an_mcap_cut_off_is_read_as_far_as_it_goes(compression, share, tmp_path):
-    many = [(t, 10 * k, m) for k, (t, _, m) in enumerate(numbers(0, 30_000))]
+    many = [(t, 10 * k, m) for k, (t, _, m) in enumerate(numbers(0, 80_000))]
     path = bags.write(tmp_path / "bag", many, "mcap", compression)
     cut(storage_file(path), share)
     with Bag(path) as bag:

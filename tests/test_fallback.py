@@ -108,7 +108,9 @@ def test_new_first_plan_while_moving_goes_on_slowing():
 @pytest.mark.slow
 def test_failing_solves_take_the_same_grades():
     loop, simulation, now = driving()
-    loop.obstacles._static = np.full((1, 3), np.nan)  # nothing can be solved
+    usual = loop._horizon.parameters
+    lost = {"reference": np.full((loop.controller.problem.horizon + 1, 4), np.nan)}
+    loop._horizon.parameters = lambda *given: usual(*given) | lost  # nothing can be solved
     codes = []
     for k in range(100):
         loop.on_message("odom", odometry(**simulation.values), ns(now + PERIOD * k))
@@ -120,7 +122,7 @@ def test_failing_solves_take_the_same_grades():
         assert lower <= tick.command["v"] <= upper
     order = [code for code, _ in itertools.groupby(codes)]
     assert order == [Reason.FOLLOWING, Reason.SLOWING, Reason.HOLDING]
-    loop.obstacles._static = loop.config.obstacles()
+    loop._horizon.parameters = usual
     loop.on_message("odom", odometry(**simulation.values), ns(now + 5.0))
     assert loop.tick(ns(now + 5.0)).driving
 

@@ -12,6 +12,7 @@ from mpc_banded.control.background import CompilationFailed
 from mpc_banded.control.build import build_controller
 from mpc_banded.control.config import Config
 from mpc_banded.control.loop import ControlLoop
+from mpc_banded.control.motion import Simulation
 from mpc_banded.control.rebuild import Rebuild
 from mpc_banded.ocp.controller import RecedingHorizonController
 
@@ -161,11 +162,14 @@ def test_missing_compiler_is_no_reason_to_leave_compiled_derivatives(compiled, m
     loop.on_message("plan", AHEAD, 0)
     monkeypatch.setenv("CC", "/no/compiler/here")
     want(loop, rebuild, dt=0.09)
+    simulation = Simulation(loop.config)
     end, cycle = time.monotonic() + PATIENCE_S, 0
     while rebuild.under_way or not cycle:
         rebuild.poll()
-        loop.on_message("odom", odometry(x=1e-6 * cycle), ns(0.05 * cycle))
-        assert loop.tick(ns(0.05 * cycle)).driving
+        loop.on_message("odom", odometry(**simulation.values), ns(0.05 * cycle))
+        tick = loop.tick(ns(0.05 * cycle))
+        assert tick.driving
+        simulation.advance(tick.command, 0.05)
         cycle += 1
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mpc_banded.control.joints import JointReference
 from mpc_banded.control.path import GoalReference, PathReference
 from mpc_banded.control.reference import stacked
+from mpc_banded.control.speed import RESOLUTION, SETTLING
 from mpc_banded.ros.demo.scenarios import figure_of_eight
 
 TIMES = np.arange(21) * 0.1
@@ -59,12 +60,13 @@ def test_columns_lie_on_the_path_and_move_at_its_speed(points, speed, x, y):
     steps = np.linalg.norm(np.diff(walked, axis=0), axis=1)
     assert (steps <= speed * 0.1 + 1e-9).all()
     speeds = np.hypot(columns["v"], columns["vy"])
-    assert (np.isclose(speeds, speed) | (speeds == 0.0)).all()
+    assert (speeds <= speed + 1e-9).all()
     ends = np.array([leg.points[-1] for leg in reference.legs])
-    standing = walked[speeds == 0.0]
-    assert speed == 0 or all(
-        np.abs(ends - point).max(axis=1).min() < beside + 1e-6 for point in standing
-    )
+    to_end = np.linalg.norm(walked[:, None] - ends, axis=-1).min(axis=1)
+    fading = speed * SETTLING + RESOLUTION  # where a base without a limit slows down for an end
+    assert (np.isclose(speeds, speed) | (to_end < beside + fading)).all()
+    standing = speeds == 0.0
+    assert speed == 0.0 or (to_end[standing] < beside + 1e-6).all()
 
 
 @given(points=POINTS, x=COORDINATES, y=COORDINATES)

@@ -93,4 +93,5 @@ def bicycle(horizon: int, **changes: Any) -> Task:
     parameters["reference"] = stacked(columns, robot.reference, times)
     unused = np.tile(UNUSED, (robot.obstacles, 1))
     parameters["obstacles"] = np.vstack([config.obstacles(), unused])[: robot.obstacles]
+    parameters["footprint"] = config.footprint.table
     return Task(transcription, transcription.stage_data(_STATE, parameters, problem.weights))
