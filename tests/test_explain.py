@@ -38,9 +38,13 @@ WALL = [number for k in range(-8, 9) for number in (0.9, 0.4 * k, 0.3)]
 )
 def test_robot_that_is_held_names_the_cost(parameters, cost):
     goal = pose(3.0, 0.0)
-    *_, last = reasons(goal, "goal_pose", 4.0, **parameters)
-    assert "away from its reference" in last
-    assert f"going there would cost most in {cost!r}" in last
+    held = [
+        text
+        for text in reasons(goal, "goal_pose", 4.0, **parameters)
+        if "away from its reference" in text
+    ]
+    assert held
+    assert f"going there would cost most in {cost!r}" in held[-1]
 
 
 def test_robot_that_drives_or_has_arrived_is_not_held():
